@@ -1,0 +1,82 @@
+"""A backbone as an ordered list of stages: running them one after another is its forward pass."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tlresearch.data.base import Preprocessing
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """Where a backbone's weights came from; what a run logs and a reproduction checks.
+
+    Attributes:
+        source: Enum name, file name, URL or run id; ``"random"`` if nothing was loaded.
+        sha256: Hash of the loaded file, or of the tensors if there was no file; empty for random weights.
+        random_stages: Names of the stages that hold at least one parameter or buffer that was not loaded.
+    """
+
+    source: str = "random"
+    sha256: str = ""
+    random_stages: tuple[str, ...] = ()
+
+
+class StagedBackbone(nn.Module):
+    """A network without its head, as an ordered list of stages, 0 nearest the input.
+
+    Every parameter and buffer belongs to exactly one stage. Names inside a stage are those of the original
+    network, so ``stages.layer4.0.conv1.weight`` keeps its file name once the prefix is taken off: see
+    `original_state_dict`.
+
+    Args:
+        stages: The stages in order, by name.
+        out_features: Width of the output, a tensor of shape ``(batch, out_features)``.
+        preprocessing: What the inputs must look like.
+        weights: Where the weights came from.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        *,
+        out_features: int,
+        preprocessing: Preprocessing,
+        weights: WeightsRecord | None = None,
+    ) -> None:
+        super().__init__()
+        self.stage_names = tuple(stages)
+        self.stages = nn.ModuleList(stages.values())
+        self.out_features = out_features
+        self.preprocessing = preprocessing
+        self.weights = weights or WeightsRecord()
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Runs the stages ``start`` to ``stop - 1``.
+
+        Args:
+            x: The network's input if `start` is 0, else the output of stage ``start - 1``.
+            start: First stage to run.
+            stop: Stage to stop before; ``None`` runs to the end.
+
+        Returns:
+            The output of the last stage that ran; of shape ``(batch, out_features)`` at the end.
+        """
+        for stage in self.stages[start:stop]:
+            x = stage(x)
+        return x
+
+    def named_stages(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yields ``(name, stage)`` from the input to the head."""
+        yield from zip(self.stage_names, self.stages, strict=True)
+
+    def original_state_dict(self) -> dict[str, Tensor]:
+        """Returns the state dict under the original network's parameter names."""
+        merged: OrderedDict[str, Tensor] = OrderedDict()
+        for stage in self.stages:
+            merged.update(stage.state_dict())
+        return merged

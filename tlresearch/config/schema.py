@@ -1,0 +1,271 @@
+"""What an experiment and a sweep are: every option with its meaning, unit, default and range. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its one-line meaning, unit and range, kept where errors and docs can read them."""
+    about = {
+        "meaning": meaning,
+        "unit": unit,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "below": below,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=about)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass
+class DataConfig:
+    """Where the samples come from, how they are split and what is done to them."""
+
+    name: str = setting("image_folder", "Data source: image_folder, image_csv, npz, torchvision, digits, or a dotted path.")
+    root: str | None = setting(None, "Folder or file; relative paths are looked up under the data directory (TLRESEARCH_DATA).")
+    dataset: str | None = setting(None, "Class name of torchvision.datasets for `name: torchvision`, such as CIFAR10.")
+    table: str = setting("labels.csv", "CSV file inside `root` for `name: image_csv`.")
+    image_column: str = setting("image", "Column of `table` holding image paths relative to `root`.")
+    label_column: str = setting("label", "Column of `table` holding the label; several labels are separated by ';'.")
+    split_column: str | None = setting(None, "Column of `table` holding train, val or test; null splits by `split_seed`.")
+    download: bool = setting(True, "Download a torchvision data set that is not under the data directory yet.")
+    classes: list[str] = setting([], "Keep only these classes, in this order; empty keeps all.")
+    val_fraction: float = setting(0.2, "Share of the training samples held out for validation where the source has no val split.", unit="share of samples", above=0, below=1)
+    test_fraction: float = setting(0.0, "Share of all samples held out for the test where the source has no test split.", unit="share of samples", at_least=0, below=1)
+    split_seed: int = setting(0, "Seed of the split and of the subsets below; independent of `seed`.", at_least=0)
+    labels_per_class: int | None = setting(None, "Keep this many training samples of each class.", unit="samples", at_least=1)
+    train_fraction: float = setting(1.0, "Keep this share of the training samples of each class.", unit="share of samples", above=0, at_most=1)
+    on_error: Literal["raise", "skip"] = setting("raise", "An unreadable sample: stop with an error, or skip and count it.")
+    image_size: int | None = setting(None, "Side of the square network input; null takes the backbone's own.", unit="pixels", at_least=8, at_most=4096)
+    augment: Literal["none", "flip", "crop_flip", "randaugment", "trivial"] = setting("none", "Random augmentation of the training images.")
+    mixup: float = setting(0.0, "Alpha of mixup (Zhang et al. 2018); 0 is off.", at_least=0)
+    cutmix: float = setting(0.0, "Alpha of CutMix (Yun et al. 2019); 0 is off.", at_least=0)
+    batch_size: int = setting(32, "Training batch size.", unit="samples", at_least=1)
+    eval_batch_size: int = setting(128, "Batch size of validation and test.", unit="samples", at_least=1)
+    workers: int = setting(0, "Loader processes; 0 loads in the main process.", unit="processes", at_least=0)
+    options: dict[str, Any] = setting({}, "Further arguments of a data source of your own (dotted path).")
+
+
+@dataclass
+class BackboneConfig:
+    """The pretrained network without its head."""
+
+    name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, small_cnn, or a dotted path.")
+    weights: str | None = setting("default", "Enum name such as IMAGENET1K_V1, 'default', null (random), a local file, or a URL.")
+    weights_sha256: str | None = setting(None, "SHA-256 the weights file must have; required for a URL.")
+    checkpoint: str | None = setting(None, "An earlier run of ours to start from: its MLflow run id (replaces `weights`).")
+    granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
+    options: dict[str, Any] = setting({}, "Further arguments of the model's constructor.")
+
+
+@dataclass
+class TaskConfig:
+    """What is learnt on top of the backbone."""
+
+    name: str = setting("classification", "classification, or a dotted path.")
+    dropout: float = setting(0.0, "Dropout in front of the head's linear layer.", unit="probability", at_least=0, below=1)
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross entropy (multi-class only).", unit="probability", at_least=0, below=1)
+    class_weights: Literal["none", "balanced"] = setting("none", "Weight the loss by inverse class frequency.")
+    options: dict[str, Any] = setting({}, "Further arguments of a task of your own (dotted path).")
+
+
+@dataclass
+class PlateauConfig:
+    """Ends a phase when a validation metric stops improving."""
+
+    metric: str = setting("val/loss", "Metric that is watched.")
+    patience: int = setting(2, "Epochs without improvement before the phase ends.", unit="epochs", at_least=1)
+    min_delta: float = setting(0.0, "Smallest change that counts as improvement.", at_least=0)
+    mode: Literal["min", "max"] = setting("min", "Whether the metric should fall or rise.")
+
+
+@dataclass
+class PhaseConfig:
+    """A stretch of training with one set of trained parameters and their rates."""
+
+    name: str | None = setting(None, "Name in tables and plots; null makes one.")
+    unfreeze_depth: int | str | None = setting(None, "Stages trained, counted from the head: 0 to the number of stages, or 'all'.", unit="stages", at_least=0)
+    stages: list[str] = setting([], "Train exactly these stages, by name or number, instead of a depth.")
+    parameters: list[str] = setting([], "Train exactly the parameters whose names match these patterns ('*' is any text), instead of a depth.")
+    head: bool = setting(True, "Whether the head is trained too.")
+    epochs: int | None = setting(None, "Length of the phase; with `until`, its longest length.", unit="epochs", at_least=1)
+    fraction: float | None = setting(None, "Length as a share of `freeze.epochs`, instead of `epochs`.", unit="share of epochs", above=0, at_most=1)
+    until: PlateauConfig | None = setting(None, "End early when a metric stops improving.")
+    at_end: Literal["keep", "restore_best"] = setting("keep", "Weights handed to the next phase: the last ones, or the best so far by `until.metric`.")
+    lr: float | None = setting(None, "Base rate of the phase; null takes optimizer.lr.", above=0)
+    layer_lr_decay: float | None = setting(None, "Rate factor per stage towards the input; null takes optimizer.layer_lr_decay.", above=0, at_most=1)
+    stage_lrs: dict[str, float] = setting({}, "Explicit rate of single stages by name ('head' too), instead of the decayed rate.")
+    weight_decay: float | None = setting(None, "Weight decay of the phase; null takes optimizer.weight_decay.", at_least=0)
+    warmup_epochs: float | None = setting(None, "Linear warm-up; null takes scheduler.warmup_epochs.", unit="epochs", at_least=0)
+    rate: Literal["restart", "continue"] = setting("restart", "Start the rate schedule anew, or go on along that of the phase before.")
+    optimizer_state: Literal["keep", "reset"] = setting("keep", "Optimizer moments at the start of the phase.")
+    frozen_norm: Literal["eval", "train"] | None = setting(None, "Norm layers of frozen stages; null takes freeze.frozen_norm.")
+
+
+@dataclass
+class FreezeConfig:
+    """Which stages train when: a preset by name, or the phases themselves."""
+
+    schedule: str = setting("linear_probe", "linear_probe, full, depth, lp_ft, gradual, top_down, surgical, norm_only, bias_only, scratch, or phases.")
+    epochs: int = setting(10, "Length of the whole schedule.", unit="epochs", at_least=1)
+    unfreeze_depth: int | str | None = setting(None, "Stages trained, counted from the head, for `schedule: depth`: 0 to the number of stages, or 'all'.", unit="stages", at_least=0)
+    probe_epochs: int | None = setting(None, "Length of the linear probe of `schedule: lp_ft`; null is half.", unit="epochs", at_least=1)
+    stages: list[str] = setting([], "Stages trained by `schedule: surgical`, by name or number.")
+    frozen_norm: Literal["eval", "train"] = setting("eval", "Norm layers of frozen stages: use and keep their statistics, or follow the batches.")
+    phases: list[PhaseConfig] = setting([], "The phases of `schedule: phases`.")
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer; one parameter group per stage and decay split, from start to end."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "adadelta", "adagrad"] = setting("adamw", "Optimizer of torch.optim.")
+    lr: float = setting(1.0e-3, "Base rate: that of the head and of the stage nearest to it.", above=0)
+    layer_lr_decay: float = setting(1.0, "Rate factor per stage towards the input (1 gives every stage the same rate).", above=0, at_most=1)
+    weight_decay: float = setting(0.0, "Weight decay.", at_least=0)
+    decay_norm_and_bias: bool = setting(False, "Whether norm weights and biases decay too.")
+    momentum: float | None = setting(None, "Momentum of sgd and rmsprop; null is the optimizer's default.", at_least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov momentum of sgd.")
+    betas: list[float] = setting([], "Averaging coefficients of adam and adamw; empty is the optimizer's default.")
+    rho: float | None = setting(None, "Averaging coefficient of adadelta; null is the optimizer's default.", at_least=0, below=1)
+
+
+@dataclass
+class SchedulerConfig:
+    """How the rate moves within a phase."""
+
+    name: Literal["constant", "cosine", "linear", "step", "exponential"] = setting("cosine", "Course of the rate after the warm-up.")
+    warmup_epochs: float = setting(0.0, "Linear warm-up at the start of each phase.", unit="epochs", at_least=0)
+    min_factor: float = setting(0.0, "Last rate of cosine and linear as a share of the base rate.", at_least=0, at_most=1)
+    step_size: int = setting(10, "Epochs between two falls of `step`.", unit="epochs", at_least=1)
+    gamma: float = setting(0.1, "Factor of each fall of `step`, of each epoch of `exponential`.", above=0, at_most=1)
+
+
+@dataclass
+class RegularizeConfig:
+    """Regularisers that belong to fine-tuning."""
+
+    l2_sp: float = setting(0.0, "Strength of L2-SP: pull of the backbone towards its pretrained weights (Li et al. 2018).", at_least=0)
+    ema: float = setting(0.0, "Decay per step of an exponential moving average of the weights, used for validation and test; 0 is off.", at_least=0, below=1)
+    stochastic_depth: float | None = setting(None, "Drop probability of the deepest residual block, rising linearly with depth; null keeps the backbone's.", unit="probability", at_least=0, below=1)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Ends the whole run when a validation metric stops improving."""
+
+    metric: str = setting("val/loss", "Metric that is watched.")
+    patience: int = setting(3, "Epochs without improvement before the run ends.", unit="epochs", at_least=1)
+    min_delta: float = setting(0.0, "Smallest change that counts as improvement.", at_least=0)
+    mode: Literal["min", "max"] = setting("min", "Whether the metric should fall or rise.")
+
+
+@dataclass
+class TrainerConfig:
+    """How the training loop runs."""
+
+    monitor: str = setting("val/accuracy", "Metric that says which epoch is best.")
+    mode: Literal["min", "max"] = setting("max", "Whether `monitor` should fall or rise.")
+    select: Literal["last", "best"] = setting("last", "Weights that are kept and tested: of the last epoch, or of the best by `monitor`.")
+    early_stopping: EarlyStoppingConfig | None = setting(None, "Stop the run early; null never does.")
+    accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu, mps.")
+    devices: int = setting(1, "Devices, or processes on the CPU.", unit="devices", at_least=1)
+    strategy: str = setting("auto", "Lightning strategy: auto, ddp, ddp_spawn, fsdp.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting("32-true", "Number format of the training step.")
+    gradient_clip: float | None = setting(None, "Largest norm of the gradient; null does not clip.", above=0)
+    accumulate: int = setting(1, "Batches whose gradients make one step.", unit="batches", at_least=1)
+    deterministic: bool = setting(True, "Use deterministic algorithms, so that a run repeats bit for bit.")
+    threads: int | None = setting(None, "Threads of one process; null leaves torch's choice.", unit="threads", at_least=1)
+    checkpoint_every: int = setting(1, "Epochs between two checkpoints a killed run resumes from; 0 writes none.", unit="epochs", at_least=0)
+
+
+@dataclass
+class TrackingConfig:
+    """Where and how much is recorded in MLflow."""
+
+    uri: str | None = setting(None, "MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else a local SQLite store.")
+    experiment: str | None = setting(None, "MLflow experiment; null takes the folder the YAML lies in.")
+    figures: bool = setting(True, "Log learning curves, confusion matrix, wrongly classified samples and the schedule.")
+    model: bool = setting(True, "Log the trained model as an MLflow model that predicts from raw inputs.")
+    system_metrics: bool = setting(True, "Log processor, memory and disk use.")
+    tags: dict[str, str] = setting({}, "Tags of your own.")
+
+
+@dataclass
+class ExperimentConfig:
+    """One experiment: everything a run needs to start, and to start again."""
+
+    name: str = setting("experiment", "Name of the run; the YAML's own name unless set.")
+    description: str = setting("", "Free text shown in MLflow; Markdown.")
+    data: DataConfig = setting(DataConfig, "Data.")
+    backbone: BackboneConfig = setting(BackboneConfig, "Backbone.")
+    task: TaskConfig = setting(TaskConfig, "Task.")
+    freeze: FreezeConfig = setting(FreezeConfig, "Freeze schedule.")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "Optimizer.")
+    scheduler: SchedulerConfig = setting(SchedulerConfig, "Rate schedule.")
+    regularize: RegularizeConfig = setting(RegularizeConfig, "Regularisers.")
+    trainer: TrainerConfig = setting(TrainerConfig, "Training loop.")
+    tracking: TrackingConfig = setting(TrackingConfig, "Tracking.")
+    seed: int = setting(0, "Seed of head, order, augmentation and dropout.", at_least=0)
+
+
+@dataclass
+class SpaceConfig:
+    """One dimension of a search space: a range, or choices."""
+
+    low: float | None = setting(None, "Smallest value.")
+    high: float | str | None = setting(None, "Largest value; 'all' is the backbone's number of stages.")
+    step: float | None = setting(None, "Distance of two values.", above=0)
+    log: bool = setting(False, "Sample on a logarithmic scale.")
+    choices: list[Any] = setting([], "The values to choose from, instead of a range.")
+    when: str | None = setting(None, "Sample only if another dimension fulfils this, such as 'freeze.unfreeze_depth > 0'.")
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the sweep optimises."""
+
+    metric: str = setting("val/accuracy", "Validation metric of the selected epoch.")
+    direction: Literal["maximize", "minimize"] = setting("maximize", "Whether more or less is better.")
+
+
+@dataclass
+class ComponentConfig:
+    """A sampler or pruner of Optuna by name."""
+
+    name: str = setting("", "Name, such as tpe, random, gp, grid, qmc; median, hyperband, successive_halving, none.")
+    options: dict[str, Any] = setting({}, "Arguments of its constructor.")
+
+
+@dataclass
+class SweepConfig:
+    """One sweep: an experiment, a search space over any of its keys, and how it is searched."""
+
+    name: str = setting("sweep", "Name of the study; the YAML's own name unless set.")
+    description: str = setting("", "Free text shown in MLflow; Markdown.")
+    experiment: str = setting("", "Experiment that is varied, as in `make run EXP=...`.")
+    overrides: dict[str, Any] = setting({}, "Values that differ from the experiment in every trial, by full key.")
+    space: dict[str, SpaceConfig] = setting({}, "Search space: full key of the experiment to its range or choices.")
+    enqueue: list[dict[str, Any]] = setting([], "Points tried first, each a mapping of full key to value.")
+    objective: ObjectiveConfig = setting(ObjectiveConfig, "Objective.")
+    sampler: ComponentConfig = setting(ComponentConfig, "Sampler; tpe unless named.")
+    pruner: ComponentConfig = setting(ComponentConfig, "Pruner; none unless named.")
+    trials: int = setting(20, "Total number of trials; running the sweep again continues up to it.", unit="trials", at_least=1)
+    seed: int = setting(0, "Seed of the sampler.", at_least=0)
+    baselines: dict[str, dict[str, Any]] = setting({}, "Runs beside the trials, by name: overrides by full key, such as training from scratch.")
+    storage: str | None = setting(None, "Optuna storage URL; null is a local SQLite file.")

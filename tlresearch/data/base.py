@@ -1,0 +1,119 @@
+"""What every task and schedule sees of data: named splits of samples, and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+SplitName = Literal["train", "val", "test"]
+TargetKind = Literal["binary", "multiclass", "multilabel"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input; the part of the weights that is not a tensor.
+
+    Attributes:
+        crop: Side of the square input in pixels; ``None`` takes images as they are.
+        resize: Length of the shorter side before the centre crop, in pixels; ``None`` does not resize.
+        mean: Mean of each channel, for values in [0, 1].
+        std: Standard deviation of each channel.
+        interpolation: Name in `torchvision.transforms.InterpolationMode`, such as ``"bilinear"``.
+        antialias: Whether resizing filters before it samples.
+    """
+
+    crop: int | None
+    resize: int | None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return len(self.mean)
+
+
+class SampleKey(NamedTuple):
+    """What a sampler yields and a split is asked for: the same key always gives the same sample.
+
+    Attributes:
+        index: Position in the split.
+        epoch: Epoch the sample is drawn in; seeds its random augmentation, whatever the order or process.
+    """
+
+    index: int
+    epoch: int
+
+
+class Batch(NamedTuple):
+    """A collated batch.
+
+    Attributes:
+        inputs: Network inputs, or the activations at `boundary`; the first dimension is the batch.
+        targets: Class numbers ``(batch,)`` int64, or one column per label ``(batch, classes)`` float32.
+        indices: Positions of the samples in their split, ``(batch,)`` int64.
+        boundary: Stages that have already been applied to `inputs`; 0 for raw inputs.
+    """
+
+    inputs: Any
+    targets: Tensor
+    indices: Tensor
+    boundary: int = 0
+
+
+class Split(Protocol):
+    """One split of a data set."""
+
+    targets: Tensor
+    """All targets, as in `Batch.targets`."""
+    names: Sequence[str]
+    """Name of each sample, such as its path relative to the root."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: SampleKey) -> tuple[Any, Tensor, int]:
+        """Returns network input, target and index of one sample."""
+        ...
+
+    def raw(self, index: int) -> Any:
+        """Returns the sample before preprocessing, as the served model takes it (images: uint8 ``(C, H, W)``)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Content hash of a data set.
+
+    Attributes:
+        digest: SHA-256 over every sample's name, content hash, target and split.
+        files: Content hash of every sample by name, so that a changed sample can be named.
+    """
+
+    digest: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready for training.
+
+    Attributes:
+        name: Short name for tables.
+        splits: ``train`` and ``val``, and ``test`` where there is one.
+        classes: Class names in the order of their numbers.
+        kind: What the targets are. Binary targets are class numbers 0 and 1.
+        fingerprint: Content hash over all splits.
+        skipped: Unreadable samples that were left out, with the reason, by name.
+    """
+
+    name: str
+    splits: Mapping[SplitName, Split]
+    classes: tuple[str, ...]
+    kind: TargetKind
+    fingerprint: Fingerprint
+    skipped: Mapping[str, str] = field(default_factory=dict)
