@@ -1,0 +1,31 @@
+"""tlresearch: transfer-learning research with staged backbones, freeze schedules, sweeps and runs that repeat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlresearch.experiment import RunResult as RunResult
+    from tlresearch.experiment import fit as fit
+    from tlresearch.sweep import SweepResult as SweepResult
+    from tlresearch.sweep import run as sweep
+
+__version__ = "0.1.0"
+__all__ = ["RunResult", "SweepResult", "__version__", "fit", "sweep"]
+
+_WHERE = {
+    "fit": ("tlresearch.experiment", "fit"),
+    "RunResult": ("tlresearch.experiment", "RunResult"),
+    "sweep": ("tlresearch.sweep", "run"),
+    "SweepResult": ("tlresearch.sweep", "SweepResult"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the Python API when it is used: the command line's --help must not wait for torch."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tlresearch' has no attribute '{name}'")
+    import importlib
+
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)

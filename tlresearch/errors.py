@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -46,7 +48,8 @@ class MissingExtraError(UserError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed: it comes with the extra '{extra}' (pip install 'tlresearch[{extra}]')"
+            f"{package} is not installed: it comes with the extra '{extra}' "
+            f"(pip install 'tlresearch[{extra}]')"
         )
 
 
@@ -60,3 +63,26 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def load_object(path: str, key: str) -> Any:
+    """Imports an object of the user's own by dotted path, such as ``my_package.my_module.MyData``.
+
+    Args:
+        path: The dotted path.
+        key: The config key it stands in, for the error.
+
+    Raises:
+        UserError: If the module or the name in it does not exist.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"{key}: '{path}' is neither known nor a dotted path such as my_package.my_module.{path}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise UserError(f"{key}: there is no module '{error.name}' for '{path}'; is its folder on PYTHONPATH?") from None
+    except AttributeError:
+        raise UserError(f"{key}: the module '{module}' has no '{name}'") from None

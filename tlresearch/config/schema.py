@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import typing
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
+
+from tlresearch.errors import nearest
 
 
 def setting(
@@ -32,6 +35,32 @@ def setting(
     return field(default=default, metadata=about)
 
 
+def type_of(key: str) -> Any:
+    """Returns the type of an experiment's option by its full key; `Any` inside free-form mappings.
+
+    Raises:
+        KeyError: If there is no such option; the message names the nearest.
+    """
+    section: Any = ExperimentConfig
+    parts = key.split(".")
+    for index, part in enumerate(parts):
+        hints = typing.get_type_hints(section)
+        if part not in hints:
+            raise KeyError(f"unknown key{nearest(part, list(hints))}")
+        hint = hints[part]
+        if typing.get_origin(hint) is dict:
+            return Any
+        inner = [kind for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+        if not inner or index == len(parts) - 1:
+            if inner or index < len(parts) - 1:
+                raise KeyError("is a section, not an option" if inner else f"'{part}' is an option, not a section")
+            return hint
+        section = inner[0]
+    raise KeyError("is empty")
+
+
+# One option per line, whatever its length: read as a table.
+# fmt: off
 @dataclass
 class DataConfig:
     """Where the samples come from, how they are split and what is done to them."""
@@ -68,7 +97,7 @@ class BackboneConfig:
     name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, small_cnn, or a dotted path.")
     weights: str | None = setting("default", "Enum name such as IMAGENET1K_V1, 'default', null (random), a local file, or a URL.")
     weights_sha256: str | None = setting(None, "SHA-256 the weights file must have; required for a URL.")
-    checkpoint: str | None = setting(None, "An earlier run of ours to start from: its MLflow run id (replaces `weights`).")
+    checkpoint: str | None = setting(None, "An earlier run of ours to start from, instead of `weights`: its MLflow run id, or latest:<run name>.")
     granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
     options: dict[str, Any] = setting({}, "Further arguments of the model's constructor.")
 
@@ -135,8 +164,8 @@ class OptimizerConfig:
     """The optimizer; one parameter group per stage and decay split, from start to end."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "adadelta", "adagrad"] = setting("adamw", "Optimizer of torch.optim.")
-    lr: float = setting(1.0e-3, "Base rate: that of the head and of the stage nearest to it.", above=0)
-    layer_lr_decay: float = setting(1.0, "Rate factor per stage towards the input (1 gives every stage the same rate).", above=0, at_most=1)
+    lr: float = setting(1.0e-3, "Base rate: that of the head.", above=0)
+    layer_lr_decay: float = setting(1.0, "Rate factor per stage towards the input, the last stage being the first to be multiplied; 1 is off.", above=0, at_most=1)
     weight_decay: float = setting(0.0, "Weight decay.", at_least=0)
     decay_norm_and_bias: bool = setting(False, "Whether norm weights and biases decay too.")
     momentum: float | None = setting(None, "Momentum of sgd and rmsprop; null is the optimizer's default.", at_least=0, below=1)
@@ -202,6 +231,7 @@ class TrackingConfig:
     experiment: str | None = setting(None, "MLflow experiment; null takes the folder the YAML lies in.")
     figures: bool = setting(True, "Log learning curves, confusion matrix, wrongly classified samples and the schedule.")
     model: bool = setting(True, "Log the trained model as an MLflow model that predicts from raw inputs.")
+    weights: bool = setting(True, "Keep the trained weights, so that later runs can start from them.")
     system_metrics: bool = setting(True, "Log processor, memory and disk use.")
     tags: dict[str, str] = setting({}, "Tags of your own.")
 

@@ -46,7 +46,7 @@ class SampleKey(NamedTuple):
         epoch: Epoch the sample is drawn in; seeds its random augmentation, whatever the order or process.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     epoch: int
 
 
@@ -74,6 +74,11 @@ class Split(Protocol):
     names: Sequence[str]
     """Name of each sample, such as its path relative to the root."""
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether a sample is the same in every epoch, so that its activations can be kept."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: SampleKey) -> tuple[Any, Tensor, int]:
@@ -81,7 +86,7 @@ class Split(Protocol):
         ...
 
     def raw(self, index: int) -> Any:
-        """Returns the sample before preprocessing, as the served model takes it (images: uint8 ``(C, H, W)``)."""
+        """Returns a sample before preprocessing, as a served model takes it: images uint8 ``(C, H, W)``."""
         ...
 
 

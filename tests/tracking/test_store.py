@@ -1,0 +1,169 @@
+"""The store: where it is, a fresh database under many processes, a server that is down or up, addresses."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.errors import TrackingError
+from tlresearch.tracking.redact import redact, redact_command
+from tlresearch.tracking.run import open_run
+from tlresearch.tracking.store import compare_url, connect, resolve_uri, runs_url
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLRESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_uri() == f"sqlite:///{tmp_path}/home/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert resolve_uri() == "http://host:5000"
+    assert resolve_uri("sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"])
+def test_stores_that_do_not_keep_runs_are_refused(uri: str) -> None:
+    with pytest.raises(TrackingError, match=r"sqlite:///path/mlflow\.db"):
+        resolve_uri(uri)
+
+
+START = """
+import sys
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.tracking.run import open_run
+with open_run(TrackingConfig(system_metrics=False), experiment="e", name=sys.argv[1], params={}, tags={}) as run:
+    run.log_metrics({"loss": 1.0}, 0)
+"""
+
+
+def test_four_processes_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", START, f"r{index}"], stderr=subprocess.PIPE, text=True)
+        for index in range(4)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert "INFO" not in "".join(errors), "alembic is quiet"
+    client = connect().client
+    (experiment,) = [found for found in client.search_experiments() if found.name == "e"]
+    assert len(client.search_runs([experiment.experiment_id])) == 4
+    assert experiment.artifact_location == str(tmp_path / "home" / "artifacts" / "e")
+    with sqlite3.connect(tmp_path / "home" / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_server_that_is_down_is_a_clear_error_within_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="does not answer") as caught:
+        connect(f"http://user:hunter2@127.0.0.1:{free_port()}")
+    assert time.monotonic() - started < 10
+    assert "127.0.0.1" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_text("this is not a database, it only looks like one" * 10)
+    with pytest.raises(TrackingError, match=r"bad\.db"):
+        connect("sqlite:///bad.db")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "served")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 50
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def test_a_run_on_a_server_is_stored_there(server: str, tmp_path: Path) -> None:
+    config = TrackingConfig(uri=server, system_metrics=False)
+    with open_run(config, experiment="remote", name="r", params={"a": 1}, tags={}) as run:
+        run.log_metrics({"loss": 1.0}, 0)
+        run.log_text("hello", "a.txt")
+    stored = run.store.client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics == {"loss": 1.0}
+    assert run.download("a.txt").read_text() == "hello"
+    assert run.url.startswith(f"{server}/#/experiments/")
+    assert not (tmp_path / "home" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgresql://user:pa@ss@host/db", "postgresql://***@host/db"),
+        ("postgresql://user:pa/ss@host/db", "postgresql://***@host/db"),
+        ("https://abcdef@host/x", "https://***@host/x"),
+        ("http://host:5000/path@2", "http://host:5000/path@2"),
+        ("https://h/x?token=abc&b=2", "https://h/x?token=***&b=2"),
+        ("https://h/x?X-Amz-Signature=abc", "https://h/x?X-Amz-Signature=***"),
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("sorted(x, key=len)", "sorted(x, key=len)"),
+        ("hf_abcdefghijklmnopqrstuvwx", "***"),
+    ],
+)
+def test_redact_hides_credentials_and_nothing_else(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+def test_a_command_line_is_shown_without_secrets() -> None:
+    words = ["tlresearch", "run", "x", "--password", "abc", "db.token=def", "optimizer.lr=1e-3", "max_tokens=5"]
+    assert redact_command(words) == (
+        "tlresearch run x --password *** 'db.token=***' optimizer.lr=1e-3 max_tokens=5"
+    )
+
+
+def test_addresses_of_the_ui() -> None:
+    assert runs_url("http://h:1/", "3") == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
+    assert compare_url("http://h:1", ["a", "b"], ["3", "3"]) == (
+        "http://h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D"
+    )
+
+
+def test_a_deleted_experiment_is_restored(caplog: pytest.LogCaptureFixture) -> None:
+    store = connect()
+    first = store.experiment_id("gone")
+    store.client.delete_experiment(first)
+    assert store.experiment_id("gone") == first
+    assert "restored" in caplog.text

@@ -1,0 +1,135 @@
+"""Backbones from timm, with the extra `timm`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tlresearch.backbones.base import StagedBackbone, WeightsRecord
+from tlresearch.backbones.cutting import Cut, Granularity, cut
+from tlresearch.backbones.tracing import TraceError
+from tlresearch.backbones.weights import digest, is_url, load_stages, locate
+from tlresearch.data.base import Preprocessing
+from tlresearch.errors import MissingExtraError, UserError, WeightsError, nearest
+
+log = logging.getLogger(__name__)
+
+
+def build_timm(
+    model: str,
+    *,
+    weights: str | None = "default",
+    weights_sha256: str | None = None,
+    granularity: Granularity = "stage",
+    options: Mapping[str, Any] | None = None,
+) -> StagedBackbone:
+    """Builds a backbone from a model of timm.
+
+    Args:
+        model: Name in timm, with or without a tag (``resnet18.a1_in1k``).
+        weights: ``default``, a tag, ``None`` for random weights, a file, or a URL.
+        weights_sha256: SHA-256 of the weights file; required for a URL.
+        granularity: How finely it is cut.
+        options: Further arguments of `timm.create_model`.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+        WeightsError: If the weights cannot be had or do not fit.
+        UserError: If there is no such model, or it does not take the options.
+    """
+    timm = _import()
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        raise UserError(f"backbone.name: timm has no model '{name}'{nearest(name, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if weights in tags:
+        tag, weights = weights or "", "default"
+    elif tag and tag not in tags:
+        raise UserError(f"backbone.name: timm/{name} has no tag '{tag}'{nearest(tag, tags)}; it has {tags}")
+    full = f"{name}.{tag}" if tag else name
+    network = _create(timm, full, pretrained=weights == "default", options=dict(options or {}))
+    published: Any = network.pretrained_cfg
+    preprocessing = _preprocessing(timm, network)
+    pieces = _cut(timm, network, preprocessing, granularity, model)
+    record = WeightsRecord(random_stages=tuple(pieces.stages))
+    if weights == "default":
+        state = {key: value for stage in pieces.stages.values() for key, value in stage.state_dict().items()}
+        record = WeightsRecord(f"timm/{published['architecture']}.{published['tag']}", digest(state))
+    elif weights is not None:
+        if not is_url(weights) and "." not in weights and "/" not in weights:
+            raise WeightsError(
+                f"backbone.weights: '{weights}' is neither a file nor a tag of timm/{name}"
+                f"{nearest(weights, tags)}; it has {', '.join(tags) or 'none'}"
+            )
+        file = locate(weights, weights_sha256)
+        head = published.get("classifier")
+        heads = (head,) if isinstance(head, str) else tuple(head or ())
+        record = replace(load_stages(pieces.stages, file, ignore=heads), source=weights)
+    return StagedBackbone(
+        pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record
+    )
+
+
+def _import() -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise MissingExtraError("timm", "timm") from None
+    module: ModuleType = timm
+    return module
+
+
+def _create(timm: ModuleType, name: str, *, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        network = timm.create_model(name, pretrained=pretrained, **{**options, "num_classes": 0})
+    except TypeError as error:
+        raise UserError(f"backbone.options: timm/{name} cannot be built: {error}") from None
+    except Exception as error:  # the hub client and its HTTP library have many
+        if not pretrained:
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WeightsError(
+            f"backbone.weights: the weights of timm/{name} cannot be downloaded ({reason}); download them "
+            "elsewhere, then give the file as backbone.weights=FILE"
+        ) from None
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _cut(timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, granularity: Granularity, name: str) -> Cut:
+    size = preprocessing.crop or 224
+    example = torch.zeros(1, preprocessing.channels, size, size)
+    try:
+        return cut(
+            network,
+            example,
+            granularity=granularity,
+            head="none",
+            leaves=timm.models.get_notrace_modules(),
+            functions=timm.models.get_notrace_functions(),
+        )
+    except TraceError as error:
+        log.warning("timm/%s is one single stage, since it cannot be cut: %s", name, error)
+        training = network.training
+        with torch.no_grad():
+            width = network.eval()(example).shape[-1]
+        return Cut({"backbone": network.train(training)}, int(width), None)
+
+
+def _preprocessing(timm: ModuleType, network: nn.Module) -> Preprocessing:
+    config = timm.data.resolve_model_data_config(network)
+    side = int(config["input_size"][-1])
+    return Preprocessing(
+        crop=side,
+        resize=math.floor(side / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )

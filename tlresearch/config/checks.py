@@ -1,0 +1,262 @@
+"""What no single field can say: combinations that are impossible, and files that are missing. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tlresearch.config.paths import find_data, find_weights
+from tlresearch.config.schema import (
+    BackboneConfig,
+    DataConfig,
+    ExperimentConfig,
+    FreezeConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    SweepConfig,
+    type_of,
+)
+from tlresearch.errors import UserError, nearest
+
+DATA_SOURCES = ("image_folder", "image_csv", "npz", "torchvision", "digits")
+BACKBONES = ("torchvision/", "timm/", "small_cnn")
+TASKS = ("classification",)
+SCHEDULES = (
+    "linear_probe",
+    "full",
+    "depth",
+    "lp_ft",
+    "gradual",
+    "top_down",
+    "surgical",
+    "norm_only",
+    "bias_only",
+    "scratch",
+    "phases",
+)
+SAMPLERS = ("tpe", "random", "gp", "qmc", "grid", "cmaes", "nsgaii", "brute_force")
+PRUNERS = (
+    "none",
+    "median",
+    "hyperband",
+    "successive_halving",
+    "percentile",
+    "patient",
+    "threshold",
+    "wilcoxon",
+)
+
+CONDITION = re.compile(r"^\s*(?P<key>[\w.]+)\s*(?P<sign>==|!=|>=|<=|>|<)\s*(?P<value>\S+)\s*$")
+"""A dimension's condition, such as ``freeze.unfreeze_depth > 0``."""
+
+
+def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
+    """Returns one line per problem, each beginning with the key it is about."""
+    if isinstance(config, SweepConfig):
+        return list(_sweep(config))
+    return [
+        *_data(config.data),
+        *_backbone(config.backbone),
+        *_known("task.name", config.task.name, TASKS),
+        *_freeze(config.freeze),
+        *_optimizer(config.optimizer),
+        *_together(config),
+    ]
+
+
+def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
+    """A name must be in the table, begin with a family of it, or be a dotted path to the user's own code."""
+    if name in known or any(name.startswith(family) for family in known if family.endswith("/")):
+        return
+    if "." in name and "/" not in name:
+        return
+    listing = ", ".join(f"{k}<model>" if k.endswith("/") else k for k in known)
+    yield f"{key}: '{name}' is unknown{nearest(name, known)}; known: {listing}, or a dotted path to your own"
+
+
+def _one_of(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
+    if name not in known:
+        yield f"{key}: '{name}' is unknown{nearest(name, known)}; known: {', '.join(known)}"
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    yield from _known("data.name", data.name, DATA_SOURCES)
+    if data.name in ("image_folder", "image_csv", "npz"):
+        if data.root is None:
+            yield f"data.root: is needed by `data.name: {data.name}`"
+        else:
+            try:
+                find_data(data.root)
+            except UserError as error:
+                yield str(error)
+    if data.name == "torchvision" and data.dataset is None:
+        yield "data.dataset: is needed by `data.name: torchvision`, such as CIFAR10"
+    if data.name != "torchvision" and data.dataset is not None:
+        yield f"data.dataset: is only read by `data.name: torchvision`, but data.name is {data.name}"
+    if data.labels_per_class is not None and data.train_fraction < 1:
+        yield "data.labels_per_class: give it or data.train_fraction, not both"
+    if len(set(data.classes)) < len(data.classes):
+        yield f"data.classes: each class once, but got {data.classes}"
+    if len(data.classes) == 1:
+        yield f"data.classes: at least two classes are needed, but got {data.classes}"
+    if data.val_fraction + data.test_fraction >= 1:
+        yield (
+            "data.test_fraction: with data.val_fraction it must leave samples to train on, but they add up to "
+            f"{data.val_fraction + data.test_fraction:g}"
+        )
+
+
+def _backbone(backbone: BackboneConfig) -> Iterator[str]:
+    yield from _known("backbone.name", backbone.name, BACKBONES)
+    weights = backbone.weights
+    if weights is None or "://" in weights:
+        if weights is not None and backbone.weights_sha256 is None:
+            yield "backbone.weights_sha256: is needed for a URL, so that what is downloaded can be checked"
+    elif "/" in weights or re.search(r"\.(pth|pt|th|bin|ckpt|safetensors)$", weights):
+        try:
+            find_weights(weights)
+        except UserError as error:
+            yield str(error)
+    if backbone.weights_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", backbone.weights_sha256):
+        yield f"backbone.weights_sha256: must be 64 hexadecimal digits, but got '{backbone.weights_sha256}'"
+    if backbone.checkpoint is not None and weights not in ("default", None):
+        yield "backbone.checkpoint: replaces backbone.weights; give one of them"
+
+
+def _freeze(freeze: FreezeConfig) -> Iterator[str]:
+    yield from _one_of("freeze.schedule", freeze.schedule, SCHEDULES)
+    yield from _depth("freeze.unfreeze_depth", freeze.unfreeze_depth)
+    needs = {"depth": "unfreeze_depth", "surgical": "stages", "phases": "phases"}
+    for schedule, key in needs.items():
+        value = getattr(freeze, key)
+        given = value is not None and value != []
+        if freeze.schedule == schedule and not given:
+            yield f"freeze.{key}: is needed by `freeze.schedule: {schedule}`"
+        if freeze.schedule != schedule and given:
+            yield f"freeze.{key}: is only read by `freeze.schedule: {schedule}`, but the schedule is {freeze.schedule}"
+    if freeze.probe_epochs is not None:
+        if freeze.schedule != "lp_ft":
+            yield f"freeze.probe_epochs: is only read by `freeze.schedule: lp_ft`, but the schedule is {freeze.schedule}"
+        elif freeze.probe_epochs >= freeze.epochs:
+            yield f"freeze.probe_epochs: must be less than freeze.epochs ({freeze.epochs}), but got {freeze.probe_epochs}"
+    if freeze.schedule == "lp_ft" and freeze.epochs < 2:
+        yield f"freeze.epochs: `lp_ft` has two phases and needs at least 2 epochs, but got {freeze.epochs}"
+    for index, phase in enumerate(freeze.phases):
+        yield from _phase(f"freeze.phases[{index}]", phase)
+
+
+def _phase(key: str, phase: PhaseConfig) -> Iterator[str]:
+    yield from _depth(f"{key}.unfreeze_depth", phase.unfreeze_depth)
+    ways = [phase.unfreeze_depth is not None, bool(phase.stages), bool(phase.parameters)]
+    if sum(ways) != 1:
+        yield f"{key}: give exactly one of unfreeze_depth, stages and parameters, but got {sum(ways)}"
+    if (phase.epochs is None) == (phase.fraction is None):
+        yield f"{key}.epochs: give it or fraction, exactly one of the two"
+    if phase.at_end == "restore_best" and phase.until is None:
+        yield f"{key}.at_end: restore_best needs `until`, whose metric says what is best"
+    if not phase.head and phase.unfreeze_depth == 0:
+        yield f"{key}.head: nothing is trained with unfreeze_depth 0 and without the head"
+    for stage, rate in phase.stage_lrs.items():
+        if not rate > 0:
+            yield f"{key}.stage_lrs[{stage}]: must be above 0, but got {rate}"
+
+
+def _depth(key: str, depth: int | str | None) -> Iterator[str]:
+    if isinstance(depth, str) and depth != "all":
+        yield f"{key}: must be a number of stages or 'all', but got '{depth}'"
+
+
+def _optimizer(optimizer: OptimizerConfig) -> Iterator[str]:
+    readers = {
+        "momentum": (("sgd", "rmsprop"), optimizer.momentum is not None),
+        "nesterov": (("sgd",), optimizer.nesterov),
+        "betas": (("adam", "adamw"), bool(optimizer.betas)),
+        "rho": (("adadelta",), optimizer.rho is not None),
+    }
+    for key, (names, given) in readers.items():
+        if given and optimizer.name not in names:
+            yield f"optimizer.{key}: is only read by {' and '.join(names)}, but the optimizer is {optimizer.name}"
+    if optimizer.nesterov and optimizer.name == "sgd" and not optimizer.momentum:
+        yield "optimizer.nesterov: needs optimizer.momentum above 0"
+    if optimizer.betas and (len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas)):
+        yield f"optimizer.betas: must be two numbers in [0, 1), but got {optimizer.betas}"
+
+
+def _together(config: ExperimentConfig) -> Iterator[str]:
+    if config.freeze.schedule == "scratch" and (config.backbone.weights or config.backbone.checkpoint):
+        yield "backbone.weights: `freeze.schedule: scratch` trains from random weights; set backbone.weights=null"
+    if config.scheduler.warmup_epochs > config.freeze.epochs:
+        yield (
+            f"scheduler.warmup_epochs: must be at most freeze.epochs ({config.freeze.epochs}), "
+            f"but got {config.scheduler.warmup_epochs:g}"
+        )
+    for key, metric in _metrics(config):
+        if not re.fullmatch(r"(train|val)/\w+", metric):
+            cure = (
+                "the test split is never looked at while training"
+                if metric.startswith("test/")
+                else "such as val/loss"
+            )
+            yield f"{key}: must be train/<name> or val/<name> ({cure}), but got '{metric}'"
+
+
+def _metrics(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    yield "trainer.monitor", config.trainer.monitor
+    if config.trainer.early_stopping is not None:
+        yield "trainer.early_stopping.metric", config.trainer.early_stopping.metric
+    for index, phase in enumerate(config.freeze.phases):
+        if phase.until is not None:
+            yield f"freeze.phases[{index}].until.metric", phase.until.metric
+
+
+def _sweep(sweep: SweepConfig) -> Iterator[str]:
+    if not sweep.experiment:
+        yield "experiment: is needed: the experiment that is varied, such as hymenoptera/linear_probe"
+    if not sweep.space:
+        yield "space: is empty; name at least one key of the experiment with its range or choices"
+    yield from _one_of("sampler.name", sweep.sampler.name or "tpe", SAMPLERS)
+    yield from _one_of("pruner.name", sweep.pruner.name or "none", PRUNERS)
+    if not sweep.objective.metric.startswith("val/"):
+        yield f"objective.metric: selection uses validation only: must be val/<name>, but got '{sweep.objective.metric}'"
+    for key, dimension in sweep.space.items():
+        path = f"space[{key}]"
+        try:
+            type_of(key)
+        except KeyError as error:
+            yield f"{path}: {error.args[0]}"
+            continue
+        if key in sweep.overrides:
+            yield f"{path}: is also in overrides; give it in one of the two"
+        if dimension.choices and (dimension.low is not None or dimension.high is not None):
+            yield f"{path}: give choices, or low and high, not both"
+        elif not dimension.choices:
+            yield from _bounds(path, dimension.low, dimension.high, dimension.step, dimension.log)
+        if dimension.when is not None:
+            yield from _condition(f"{path}.when", dimension.when, sweep)
+    for index, point in enumerate(sweep.enqueue):
+        for key in point:
+            if key not in sweep.space:
+                yield f"enqueue[{index}].{key}: is not in the space{nearest(str(key), list(sweep.space))}"
+
+
+def _bounds(path: str, low: float | None, high: Any, step: float | None, log: bool) -> Iterator[str]:
+    if low is None or high is None:
+        yield f"{path}: needs low and high, or choices"
+        return
+    if isinstance(high, str) and high != "all":
+        yield f"{path}.high: must be a number or 'all', but got '{high}'"
+    elif not isinstance(high, str) and not low <= high:
+        yield f"{path}.high: must be at least low ({low:g}), but got {high:g}"
+    if log and low <= 0:
+        yield f"{path}.low: must be above 0 on a logarithmic scale, but got {low:g}"
+    if log and step is not None:
+        yield f"{path}.step: a logarithmic scale has no step"
+
+
+def _condition(path: str, text: str, sweep: SweepConfig) -> Iterator[str]:
+    match = CONDITION.match(text)
+    if match is None:
+        yield f"{path}: must compare a key with a value, such as 'freeze.unfreeze_depth > 0', but got '{text}'"
+    elif match["key"] not in sweep.space:
+        yield f"{path}: '{match['key']}' is not in the space{nearest(match['key'], list(sweep.space))}"

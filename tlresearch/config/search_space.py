@@ -1,0 +1,102 @@
+"""The search space: a pure function from a trial to the overrides of an experiment."""
+
+from __future__ import annotations
+
+import operator
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import yaml
+
+from tlresearch.config.checks import CONDITION
+from tlresearch.config.schema import SpaceConfig, type_of
+from tlresearch.errors import ConfigError
+
+COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that is used; `optuna.trial.FixedTrial` has it too."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """Suggests a whole number."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Suggests a number."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Suggests one of the choices."""
+
+
+def resolve_all(space: Mapping[str, SpaceConfig], stages: int) -> dict[str, SpaceConfig]:
+    """Returns the space with ``high: all`` replaced by the backbone's number of stages."""
+    resolved = {}
+    for key, dimension in space.items():
+        values = {**vars(dimension), "high": stages if dimension.high == "all" else dimension.high}
+        resolved[key] = SpaceConfig(**values)
+    return resolved
+
+
+def suggest(trial: Suggests, space: Mapping[str, SpaceConfig]) -> dict[str, Any]:
+    """Draws a point of the space.
+
+    A range over an option that is a whole number gives whole numbers. Conditions are looked at in the order of the file; a dimension whose
+    condition fails is left out, so that the experiment keeps its own value.
+
+    Args:
+        trial: An Optuna trial.
+        space: Key of the experiment to its range or choices.
+
+    Returns:
+        Overrides by full key.
+    """
+    point: dict[str, Any] = {}
+    for key, dimension in space.items():
+        if dimension.when is not None and not holds(dimension.when, point):
+            continue
+        if dimension.choices:
+            point[key] = _choose(trial, key, dimension.choices)
+            continue
+        low, high, step = dimension.low, dimension.high, dimension.step
+        if low is None or high is None or isinstance(high, str):
+            raise ConfigError([f"space[{key}]: needs low and high, or choices"], "space")
+        if counts(key):
+            point[key] = trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
+        else:
+            point[key] = trial.suggest_float(key, low, high, step=step, log=dimension.log)
+    return point
+
+
+def holds(condition: str, point: Mapping[str, Any]) -> bool:
+    """Whether a condition such as ``freeze.unfreeze_depth > 0`` holds at a point; not if its key was left out."""
+    match = CONDITION.match(condition)
+    if match is None:
+        raise ConfigError([f"'{condition}' is not a comparison of a key and a value"], "space")
+    if match["key"] not in point:
+        return False
+    return COMPARE[match["sign"]](point[match["key"]], yaml.safe_load(match["value"]))
+
+
+def counts(key: str) -> bool:
+    """Whether an option is a whole number, such as a depth or a batch size."""
+    hint = type_of(key)
+    kinds = {hint, *typing.get_args(hint)}
+    return int in kinds and float not in kinds
+
+
+def _choose(trial: Suggests, key: str, choices: list[Any]) -> Any:
+    """Optuna stores only plain values as choices: lists and mappings go by their YAML text."""
+    if all(isinstance(choice, (str, int, float, bool, type(None))) for choice in choices):
+        return trial.suggest_categorical(key, choices)
+    texts = {yaml.safe_dump(choice, default_flow_style=True).strip(): choice for choice in choices}
+    return texts[trial.suggest_categorical(key, list(texts))]

@@ -1,0 +1,88 @@
+"""Remembers which image files were verified, so that the next run need not decode them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tlresearch.config.paths import home
+from tlresearch.data.table import Checked
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+# A file changed this shortly before it was read may change again within one clock tick of the file system.
+_TICK_NS = 20_000_000
+
+
+class FileCache:
+    """Hash and size of the readable images below one root, by name, size and times of change.
+
+    The time of the last status change is compared too: it cannot be set back as the modification time can.
+    Unreadable files are never remembered. A cache that cannot be read or written is ignored.
+
+    Args:
+        root: Folder the names are relative to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        place = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:32]
+        self._path = home() / "cache" / "images" / f"{place}.json"
+        self._entries = self._read()
+        self._changed = False
+
+    def get(self, name: str, stat: os.stat_result) -> Checked | None:
+        """Returns what is known of a file, or ``None`` if it is new or has changed."""
+        entry = self._entries.get(name)
+        if not isinstance(entry, list) or len(entry) != 6 or entry[:3] != _stamp(stat):
+            return None
+        digest, height, width = entry[3:]
+        if isinstance(digest, str) and len(digest) == 64 and type(height) is int and type(width) is int:
+            return Checked(digest, height, width)
+        return None
+
+    def put(self, name: str, stat: os.stat_result, checked: Checked) -> None:
+        """Remembers a readable file."""
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _TICK_NS:
+            return
+        self._entries[name] = [*_stamp(stat), checked.digest, checked.height, checked.width]
+        self._changed = True
+
+    def save(self) -> None:
+        """Writes the cache in one step if there is anything new; failing to is not an error."""
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump({"version": _VERSION, "files": self._entries}, file)
+                os.replace(temporary, self._path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            logger.debug("the image cache %s was not written: %s", self._path, error)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            logger.debug("the image cache %s was not read: %s", self._path, error)
+            return {}
+        if isinstance(content, dict) and content.get("version") == _VERSION:
+            files = content.get("files")
+            if isinstance(files, dict):
+                return files
+        return {}
+
+
+def _stamp(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

@@ -1,0 +1,73 @@
+"""Images that lie in files, decoded when they are asked for and verified once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from tlresearch.data.decoding import decode
+from tlresearch.data.file_cache import FileCache
+from tlresearch.data.table import Checked
+
+
+class FileImages:
+    """Images in files below one root.
+
+    Args:
+        root: Folder the names are relative to.
+        names: Paths relative to the root.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self.names = names
+
+    def load(self, index: int, channels: int) -> Tensor:
+        """Returns one image as uint8 ``(channels, H, W)``.
+
+        Raises:
+            ValueError: If it cannot be read or decoded.
+        """
+        try:
+            content = (self.root / self.names[index]).read_bytes()
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from None
+        return decode(content, channels)
+
+    def check(self, indices: Sequence[int]) -> list[Checked]:
+        """Hashes and decodes every file, in threads; a file that has not changed since is not read again."""
+        cache = FileCache(self.root)
+        # Reading and decoding release the interpreter lock.
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            checked = list(
+                pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16)
+            )
+        cache.save()
+        return checked
+
+    def _check(self, name: str, cache: FileCache) -> Checked:
+        path = self.root / name
+        try:
+            # Before reading: a file that changes meanwhile then differs from what is remembered.
+            stat = path.stat()
+            known = cache.get(name, stat)
+            if known is not None:
+                return known
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return Checked("", 0, 0, "the file does not exist")
+        except OSError as error:
+            return Checked("", 0, 0, error.strerror or str(error))
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            _, height, width = decode(content, channels=3).shape
+        except ValueError as error:
+            return Checked(digest, 0, 0, str(error))
+        checked = Checked(digest, height, width)
+        cache.put(name, stat, checked)
+        return checked

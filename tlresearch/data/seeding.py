@@ -1,0 +1,31 @@
+"""Random numbers that are a pure function of what they belong to, such as (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Hashes the parts to a seed below 2**63; equal parts give equal seeds on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Runs the block with torch's CPU random numbers seeded from the parts, then puts the old state back.
+
+    Only the CPU generator is touched: `torch.manual_seed` would reseed every GPU as well, and the
+    transforms draw on the CPU.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(derive_seed(*parts))
+    try:
+        yield
+    finally:
+        generator.set_state(state)

@@ -1,0 +1,291 @@
+"""The one path: an experiment becomes a run. `run`, `sweep`, `reproduce` and the Python API all call `fit`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from tlresearch import results
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.lineage import build_with_lineage
+from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
+from tlresearch.config.schema import ExperimentConfig, TrainerConfig
+from tlresearch.data.base import Data
+from tlresearch.data.build import build_data
+from tlresearch.data.loading import make_loader
+from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener, RunPrunedError
+from tlresearch.finetuning.presets import build_schedule
+from tlresearch.finetuning.regularize import WeightAverage, set_stochastic_depth
+from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, read_checkpoint
+from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
+from tlresearch.progress import RunProgress
+from tlresearch.tasks.base import Task
+from tlresearch.tasks.build import build_task
+from tlresearch.tracking.run import TrackedRun, open_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        run_id: Its MLflow run.
+        name: Its name.
+        status: ``finished`` or ``pruned``.
+        metrics: Metrics of the selected epoch, and ``test/...`` where the test split was evaluated.
+        history: Metrics of every epoch.
+        epoch: The selected epoch, 0 first.
+        seconds: Wall time of this process's part of the run.
+        url: Address of the run in the MLflow UI.
+        config: The config as recorded: enough to start the run again.
+        task: The trained task, with the selected weights.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    epoch: int
+    seconds: float
+    url: str
+    config: str
+    task: Task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What makes a run part of a study.
+
+    Attributes:
+        parent: MLflow run of the study.
+        name: Name of the run.
+        tags: Tags that say which trial it is.
+        listener: Told of each epoch; raises `RunPrunedError` to prune the run.
+        test: Whether the test split is evaluated: never while a study still selects.
+    """
+
+    parent: str
+    name: str
+    tags: dict[str, str]
+    listener: Listener | None = None
+    test: bool = False
+
+
+def fit(
+    experiment: str | Path | Loaded[ExperimentConfig],
+    overrides: Overrides = (),
+    *,
+    trial: Trial | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Runs an experiment.
+
+    A run that was killed goes on where it stopped when the same experiment is fitted again.
+
+    Args:
+        experiment: Name under ``experiments/``, path of a YAML file, or a loaded experiment.
+        overrides: Values by full key, ``{"optimizer.lr": 1e-3}`` or ``["optimizer.lr=1e-3"]``.
+        trial: What makes the run part of a study.
+        console: Where progress is shown; ``None`` shows none.
+
+    Returns:
+        Metrics, history and the trained task.
+
+    Raises:
+        UserError: If config, data, weights or store are wrong; one text says all.
+    """
+    began = time.monotonic()
+    loaded = revise(experiment, overrides) if isinstance(experiment, Loaded) else load_experiment(experiment, overrides)
+    loaded = results.pin_checkpoint(loaded)
+    config = loaded.config
+    with (
+        RunFolder(f"{loaded.recorded}\n{trial.parent if trial else ''}") as folder,
+        _open_run(loaded, trial, folder) as tracked,
+    ):
+        _prepare_process(config)
+        backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking))
+        data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
+        schedule = build_schedule(config, backbone.stage_names)
+        if config.regularize.stochastic_depth is not None:
+            set_stochastic_depth(backbone, config.regularize.stochastic_depth)
+        task = build_task(config, backbone, data, schedule)
+        results.log_inputs(tracked, data, backbone, schedule)
+        _remember(folder, tracked, data, backbone)
+
+        progress = RunProgress(console, trial.name if trial else config.name, config.trainer.monitor) if console else None
+        listeners = [results.EpochLog(tracked, backbone.stage_names), progress, trial.listener if trial else None]
+        plan = _plan(config, schedule, [listener for listener in listeners if listener])
+        trainer = _trainer(config, plan, task, folder, [progress] if progress else [])
+        try:
+            _train(trainer, plan, task, data, config, folder)
+            pruned = ""
+        except RunPrunedError as reason:
+            pruned = str(reason)
+            tracked.mark_pruned(pruned)
+        if plan.best is not None:
+            plan.best.restore(task)
+        metrics, epoch = _selected(plan)
+        if not pruned:
+            if (trial is None or trial.test) and "test" in data.splits:
+                metrics |= _test(trainer, task, data, config)
+            results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
+        folder.finish()
+    return RunResult(
+        run_id=tracked.run_id,
+        name=tracked.name,
+        status="pruned" if pruned else "finished",
+        metrics=metrics,
+        history=plan.history,
+        epoch=epoch,
+        seconds=time.monotonic() - began,
+        url=tracked.url,
+        config=loaded.recorded,
+        task=task,
+    )
+
+
+def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> TrackedRun:
+    """Opens the run, or the one a killed process left, with config and provenance recorded before anything else."""
+    config = loaded.config
+    tracked = open_run(
+        config.tracking,
+        experiment=config.tracking.experiment or config.name,
+        name=trial.name if trial else config.name,
+        params=loaded.flat(),
+        tags=trial.tags if trial else {},
+        description=config.description,
+        parent=trial.parent if trial else None,
+        run_id=folder.read().get("run_id"),
+    )
+    results.log_provenance(tracked, loaded.recorded, sys.argv)
+    return tracked
+
+
+def _prepare_process(config: ExperimentConfig) -> None:
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    # Filling new memory would cost time and only shows bugs of reading what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.manual_seed(config.seed)
+
+
+def _remember(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> None:
+    """Keeps what the next start needs; a checkpoint made from other data or weights is dropped."""
+    inputs = {"data": data.fingerprint.digest, "weights": backbone.weights.sha256}
+    before = folder.read()
+    if before and {key: before.get(key) for key in inputs} != inputs:
+        log.warning("data or weights have changed since the run was interrupted: it starts from the beginning")
+        folder.forget()
+    folder.write(run_id=tracked.run_id, **inputs)
+
+
+def _plan(config: ExperimentConfig, schedule: FreezeSchedule, listeners: Sequence[Listener]) -> FreezeScheduleCallback:
+    options = config.trainer
+    stop = options.early_stopping
+    return FreezeScheduleCallback(
+        schedule,
+        seed=config.seed,
+        select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
+        early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
+        listeners=listeners,
+    )
+
+
+def _trainer(
+    config: ExperimentConfig,
+    plan: FreezeScheduleCallback,
+    task: Task,
+    folder: RunFolder,
+    extra: Sequence[L.Callback],
+) -> L.Trainer:
+    options: TrainerConfig = config.trainer
+    callbacks: list[L.Callback] = [plan, *extra]
+    if config.regularize.ema > 0:
+        # In front of the schedule, so that what the schedule keeps as best is the average.
+        callbacks.insert(0, WeightAverage(config.regularize.ema, task.changing_state))
+    if options.checkpoint_every:
+        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every))
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=plan.schedule.max_epochs,
+        gradient_clip_val=options.gradient_clip,
+        accumulate_grad_batches=options.accumulate,
+        deterministic=options.deterministic,
+        callbacks=callbacks,
+        default_root_dir=folder.path,
+        logger=False,
+        enable_checkpointing=options.checkpoint_every > 0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _train(
+    trainer: L.Trainer, plan: FreezeScheduleCallback, task: Task, data: Data, config: ExperimentConfig, folder: RunFolder
+) -> None:
+    train = make_loader(
+        data.splits["train"],
+        batch_size=config.data.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    val = make_loader(
+        data.splits["val"],
+        batch_size=config.data.eval_batch_size,
+        shuffle=False,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    checkpoint = read_checkpoint(folder.checkpoint)
+    if checkpoint is None:
+        folder.forget()
+    trainer.fit(task, train, val, ckpt_path=folder.checkpoint if checkpoint else None, weights_only=True)
+
+
+def _test(trainer: L.Trainer, task: Task, data: Data, config: ExperimentConfig) -> dict[str, float]:
+    """Evaluates the test split: once, with the selected weights."""
+    loader = make_loader(
+        data.splits["test"],
+        batch_size=config.data.eval_batch_size,
+        shuffle=False,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    trainer.test(task, loader, verbose=False)
+    return {f"test/{name}": value for name, value in task.results["test"].items()}
+
+
+def _selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
+    """Metrics and number of the epoch whose weights are kept."""
+    if not plan.history:
+        return {}, 0
+    epoch = len(plan.history) - 1
+    if plan.best is not None and plan.best.epoch is not None:
+        epoch = plan.best.epoch
+    return dict(plan.history[epoch]), epoch
+

@@ -1,0 +1,193 @@
+"""Freeze schedules by name, and the step from config to schedule. Presets are functions that return phases. No torch.
+
+Sources: `linear_probe`, `full` and `lp_ft` as in Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution" (ICLR 2022); `gradual` as in Howard and Ruder, "Universal Language Model
+Fine-tuning for Text Classification" (ACL 2018); `surgical` and `top_down` (first stage to last) as in Lee et al.,
+"Surgical Fine-Tuning Improves Adaptation to Distribution Shifts" (ICLR 2023); `bias_only` as in Ben Zaken et al.,
+"BitFit" (ACL 2022); `norm_only` as in Frankle et al., "Training BatchNorm and Only BatchNorm" (ICLR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tlresearch.config.schema import ExperimentConfig, FreezeConfig, PhaseConfig
+from tlresearch.errors import ConfigError, nearest
+from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
+
+Preset = Callable[[FreezeConfig, Sequence[str]], list[PhaseConfig]]
+
+
+def linear_probe(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """The head alone."""
+    return [PhaseConfig(name="probe", unfreeze_depth=0, epochs=freeze.epochs)]
+
+
+def full(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Every stage from the start."""
+    return [PhaseConfig(name="full", unfreeze_depth="all", epochs=freeze.epochs)]
+
+
+def scratch(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Every stage from the start, from random weights: what transfer is compared with."""
+    return [PhaseConfig(name="scratch", unfreeze_depth="all", epochs=freeze.epochs)]
+
+
+def depth(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """The last `unfreeze_depth` stages and the head."""
+    return [PhaseConfig(name=f"depth {freeze.unfreeze_depth}", unfreeze_depth=freeze.unfreeze_depth, epochs=freeze.epochs)]
+
+
+def lp_ft(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """The head first, then every stage."""
+    probe = freeze.probe_epochs or freeze.epochs // 2
+    return [
+        PhaseConfig(name="probe", unfreeze_depth=0, epochs=probe),
+        PhaseConfig(name="full", unfreeze_depth="all", epochs=freeze.epochs - probe),
+    ]
+
+
+def gradual(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """One stage more each epoch, from the head towards the input; every stage for the rest."""
+    count = _one_epoch_each(freeze, len(stages) + 1)
+    phases = [PhaseConfig(name=f"depth {d}", unfreeze_depth=d, epochs=1) for d in range(count)]
+    phases[-1].epochs = freeze.epochs - (count - 1)
+    return phases
+
+
+def top_down(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """One stage more each epoch, from the input towards the head; every stage for the rest."""
+    count = _one_epoch_each(freeze, len(stages))
+    phases = [PhaseConfig(name=f"first {n}", stages=list(stages[:n]), epochs=1) for n in range(1, count + 1)]
+    phases[-1].epochs = freeze.epochs - (count - 1)
+    return phases
+
+
+def surgical(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Chosen stages and the head."""
+    return [PhaseConfig(name="surgical", stages=list(freeze.stages), epochs=freeze.epochs)]
+
+
+def norm_only(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Weights and biases of norm layers, and the head."""
+    return [PhaseConfig(name="norms", parameters=["@norm"], epochs=freeze.epochs)]
+
+
+def bias_only(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Every bias, and the head."""
+    return [PhaseConfig(name="biases", parameters=["@bias"], epochs=freeze.epochs)]
+
+
+def explicit(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """The phases the config spells out."""
+    return list(freeze.phases)
+
+
+PRESETS: Mapping[str, Preset] = {
+    "linear_probe": linear_probe,
+    "full": full,
+    "depth": depth,
+    "lp_ft": lp_ft,
+    "gradual": gradual,
+    "top_down": top_down,
+    "surgical": surgical,
+    "norm_only": norm_only,
+    "bias_only": bias_only,
+    "scratch": scratch,
+    "phases": explicit,
+}
+
+
+def build_schedule(config: ExperimentConfig, stage_names: Sequence[str]) -> FreezeSchedule:
+    """Builds the freeze schedule of an experiment over a backbone's stages.
+
+    Args:
+        config: The experiment.
+        stage_names: The backbone's stages, 0 nearest the input.
+
+    Raises:
+        ConfigError: If a depth, stage or length does not fit the backbone; every problem at once.
+    """
+    phases = PRESETS[config.freeze.schedule](config.freeze, stage_names)
+    problems: list[str] = []
+    resolved = [_resolve(index, phase, config, stage_names, problems) for index, phase in enumerate(phases)]
+    if problems:
+        raise ConfigError(problems, config.name)
+    scheduler = config.scheduler
+    course = Course(scheduler.name, scheduler.min_factor, scheduler.step_size, scheduler.gamma)
+    return FreezeSchedule(tuple(resolved), tuple(stage_names), course)
+
+
+def _one_epoch_each(freeze: FreezeConfig, count: int) -> int:
+    if freeze.epochs < count:
+        raise ConfigError(
+            [
+                f"freeze.epochs: `{freeze.schedule}` has {count} phases on this backbone and needs at least {count} "
+                f"epochs, but got {freeze.epochs}; raise it, or write the phases yourself with `schedule: phases`"
+            ]
+        )
+    return count
+
+
+def _resolve(
+    index: int, phase: PhaseConfig, config: ExperimentConfig, names: Sequence[str], problems: list[str]
+) -> Phase:
+    key = f"freeze.phases[{index}]" if config.freeze.schedule == "phases" else "freeze"
+    stages = _stages(key, phase, names, problems)
+    until = phase.until
+    epochs = phase.epochs if phase.epochs is not None else round((phase.fraction or 0) * config.freeze.epochs)
+    if epochs < 1:
+        problems.append(f"{key}.fraction: {phase.fraction} of {config.freeze.epochs} epochs is no epoch; raise one of them")
+    warmup = config.scheduler.warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs
+    if warmup > epochs >= 1:
+        problems.append(f"{key}.warmup_epochs: the warm-up of {warmup:g} is longer than the phase of {epochs} epochs")
+    return Phase(
+        name=phase.name or f"phase {index}",
+        stages=stages,
+        patterns=tuple(phase.parameters),
+        head=phase.head,
+        epochs=max(epochs, 1),
+        rates=_rates(key, phase, config, names, problems),
+        weight_decay=config.optimizer.weight_decay if phase.weight_decay is None else phase.weight_decay,
+        until=Plateau(until.metric, until.patience, until.min_delta, until.mode) if until else None,
+        at_end=phase.at_end,
+        warmup_epochs=warmup,
+        rate=phase.rate,
+        optimizer_state=phase.optimizer_state,
+        frozen_norm=phase.frozen_norm or config.freeze.frozen_norm,
+    )
+
+
+def _stages(key: str, phase: PhaseConfig, names: Sequence[str], problems: list[str]) -> tuple[int, ...]:
+    if phase.parameters:
+        return tuple(range(len(names)))
+    if phase.stages:
+        return tuple(sorted({_stage_number(f"{key}.stages", stage, names, problems) for stage in phase.stages}))
+    depth = len(names) if phase.unfreeze_depth == "all" else int(phase.unfreeze_depth or 0)
+    if depth > len(names):
+        problems.append(
+            f"{key}.unfreeze_depth: must be at most {len(names)}, the number of stages ({', '.join(names)}), but got {depth}"
+        )
+    return tuple(range(max(0, len(names) - depth), len(names)))
+
+
+def _stage_number(key: str, stage: str, names: Sequence[str], problems: list[str]) -> int:
+    if stage in names:
+        return names.index(stage)
+    if stage.isdigit() and int(stage) < len(names):
+        return int(stage)
+    problems.append(f"{key}: there is no stage '{stage}'{nearest(stage, names)}; stages: {', '.join(names)}")
+    return 0
+
+
+def _rates(
+    key: str, phase: PhaseConfig, config: ExperimentConfig, names: Sequence[str], problems: list[str]
+) -> tuple[float, ...]:
+    """Base rates as in BEiT and timm: the head 1, the last stage the decay, the one before its square."""
+    base = config.optimizer.lr if phase.lr is None else phase.lr
+    decay = config.optimizer.layer_lr_decay if phase.layer_lr_decay is None else phase.layer_lr_decay
+    rates = [base * decay ** (len(names) - stage) for stage in range(len(names) + 1)]
+    for stage, rate in phase.stage_lrs.items():
+        number = len(names) if stage == "head" else _stage_number(f"{key}.stage_lrs", stage, names, problems)
+        rates[number] = rate
+    return tuple(rates)

@@ -1,0 +1,113 @@
+"""Regularisers that belong to fine-tuning: the pull towards the pretrained weights, averaging, stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.errors import ConfigError
+
+
+class L2SP:
+    """L2-SP: half the squared distance of the trained backbone weights from where they started, times `strength`.
+
+    Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks"
+    (ICML 2018). The head has no starting point and is left to weight decay.
+
+    Args:
+        backbone: The backbone with its pretrained weights; a copy of them is kept.
+        strength: Factor of the penalty.
+    """
+
+    def __init__(self, backbone: StagedBackbone, strength: float) -> None:
+        self.strength = strength
+        self.start = {name: weight.detach().clone() for name, weight in backbone.named_parameters()}
+
+    def __call__(self, backbone: StagedBackbone) -> Tensor:
+        """Returns the penalty over the parameters that are trained now; a scalar."""
+        distance = torch.zeros(())
+        for name, weight in backbone.named_parameters():
+            if weight.requires_grad:
+                start = self.start[name] = self.start[name].to(weight.device)
+                distance = distance.to(weight.device) + (weight - start).square().sum()
+        return 0.5 * self.strength * distance
+
+
+def set_stochastic_depth(backbone: nn.Module, probability: float) -> None:
+    """Sets the drop probability of residual branches, rising linearly to `probability` at the deepest one.
+
+    Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016), for backbones that have it built in.
+
+    Raises:
+        ConfigError: If the backbone has no such layer.
+    """
+    layers = [m for m in backbone.modules() if isinstance(m, StochasticDepth) or type(m).__name__ == "DropPath"]
+    if not layers:
+        raise ConfigError(
+            ["regularize.stochastic_depth: this backbone has no stochastic depth; leave it null"], "regularize"
+        )
+    for index, layer in enumerate(layers, start=1):
+        rate = probability * index / len(layers)
+        setattr(layer, "p" if isinstance(layer, StochasticDepth) else "drop_prob", rate)
+
+
+class WeightAverage(L.Callback):
+    """An exponential moving average of the trained weights, which validation, test and the result use.
+
+    Polyak and Juditsky 1992; bias-corrected at the start as in timm: the decay is at most ``(1 + n) / (10 + n)``
+    at step n, so that early averages are not dominated by the starting weights.
+
+    Args:
+        decay: Share of the average that each step keeps.
+        tensors: Names and tensors that change, such as `Task.changing_state`.
+    """
+
+    def __init__(self, decay: float, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        self.decay = decay
+        self.tensors = tensors
+        self.average: dict[str, Tensor] = {}
+        self.steps = 0
+        self._trained: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the average at the first weights."""
+        if not self.average:
+            self.average = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the average towards the weights; counters and the like are copied."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, tensor in self.tensors().items():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor.detach(), 1 - decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the average in place for evaluation."""
+        if trainer.training:
+            self._trained = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+            pl_module.load_state_dict(self.average, strict=False)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the trained weights back."""
+        if self._trained:
+            pl_module.load_state_dict(self._trained, strict=False)
+            self._trained = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and its age."""
+        return {"average": self.average, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.average, self.steps = state["average"], state["steps"]

@@ -1,0 +1,231 @@
+"""The freeze schedule as pure data: phases and the metric history go in, what is trained at which rate comes out.
+
+No torch here: the plan can be printed, tested and replayed without a network. Stages are counted from the input,
+0 first; an unfreeze depth counts them from the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tlresearch.errors import ConfigError
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Ends a phase when `metric` has not improved by more than `min_delta` for `patience` epochs."""
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    mode: Literal["min", "max"] = "min"
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether `value` beats `best`. NaN never does."""
+        if math.isnan(value):
+            return False
+        if best is None:
+            return True
+        return value < best - self.min_delta if self.mode == "min" else value > best + self.min_delta
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one set of trained parameters and their rates.
+
+    Attributes:
+        name: Name in tables and plots.
+        stages: Numbers of the stages trained, 0 nearest the input.
+        patterns: If not empty, only parameters matching one of these are trained, within `stages`.
+        head: Whether the head is trained.
+        epochs: Length in epochs; the longest length where `until` is given.
+        rates: Base rate of each stage and, last, of the head, whether trained or not.
+        weight_decay: Weight decay of everything that decays.
+        until: Ends the phase early.
+        at_end: Weights handed to the next phase: the last, or the best so far.
+        warmup_epochs: Length of the linear warm-up in epochs.
+        rate: Whether the course of the rate starts anew or goes on along that of the phase before.
+        optimizer_state: Whether optimizer moments survive into this phase.
+        frozen_norm: Mode of norm layers in frozen stages.
+    """
+
+    name: str
+    stages: tuple[int, ...]
+    rates: tuple[float, ...]
+    epochs: int
+    patterns: tuple[str, ...] = ()
+    head: bool = True
+    weight_decay: float = 0.0
+    until: Plateau | None = None
+    at_end: Literal["keep", "restore_best"] = "keep"
+    warmup_epochs: float = 0.0
+    rate: Literal["restart", "continue"] = "restart"
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    frozen_norm: Literal["eval", "train"] = "eval"
+
+    @property
+    def boundary(self) -> int:
+        """Number of stages in front of the first trained one: the frozen prefix ends here."""
+        return min(self.stages, default=len(self.rates) - 1)
+
+    def trains(self, group: int) -> bool:
+        """Whether anything in stage `group` is trained; the head is the number of stages."""
+        return self.head if group == len(self.rates) - 1 else group in self.stages
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the rate moves within a phase, as a factor of its base rate."""
+
+    name: Literal["constant", "cosine", "linear", "step", "exponential"] = "constant"
+    min_factor: float = 0.0
+    step_size: int = 10
+    gamma: float = 0.1
+
+    def factor(self, elapsed: float, horizon: float) -> float:
+        """Returns the factor after `elapsed` of `horizon` epochs; 1 at the start."""
+        if self.name == "step":
+            return self.gamma ** (math.floor(elapsed + 1e-9) // self.step_size)
+        if self.name == "exponential":
+            return self.gamma ** math.floor(elapsed + 1e-9)
+        if self.name == "constant":
+            return 1.0
+        progress = min(1.0, elapsed / horizon) if horizon > 0 else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.name == "cosine" else 1 - progress
+        return self.min_factor + (1 - self.min_factor) * falling
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands after the epochs of a history.
+
+    Attributes:
+        epoch: Number of finished epochs: the number of the epoch that comes next.
+        phase: Index of the phase that comes next; the number of phases once the schedule has ended.
+        starts: First epoch of each phase that has begun.
+        best_epoch: Best epoch by the `until` metric of the phase that the last epoch belongs to, if it has one.
+        reason: Why the last epoch ended its phase, or an empty text if it did not.
+    """
+
+    epoch: int
+    phase: int
+    starts: tuple[int, ...]
+    best_epoch: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """The phases of a run over a backbone's stages.
+
+    Attributes:
+        phases: In order; at least one.
+        stage_names: Names of the backbone's stages, 0 nearest the input.
+        course: How the rate moves within each phase.
+    """
+
+    phases: tuple[Phase, ...]
+    stage_names: tuple[str, ...]
+    course: Course = Course()
+
+    def __post_init__(self) -> None:
+        """Checks that the phases fit the stages."""
+        problems = []
+        if not self.phases:
+            problems.append("freeze.phases: a schedule needs at least one phase")
+        for phase in self.phases:
+            if len(phase.rates) != len(self.stage_names) + 1:
+                problems.append(f"phase '{phase.name}': needs a rate for each stage and the head")
+            if not phase.head and not phase.stages:
+                problems.append(f"phase '{phase.name}': trains nothing")
+        if problems:
+            raise ConfigError(problems, "freeze schedule")
+
+    @property
+    def max_epochs(self) -> int:
+        """Length in epochs if no phase ends early."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First epoch of each phase if none ends early."""
+        return tuple(sum(phase.epochs for phase in self.phases[:index]) for index in range(len(self.phases)))
+
+    @property
+    def changing_stages(self) -> frozenset[int]:
+        """Stages whose parameters or buffers any phase can change."""
+        everything = range(len(self.stage_names))
+        if any(phase.frozen_norm == "train" for phase in self.phases):
+            return frozenset(everything)
+        return frozenset(stage for phase in self.phases for stage in phase.stages)
+
+    def position(self, history: Sequence[Metrics]) -> Position:
+        """Replays a history and says where the run stands; the same history always gives the same answer.
+
+        Args:
+            history: The metrics of each finished epoch.
+
+        Raises:
+            ConfigError: If a phase waits for a metric that was not recorded.
+        """
+        phase, starts, reason = 0, [0], ""
+        best: float | None = None
+        best_epoch: int | None = None
+        for epoch, metrics in enumerate(history):
+            if phase == len(self.phases):
+                break
+            if reason:
+                best, best_epoch, reason = None, None, ""
+            now = self.phases[phase]
+            if now.until is not None:
+                value = _value(now, metrics)
+                if now.until.improves(value, best):
+                    best, best_epoch = value, epoch
+                waited = epoch - best_epoch if best_epoch is not None else epoch + 1 - starts[-1]
+                if waited >= now.until.patience:
+                    reason = f"{now.until.metric} has not improved for {waited} epochs"
+            if not reason and epoch + 1 - starts[-1] >= now.epochs:
+                reason = f"{now.epochs} epochs"
+            if reason:
+                phase += 1
+                starts.append(epoch + 1)
+        return Position(len(history), phase, tuple(starts), best_epoch, reason)
+
+    def factor(self, phase: int, starts: Sequence[int], epoch: float) -> float:
+        """Returns the factor on every base rate at a moment of a phase.
+
+        Args:
+            phase: Index of the phase.
+            starts: First epoch of each phase up to this one.
+            epoch: Epochs since the run began, with a fraction within the epoch.
+        """
+        anchor = phase
+        while anchor > 0 and self.phases[anchor].rate == "continue":
+            anchor -= 1
+        last = phase + 1
+        while last < len(self.phases) and self.phases[last].rate == "continue":
+            last += 1
+        warmup = self.phases[anchor].warmup_epochs
+        horizon = starts[phase] - starts[anchor] + sum(p.epochs for p in self.phases[phase:last]) - warmup
+        factor = self.course.factor(max(0.0, epoch - starts[anchor] - warmup), horizon)
+        own_warmup, within = self.phases[phase].warmup_epochs, epoch - starts[phase]
+        return factor * (within / own_warmup if within < own_warmup else 1.0)
+
+    def rates(self, phase: int, starts: Sequence[int], epoch: float) -> tuple[float, ...]:
+        """Returns the rate of each stage and, last, the head; 0 where frozen. Arguments as in `factor`."""
+        factor, now = self.factor(phase, starts, epoch), self.phases[phase]
+        return tuple(rate * factor if now.trains(group) else 0.0 for group, rate in enumerate(now.rates))
+
+
+def _value(phase: Phase, metrics: Metrics) -> float:
+    assert phase.until is not None
+    metric = phase.until.metric
+    if metric not in metrics:
+        known = ", ".join(sorted(metrics))
+        raise ConfigError([f"phase '{phase.name}': until.metric '{metric}' is not recorded; recorded: {known}"])
+    return metrics[metric]

@@ -1,0 +1,76 @@
+"""The terminal's view of a sweep: a line per trial, a bar with the time left."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tlresearch import study as studies
+from tlresearch.config.schema import SweepConfig
+
+
+class SweepProgress:
+    """Shows trials as they end.
+
+    Args:
+        console: Where; ``None`` shows nothing. The bar is drawn only in a terminal.
+        study: The study.
+        config: The sweep.
+        retried: Interrupted trials that are tried again.
+    """
+
+    def __init__(self, console: Console | None, study: Study, config: SweepConfig, retried: int) -> None:
+        self.console = console or Console(quiet=True)
+        self.study = study
+        self.config = config
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        done = len(studies.ended(study))
+        self.bar_id = self.bar.add_task(config.name, total=config.trials, completed=done)
+        if done:
+            self.note(f"continuing after {done} of {config.trials} trials")
+        if retried:
+            self.note(f"{retried} interrupted trials are tried again")
+
+    def trial_ended(self, study: Study, trial: FrozenTrial) -> None:
+        """Shows a trial; as a callback of the study."""
+        point = "  ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
+        state = trial.state.name.lower()
+        value = f"{trial.value:.4f}" if state == "complete" and trial.value is not None else state
+        done = studies.complete(study)
+        mark = "  best" if done and done[0].number == trial.number else ""
+        why = f"  {trial.user_attrs['failure']}" if "failure" in trial.user_attrs else ""
+        seconds = f"{trial.user_attrs['seconds']:.1f} s" if "seconds" in trial.user_attrs else ""
+        self.note(f"trial {trial.number:>3}  {value:>8}  {point}  {seconds}{mark}{why}")
+        self.bar.update(self.bar_id, completed=len(studies.ended(study)))
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(f"  {text}", markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,142 @@
+"""What every task is: a LightningModule over a staged backbone and a head, with loss and metrics per split."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Batch, Data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OptimizerFactory = Callable[[StagedBackbone, nn.Module], Optimizer]
+Mixer = Callable[[Batch, int], Batch]
+Penalty = Callable[[StagedBackbone], Tensor]
+
+
+class Task(L.LightningModule, ABC):
+    """Loss and metrics on top of a backbone; what is trained when is the freeze schedule's business.
+
+    Subclasses give the loss and the metrics. Metrics are gathered per epoch rather than logged per step, and
+    `finish_epoch` hands them to the freeze schedule: there is no second place where they are kept.
+
+    Args:
+        backbone: The staged backbone.
+        head: The head; takes ``(batch, out_features)``.
+        optimizer: Makes the optimizer from backbone and head.
+        changing: Numbers of the stages whose weights can differ from the loaded ones: what checkpoints hold
+            beside the head.
+        mixer: Applied to each training batch with the epoch's number, such as mixup.
+        penalty: Added to the training loss, such as L2-SP.
+    """
+
+    strict_loading = False  # checkpoints hold what was trained, not what was loaded
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        head: nn.Module,
+        *,
+        optimizer: OptimizerFactory,
+        changing: frozenset[int],
+        mixer: Mixer | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self._optimizer = optimizer
+        self._changing = changing
+        self._mixer = mixer
+        self._penalty = penalty
+        self.results: dict[str, dict[str, float]] = {}
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Returns the mean loss of a batch."""
+
+    @abstractmethod
+    def update_metrics(self, split: str, outputs: Any, batch: Batch, loss: Tensor) -> None:
+        """Takes a batch into the metrics of a split."""
+
+    @abstractmethod
+    def compute_metrics(self, split: str) -> dict[str, float]:
+        """Returns a split's metrics without its name, such as ``{"loss": 0.3, "accuracy": 0.9}``, and resets them."""
+
+    def figures(self, data: Data) -> dict[str, Figure]:
+        """Returns figures of the last evaluation by file name; none unless the task has some."""
+        return {}
+
+    def forward(self, inputs: Any, boundary: int = 0) -> Any:
+        """Runs backbone and head; `inputs` are the activations at `boundary`, 0 for raw inputs."""
+        return self.head(self.backbone(inputs, start=boundary))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a training batch."""
+        mixed = self._mixer(batch, self.current_epoch) if self._mixer else batch
+        outputs = self(mixed.inputs, mixed.boundary)
+        loss = self.loss(outputs, mixed.targets)
+        self.update_metrics("train", outputs.detach(), batch, loss.detach())
+        return loss + self._penalty(self.backbone) if self._penalty else loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Takes a validation batch into the metrics."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Takes a test batch into the metrics."""
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Closes the validation metrics."""
+        self.results["val"] = self.compute_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Closes the test metrics."""
+        self.results["test"] = self.compute_metrics("test")
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Closes the training metrics and returns those of the epoch as ``split/name``."""
+        self.results["train"] = self.compute_metrics("train")
+        return {f"{s}/{name}": value for s in ("train", "val") for name, value in self.results.get(s, {}).items()}
+
+    def configure_optimizers(self) -> Optimizer:
+        """Makes the optimizer; the freeze schedule sets its rates, so there is no scheduler."""
+        return self._optimizer(self.backbone, self.head)
+
+    def changing_state(self) -> dict[str, Tensor]:
+        """Returns the tensors that training can change: head, trained stages, stages that were not loaded."""
+        prefixes = ("head.", *(f"backbone.stages.{stage}." for stage in self._changing))
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what was loaded and stays frozen."""
+        checkpoint["state_dict"] = self.changing_state()
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        with torch.no_grad():
+            outputs = self(batch.inputs, batch.boundary)
+            self.update_metrics(split, outputs, batch, self.loss(outputs, batch.targets))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch; `Batch.boundary` is a plain number and stays."""
+        return Batch(*(_to(part, device) for part in batch))
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, dict):
+        return {key: _to(value, device) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return type(part)(_to(value, device) for value in part)
+    return part
+

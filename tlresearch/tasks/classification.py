@@ -1,0 +1,151 @@
+"""Image (or any) classification: binary, multi-class and multi-label."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import classification as tm
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Batch, Data, SplitName, TargetKind
+from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.tasks.classification_figures import prediction_figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+SPLITS = ("train", "val", "test")
+
+
+class ClassificationTask(Task):
+    """A linear head with cross entropy; several independent labels with binary cross entropy.
+
+    Binary targets are a multi-class problem of two classes: one head, one set of metrics, no threshold.
+
+    Args:
+        backbone: The staged backbone.
+        classes: Number of classes, or of labels.
+        kind: What the targets are.
+        optimizer: Makes the optimizer from backbone and head.
+        changing: See `Task`.
+        dropout: Probability of dropout in front of the linear layer.
+        label_smoothing: Smoothing of the cross entropy.
+        class_weights: Weight of each class in the loss.
+        mixer: See `Task`.
+        penalty: See `Task`.
+    """
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        *,
+        classes: int,
+        kind: TargetKind,
+        optimizer: OptimizerFactory,
+        changing: frozenset[int],
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        mixer: Mixer | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.out_features, classes))
+        super().__init__(
+            backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty
+        )
+        self.kind = kind
+        self.label_smoothing = label_smoothing
+        # Not a buffer: it belongs to the data, and no checkpoint should bring another one.
+        self.class_weights = class_weights
+        # ModuleDict refuses `train` as a key: it is a method of its own.
+        self.metrics = nn.ModuleDict(
+            {f"{s}_metrics": MetricCollection(_metrics(kind, classes, thorough=s != "train")) for s in SPLITS}
+        )
+        self.losses = nn.ModuleDict({f"{s}_loss": MeanMetric() for s in SPLITS})
+        self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy; `targets` are class numbers ``(batch,)`` or shares ``(batch, classes)``."""
+        weights = self.class_weights.to(outputs.device) if self.class_weights is not None else None
+        if self.kind == "multilabel":
+            return functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weights)
+        return functional.cross_entropy(
+            outputs, targets, weight=weights, label_smoothing=self.label_smoothing if self.training else 0.0
+        )
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Returns the probability of each class, or of each label by itself."""
+        outputs = outputs.float()
+        return outputs.sigmoid() if self.kind == "multilabel" else outputs.softmax(dim=1)
+
+    def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
+        """Takes a batch into the split's metrics; keeps the predictions of evaluation for figures."""
+        probabilities = self.probabilities(outputs)
+        self.losses[f"{split}_loss"].update(loss, weight=len(batch.indices))
+        targets = batch.targets.int() if self.kind == "multilabel" else batch.targets
+        self.metrics[f"{split}_metrics"].update(probabilities, targets)
+        if split in self.predictions:
+            self.predictions[split].append((batch.indices.cpu(), probabilities.cpu()))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the predictions of the epoch before."""
+        self.predictions["val"].clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets earlier predictions."""
+        self.predictions["test"].clear()
+
+    def figures(self, data: Data) -> dict[str, Figure]:
+        """Draws the confusion matrix and the wrongly classified samples of the test split, else of validation."""
+        split: SplitName = "test" if self.predictions["test"] else "val"
+        if not self.predictions[split]:
+            return {}
+        indices, probabilities = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
+        return prediction_figures(data, split, indices, probabilities)
+
+    def compute_metrics(self, split: str) -> dict[str, float]:
+        """Returns loss and metrics of a split and resets them."""
+        with warnings.catch_warnings():
+            # A class without a sample in the split: torchmetrics leaves it out of the mean and says so each time.
+            warnings.filterwarnings("ignore", message="No (positive|negative) samples")
+            collection = self.metrics[f"{split}_metrics"]
+            values = {"loss": self.losses[f"{split}_loss"].compute(), **collection.compute()}
+        self.losses[f"{split}_loss"].reset()
+        collection.reset()
+        return {name: float(value) for name, value in values.items()}
+
+
+def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
+    """Returns class weights inversely proportional to frequency, ``n / (classes * n_c)`` (King and Zeng 2001).
+
+    For several labels it is the ratio of negatives to positives of each, as ``pos_weight`` takes it.
+    """
+    if kind == "multilabel":
+        positives = targets.sum(0).clamp(min=1)
+        return (len(targets) - positives) / positives
+    counts = torch.bincount(targets, minlength=classes).clamp(min=1)
+    return len(targets) / (classes * counts.float())
+
+
+def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric]:
+    """The metrics of a split: training only watches accuracy, which costs next to nothing."""
+    if kind == "multilabel":
+        found: dict[str, Metric] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
+        if thorough:
+            found["macro_f1"] = tm.MultilabelF1Score(classes, average="macro")
+            found["auroc"] = tm.MultilabelAUROC(classes, average="macro")
+        return found
+    found = {"accuracy": tm.MulticlassAccuracy(classes, average="micro")}
+    if thorough:
+        macro: Literal["macro"] = "macro"
+        found["balanced_accuracy"] = tm.MulticlassRecall(classes, average=macro)
+        found["macro_f1"] = tm.MulticlassF1Score(classes, average=macro)
+        found["auroc"] = tm.MulticlassAUROC(classes, average=macro)
+        found["calibration_error"] = tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1")
+    return found

@@ -1,0 +1,144 @@
+"""Stores a trained model as an MLflow model of its run: code by name, weights as safetensors, no pickle."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlresearch.errors import TrackingError
+from tlresearch.tracking import values
+from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.store import quiet
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+NAME = "model"
+SETTINGS = "served.json"
+DEFAULT_LOADER = "tlresearch.export.load_predictor"
+REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")
+
+
+def log_model(
+    run: TrackedRun,
+    folder: Path,
+    classes: Sequence[str],
+    *,
+    loader: str = DEFAULT_LOADER,
+    metrics: Mapping[str, float] | None = None,
+    params: Mapping[str, object] | None = None,
+    step: int = 0,
+    extra_requirements: Sequence[str] = (),
+) -> str:
+    """Stores the model under ``model``; ``mlflow.pyfunc.load_model("runs:/<run id>/model")`` loads it.
+
+    Args:
+        run: The run it was trained in.
+        folder: All that the loader needs: weights as safetensors, config and labels as text.
+        classes: Class names in the order of their numbers.
+        loader: Dotted path of ``load(folder) -> Predictor``; called where the model is used.
+        metrics: Metrics of this model, shown in the table of models.
+        params: Params shown there.
+        step: Epoch the weights are from.
+        extra_requirements: Packages beside the usual ones, such as ``timm``.
+
+    Returns:
+        Id of the logged model.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.models import Model
+
+    store, client = run.store, run.store.client
+    shown = {name: text[:250] for name, text in values.params(params or {})[0].items()}
+    with store.errors(), tempfile.TemporaryDirectory() as scratch:
+        artifacts = Path(scratch) / NAME
+        shutil.copytree(folder, artifacts)
+        (artifacts / SETTINGS).write_text(json.dumps({"loader": loader, "classes": list(classes)}, indent=1))
+        logged = client.create_logged_model(
+            run.experiment_id, name=NAME, source_run_id=run.run_id, params=shown, model_type="classifier"
+        )
+        status = LoggedModelStatus.FAILED
+        try:
+            target = Path(scratch) / "stored"
+            entry = Model(
+                run_id=run.run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id
+            )
+            _save(target, artifacts, entry, signature(classes), _requirements(extra_requirements))
+            client.log_model_artifacts(logged.model_id, str(target))
+            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
+            now = int(time.time() * 1000)
+            points = [
+                Metric(
+                    values.metric_key(name),
+                    float(value),
+                    now,
+                    step,
+                    model_id=logged.model_id,
+                    run_id=run.run_id,
+                )
+                for name, value in (metrics or {}).items()
+            ]
+            if points:
+                client.log_batch(run.run_id, metrics=points, synchronous=True)
+            status = LoggedModelStatus.READY
+        finally:
+            client.finalize_logged_model(logged.model_id, status)
+    return str(logged.model_id)
+
+
+def signature(classes: Sequence[str]) -> ModelSignature:
+    """The columns a stored model returns.
+
+    The input stays open: MLflow can only describe a data frame or an array, and the model takes both.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+
+    probabilities = [ColSpec(DataType.double, f"p({name})") for name in classes]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "class"),
+        ColSpec(DataType.double, "probability"),
+        *probabilities,
+    ]
+    return ModelSignature(outputs=Schema(outputs))
+
+
+def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, needed: list[str]) -> None:
+    import mlflow.pyfunc
+
+    # Located without importing it: it is MLflow's to run, and registers a model when it is run.
+    spec = importlib.util.find_spec("tlresearch.tracking.served")
+    if spec is None or spec.origin is None:
+        raise TrackingError("tlresearch.tracking.served is missing from this installation")
+    with warnings.catch_warnings(), quiet("mlflow.utils.environment"):
+        # MLflow asks for an input example, which it would store and check, and for pip's version.
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=spec.origin,
+            artifacts={NAME: str(artifacts)},
+            mlflow_model=entry,
+            signature=described,
+            # Given, as finding them out would load the model in a process of its own for ten seconds.
+            pip_requirements=needed,
+        )
+
+
+def _requirements(extra: Sequence[str]) -> list[str]:
+    pinned = []
+    for name in (*REQUIREMENTS, *extra):
+        try:
+            # Local parts such as +cu126 are of one index only, and nobody could install them elsewhere.
+            pinned.append(f"{name}=={re.sub(r'[+].*', '', metadata.version(name))}")
+        except metadata.PackageNotFoundError:
+            pinned.append(name)
+    return pinned

@@ -1,0 +1,225 @@
+"""Where a run comes from: code, packages, hardware and command line; collected once per process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlresearch.tracking.redact import redact_assignments, redact_command
+
+if TYPE_CHECKING:
+    from tlresearch.tracking.run import TrackedRun
+
+PACKAGES = (
+    "tlresearch",
+    "torch",
+    "torchvision",
+    "lightning",
+    "mlflow",
+    "optuna",
+    "numpy",
+    "timm",
+    "transformers",
+)
+_LONGEST_DIFF = 4_000_000  # characters
+_TIMEOUT = 10  # seconds; a repository on a slow network disk must not hold up a training
+
+
+@dataclass(frozen=True)
+class Code:
+    """The git repository that holds the current folder.
+
+    Attributes:
+        commit: Full hash of the commit checked out; empty in a repository without one.
+        branch: Its branch; empty if none is checked out.
+        dirty: Whether files differ from the commit, untracked ones included.
+        diff: What differs in tracked files, without secrets; may be cut.
+        untracked: Files git does not know, at most a hundred.
+    """
+
+    commit: str
+    branch: str
+    dirty: bool
+    diff: str
+    untracked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the run ran on; no name of the machine.
+
+    Attributes:
+        system: Operating system and architecture, such as ``Linux x86_64``.
+        processor: Model of the processor.
+        cores: Logical processors this process may use.
+        memory_gb: Memory in GB (10^9 bytes).
+        gpus: Model of each GPU.
+    """
+
+    system: str
+    processor: str
+    cores: int
+    memory_gb: float
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything besides config and data that says where a run comes from.
+
+    Attributes:
+        command: Command line without secrets.
+        code: The repository, or `None` outside one.
+        packages: Version by package, for those installed.
+        python: Version of Python.
+        hardware: The machine.
+    """
+
+    command: str
+    code: Code | None
+    packages: dict[str, str]
+    python: str
+    hardware: Hardware
+
+    def tags(self) -> dict[str, str]:
+        """The short form, for the table of runs; MLflow shows the commit in its own column."""
+        tags = {
+            "mlflow.source.name": self.command or "tlresearch",
+            "mlflow.source.type": "LOCAL",
+            "tlresearch.hardware": ", ".join(self.hardware.gpus) or self.hardware.processor,
+            "tlresearch.version": self.packages.get("tlresearch", "unknown"),
+        }
+        if self.code:
+            tags["mlflow.source.git.commit"] = self.code.commit
+            tags["mlflow.source.git.branch"] = self.code.branch
+            tags["tlresearch.code"] = "changed" if self.code.dirty else "clean"
+        return {name: value for name, value in tags.items() if value}
+
+    def environment(self) -> dict[str, object]:
+        """The whole record but the diff, as plain values."""
+        record = asdict(self)
+        if record["code"]:
+            del record["code"]["diff"]
+        return record
+
+    def log(self, run: TrackedRun) -> None:
+        """Writes tags and the artifacts ``provenance/environment.json`` and ``provenance/diff.patch``."""
+        run.set_tags(self.tags())
+        # Through JSON, so that tuples become lists.
+        run.log_dict(json.loads(json.dumps(self.environment())), "provenance/environment.json")
+        if self.code and self.code.diff:
+            run.log_text(self.code.diff, "provenance/diff.patch")
+
+
+def collect(command_line: Sequence[str] | None = None) -> Provenance:
+    """Collects the provenance of this process; git and hardware are asked once.
+
+    Args:
+        command_line: Words of the command; those of this process unless given.
+    """
+    words = list(sys.argv if command_line is None else command_line)
+    if words:
+        # The program's folder is a matter of the machine, not of the run.
+        words[0] = Path(words[0]).name
+    return Provenance(
+        command=redact_command(words),
+        code=_code(str(Path.cwd())),
+        packages=dict(_packages()),
+        python=platform.python_version(),
+        hardware=_hardware(),
+    )
+
+
+@functools.cache
+def _code(folder: str) -> Code | None:
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is None:
+        return None
+    commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or ""
+    branch = _git(folder, "symbolic-ref", "--short", "--quiet", "HEAD") or ""
+    # External diff programs and colours of the user's own settings would spoil the patch.
+    diff = _git(top.strip(), "diff", "--no-ext-diff", "--no-color", "HEAD") if commit.strip() else ""
+    status = _git(top.strip(), "status", "--porcelain") or ""
+    untracked = tuple(line[3:] for line in status.splitlines() if line.startswith("??"))
+    text = redact_assignments(diff or "")
+    if len(text) > _LONGEST_DIFF:
+        text = f"{text[:_LONGEST_DIFF]}\n# cut: the diff has {len(text)} characters\n"
+    return Code(commit.strip(), branch.strip(), bool(status.strip()), text, untracked[:100])
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode(errors="replace")
+
+
+@functools.cache
+def _packages() -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+@functools.cache
+def _hardware() -> Hardware:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=cores,
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        gpus=_gpus(),
+    )
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> tuple[str, ...]:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # Importing torch only to ask this would cost seconds; asking does not start CUDA's context.
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return tuple(torch.cuda.get_device_properties(index).name for index in range(count))
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(answer.stdout.decode().split("\n")[:-1])

@@ -1,0 +1,79 @@
+"""Recorded runs: finding them by id, beginning of an id or name, and the runs nested in them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tlresearch.errors import TrackingError, nearest
+from tlresearch.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+STUDY_TAG = "tlresearch.study"
+_PAGE = 1000
+_RUN_ID = re.compile(r"^[0-9a-f]{32}$")
+_PREFIX = re.compile(r"^[0-9a-f]{4,31}$")
+
+
+def find_run(store: Store, text: str) -> Run:
+    """Finds one run by its id, the beginning of its id (4 characters or more), or its name.
+
+    Raises:
+        TrackingError: If there is none, or several; the text lists them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if _RUN_ID.match(text):
+        try:
+            return store.client.get_run(text)
+        except MlflowException:
+            raise TrackingError(f"there is no run {text} in the MLflow store {store.label}") from None
+    quoted = text.replace("'", "''")
+    found = search(store, f"attributes.run_name = '{quoted}'")
+    if not found and _PREFIX.match(text):
+        found = search(store, f"attributes.run_id LIKE '{text}%'")
+    if not found:
+        names = [run.info.run_name or "" for run in search(store, "", limit=_PAGE)]
+        raise TrackingError(
+            f"there is no run '{text}' in the MLflow store {store.label}{nearest(text, names)}"
+        )
+    if len(found) > 1:
+        listing = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found[:10])
+        raise TrackingError(f"'{text}' is {len(found)} runs: {listing}; give the beginning of one id")
+    return found[0]
+
+
+def children(store: Store, run_id: str) -> list[Run]:
+    """The runs nested in one."""
+    return search(store, f"tags.`mlflow.parentRunId` = '{run_id}'")
+
+
+def study_runs(store: Store, study: str) -> list[Run]:
+    """The parent runs of a study: those with its tag, else those with its name.
+
+    Raises:
+        TrackingError: If there is none.
+    """
+    quoted = study.replace("'", "''")
+    tagged = search(store, f"tags.`{STUDY_TAG}` = '{quoted}'")
+    parents = [run for run in tagged if "mlflow.parentRunId" not in run.data.tags]
+    parents = parents or search(store, f"attributes.run_name = '{quoted}'")
+    if not parents:
+        raise TrackingError(f"there is no sweep '{study}' in the MLflow store {store.label}")
+    return parents
+
+
+def search(store: Store, query: str, limit: int | None = None) -> list[Run]:
+    """All runs that match a query of MLflow, in every experiment, newest first."""
+    with store.errors():
+        experiments = [found.experiment_id for found in store.client.search_experiments()]
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = store.client.search_runs(experiments, query, max_results=_PAGE, page_token=token)
+            runs += page
+            token = page.token
+            if not token or (limit is not None and len(runs) >= limit):
+                return runs[:limit]

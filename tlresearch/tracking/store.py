@@ -1,0 +1,242 @@
+"""The MLflow store: where it is, that it can be used, its experiments, its addresses in the UI."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from tlresearch.config.paths import home
+from tlresearch.errors import TrackingError
+from tlresearch.tracking.redact import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+
+LOCAL_UI = "http://127.0.0.1:5000"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+# MLflow's own defaults (7 retries, 120 s) block for four minutes on a server that is down.
+_CHECK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_open: dict[tuple[int, str], Store] = {}
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A reachable MLflow store.
+
+    Attributes:
+        uri: Its address, credentials included: never print it, print `label`.
+        client: The one client of this process for it.
+        artifacts: Folder of the artifacts; `None` where a server decides.
+    """
+
+    uri: str
+    client: MlflowClient
+    artifacts: Path | None
+
+    @property
+    def label(self) -> str:
+        """The address without credentials."""
+        return redact(self.uri)
+
+    @property
+    def ui(self) -> str:
+        """Base address of the UI: the server itself, or where ``tlresearch ui`` shows a local store."""
+        return self.label.replace("***@", "").rstrip("/") if self.uri.startswith("http") else LOCAL_UI
+
+    def experiment_id(self, name: str) -> str:
+        """Finds the experiment called `name`, or creates it; several processes may ask at once."""
+        from mlflow.exceptions import MlflowException
+
+        with self.errors():
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                folder = re.sub(r"[^\w ./-]|\.\.", "_", name).strip("/")
+                location = str(self.artifacts / folder) if self.artifacts else None
+                # Says that these are trained models, not traces of language models.
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                try:
+                    return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
+                except MlflowException as error:
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise error
+            if found.lifecycle_stage == "deleted":
+                _log.warning("experiment '%s' was deleted in MLflow; it is restored with its runs", name)
+                self.client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns MLflow's errors into a `TrackingError` that names the store and no credentials."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise TrackingError(f"MLflow store {self.label}: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, without secrets and of readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = redact(lines[0] if lines else type(error).__name__)
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def resolve_uri(configured: str | None = None) -> str:
+    """The tracking URI: the configured one, else ``MLFLOW_TRACKING_URI``, else SQLite in our home.
+
+    Raises:
+        TrackingError: If it names a folder: MLflow no longer supports stores made of files.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    scheme = uri.split("://")[0] if "://" in uri else ""
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"tracking.uri: '{redact(uri)}' is a folder, and MLflow 3 keeps no stores in folders; "
+            "use sqlite:///path/mlflow.db, a database or a server (http://...)"
+        )
+    if scheme == "sqlite":
+        path = uri.removeprefix("sqlite:///")
+        if not path or path == ":memory:":
+            raise TrackingError(
+                "tracking.uri: an SQLite store needs a file, such as sqlite:///path/mlflow.db"
+            )
+        return f"sqlite:///{Path(path).expanduser().absolute()}"
+    return uri.rstrip("/")
+
+
+def connect(configured: str | None = None) -> Store:
+    """Opens the store once per process; creates a local database that is not there yet.
+
+    Raises:
+        TrackingError: Within seconds, if the store cannot be reached or used.
+    """
+    for variable, value in _DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    uri = resolve_uri(configured)
+    with _opening:
+        key = (os.getpid(), uri)
+        if key not in _open:
+            _open[key] = _connect(uri)
+        return _open[key]
+
+
+def _connect(uri: str) -> Store:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
+    database = uri.split("://")[0].split("+")[0] in _DATABASES
+    artifacts = home() / "artifacts" if database else None
+    try:
+        if uri.startswith("sqlite"):
+            path = Path(uri.removeprefix("sqlite:///"))
+            artifacts = path.parent / "artifacts"
+            with _locked(path.parent / f".{path.name}.lock"):
+                client = MlflowClient(uri, registry_uri=uri)
+                client.search_experiments(max_results=1)
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    # Readers and several writers at once; the setting stays in the file.
+                    connection.execute("PRAGMA journal_mode=WAL")
+        elif database:
+            # Two processes that create the tables at once fail; the lock covers those of this machine.
+            with _locked(home() / ".mlflow-database.lock"):
+                client = MlflowClient(uri, registry_uri=uri)
+                client.search_experiments(max_results=1)
+        else:
+            with _quick_requests():
+                client = MlflowClient(uri, registry_uri=uri)
+                client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise TrackingError(f"cannot use the MLflow store {redact(uri)}: {_cure(uri, error)}") from None
+    except Warning:
+        raise
+    except Exception as error:
+        # SQLAlchemy and requests raise errors of their own for a missing driver or a bad address.
+        raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {one_line(error)}") from None
+    return Store(uri, client, artifacts)
+
+
+def _cure(uri: str, error: Exception) -> str:
+    text = one_line(error)
+    if "out-of-date database schema" in str(error).lower() or "detected out-of-date" in str(error).lower():
+        return f"it was written by an older MLflow; run: mlflow db upgrade {redact(uri)}"
+    if "401" in text or "403" in text:
+        return "it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if uri.startswith("http") and ("Max retries" in text or "timed out" in text or "Connection" in text):
+        return "it does not answer; is the server running (mlflow server), and is the address right?"
+    return text
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Keeps the warnings of one logger of MLflow back."""
+    target = logging.getLogger(logger)
+    before = target.level
+    target.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        target.setLevel(before)
+
+
+@contextlib.contextmanager
+def _quick_requests() -> Iterator[None]:
+    before = {key: os.environ[key] for key in _CHECK}
+    os.environ.update(_CHECK)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def runs_url(base: str, experiment_id: str) -> str:
+    """Address of the table of runs; without the parameter MLflow 3 opens a page for language models."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def run_url(base: str, experiment_id: str, run_id: str) -> str:
+    """Address of one run."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def compare_url(base: str, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> str:
+    """Address of the UI's comparison of runs."""
+    runs, experiments = (
+        quote(json.dumps(list(ids), separators=(",", ":")), safe="")
+        for ids in (run_ids, dict.fromkeys(experiment_ids))
+    )
+    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"

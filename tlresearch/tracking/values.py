@@ -1,0 +1,75 @@
+"""Names and values as MLflow takes them: its characters, its lengths, and no secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from tlresearch.tracking.redact import HIDDEN, is_secret, redact
+
+LONGEST_PARAM = 6000  # MLflow cuts what is longer
+LONGEST_TAG = 8000
+_SHOWN_OF_LONG = 200
+
+
+def metric_key(name: str) -> str:
+    """A metric's name in the characters MLflow takes: ``precision@5`` becomes ``precision_at_5``."""
+    return key(name.replace("@", "_at_"))
+
+
+def key(name: str) -> str:
+    """A name of a param, tag or metric in the characters and length MLflow takes."""
+    return re.sub(r"[^\w ./:-]", "_", name)[:250]
+
+
+def text(value: object) -> str:
+    """A param's value as text: as in YAML and JSON, so that it can be read back."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Enum):
+        return str(value.value)
+    if value is None or isinstance(value, (bool, Mapping, Sequence)):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    return str(value)
+
+
+def clean(name: str, value: object) -> Any:
+    """A value without secrets, also within lists and mappings; `name` is the key it stands under."""
+    if isinstance(value, Mapping):
+        return {str(inner): clean(str(inner), item) for inner, item in value.items()}
+    if value not in (None, "") and is_secret(name):
+        return HIDDEN
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, (list, tuple)):
+        return [clean(name, item) for item in value]
+    return value
+
+
+def params(values: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]]:
+    """Splits values into params MLflow can hold and the whole text of those it cannot.
+
+    Returns:
+        All params, where a long one says that it is shortened, and the long ones whole.
+    """
+    short: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    for name, value in values.items():
+        shown = text(clean(name, value))
+        if len(shown) > LONGEST_PARAM:
+            whole[key(name)] = shown
+            shown = f"<{len(shown)} characters, whole in config/long_params.json> {shown[:_SHOWN_OF_LONG]}…"
+        short[key(name)] = shown
+    return short, whole
+
+
+def tags(values: Mapping[str, str]) -> dict[str, str]:
+    """Tags in MLflow's names and length, without secrets."""
+    cleaned = {key(name): str(clean(name, value)) for name, value in values.items()}
+    return {
+        name: value if len(value) <= LONGEST_TAG else value[: LONGEST_TAG - 1] + "…"
+        for name, value in cleaned.items()
+    }
