@@ -156,9 +156,8 @@ def render(comparison: Comparison) -> Table:
         (name, [_cell(comparison, row, name) for row in comparison.rows]) for name in comparison.metrics
     ]
     lines.append(("duration", [_duration(row.seconds) for row in comparison.rows]))
-    numeric = {*comparison.metrics, "duration"}
     if len(comparison.rows) <= _MOST_COLUMNS:
-        last_param = next(reversed(comparison.differing), "state")
+        last_param = next(reversed(list(comparison.differing)), "state")
         table.add_column("", style="bold", no_wrap=True)
         for head in heads:
             table.add_column(head, justify="right", overflow="fold")
@@ -167,7 +166,7 @@ def render(comparison: Comparison) -> Table:
     else:
         table.add_column("run", style="bold", no_wrap=True)
         for key, _ in lines:
-            table.add_column(key, justify="right" if key in numeric else "left", overflow="fold")
+            table.add_column(key, justify="left" if key == "state" else "right", overflow="fold")
         for index, head in enumerate(heads):
             table.add_row(head.replace("\n", " "), *(cells[index] for _, cells in lines))
     notes = ["metrics: last value (best over all epochs @ its epoch)"]
@@ -190,10 +189,7 @@ def _direction_of(about: Mapping[str, str]) -> Direction | None:
 
 
 def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:
-    metrics = {}
-    for name in names:
-        if name in run.data.metrics:
-            metrics[name] = _value(store, run, name, directions[name])
+    known = [name for name in names if name in run.data.metrics]
     ended = run.info.end_time or run.info.start_time
     return Row(
         run_id=run.info.run_id,
@@ -201,7 +197,7 @@ def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, 
         name=(run.info.run_name or run.info.run_id[:8]).removeprefix(PRUNED_MARK),
         state=_run_state(run),
         params=dict(run.data.params),
-        metrics=metrics,
+        metrics={name: _value(store, run, name, directions[name]) for name in known},
         seconds=max(0.0, (ended - run.info.start_time) / 1000),
     )
 

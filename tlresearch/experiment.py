@@ -128,7 +128,7 @@ def fit(
         progress = RunProgress(console, trial.name if trial else config.name, config.trainer.monitor) if console else None
         listeners = [results.EpochLog(tracked, backbone.stage_names), progress, trial.listener if trial else None]
         plan = _plan(config, schedule, [listener for listener in listeners if listener])
-        trainer = _trainer(config, plan, task, folder, [progress] if progress else [])
+        trainer = _trainer(config, plan, task, folder, tracked, [progress] if progress else [])
         try:
             _train(trainer, plan, task, data, config, folder)
             pruned = ""
@@ -215,6 +215,7 @@ def _trainer(
     plan: FreezeScheduleCallback,
     task: Task,
     folder: RunFolder,
+    tracked: TrackedRun,
     extra: Sequence[L.Callback],
 ) -> L.Trainer:
     options: TrainerConfig = config.trainer
@@ -223,7 +224,7 @@ def _trainer(
         # In front of the schedule, so that what the schedule keeps as best is the average.
         callbacks.insert(0, WeightAverage(config.regularize.ema, task.changing_state))
     if options.checkpoint_every:
-        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every))
+        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every, tracked.flush))
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,

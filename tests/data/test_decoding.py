@@ -18,19 +18,25 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "RGBA", "LA"])
+HOLDS = {
+    "PNG": ("RGB", "L", "P", "1", "RGBA", "LA"),
+    "JPEG": ("RGB", "L", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("RGB", "L", "P", "1"),
+    "BMP": ("RGB", "L", "P", "1"),
+    "TIFF": ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA"),
+    "PPM": ("RGB", "L", "1"),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in HOLDS.items() for mode in modes])
 def test_every_mode_decodes_as_pil_converts_it(kind: str, mode: str) -> None:
-    image = Image.fromarray(PIXELS)
-    try:
-        content = encode(image.convert("L").convert("1") if mode == "1" else image.convert(mode), kind)
-    except OSError:
-        pytest.skip(f"{kind} cannot hold {mode}")
+    content = encode(Image.fromarray(PIXELS).convert(mode), kind)
     with Image.open(io.BytesIO(content)) as stored:
-        expected = np.asarray(stored.convert("RGB"))
+        expected = np.array(stored.convert("RGB"))
     found = decode(content, 3)
     assert found.dtype == torch.uint8
-    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1)
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
     assert decode(content, 1).shape == (1, 9, 11)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tlresearch.data import files
+from tlresearch.data import decoding, files
 from tlresearch.data.base import Data
 from tlresearch.errors import DataError
 
@@ -19,7 +19,7 @@ Build = Callable[..., Data]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every decoded file."""
     calls: list[int] = []
-    decode = files.decode
+    decode = decoding.decode
 
     def counting(content: bytes, channels: int) -> object:
         calls.append(len(content))

@@ -9,6 +9,9 @@ from tlresearch.data.base import SplitName
 from tlresearch.data.splits import assign_splits, subset
 from tlresearch.errors import DataError
 
+TRAIN: SplitName = "train"
+VAL: SplitName = "val"
+TEST: SplitName = "test"
 LABELS = st.lists(st.integers(2, 30), min_size=2, max_size=5).flatmap(
     lambda sizes: st.permutations([label for label, size in enumerate(sizes) for _ in range(size)])
 )
@@ -103,13 +106,13 @@ def test_the_order_of_the_table_does_not_matter() -> None:
 
 
 def test_given_splits_are_kept() -> None:
-    given: list[SplitName] = ["train"] * 6 + ["val"] * 2
+    given: list[SplitName] = [TRAIN] * 6 + [VAL] * 2
     splits = assign([0, 1] * 4, given=given)
     assert splits == {"train": [0, 1, 2, 3, 4, 5], "val": [6, 7]}
 
 
 def test_a_given_test_is_kept_and_val_comes_from_train() -> None:
-    given: list[SplitName] = ["train"] * 10 + ["test"] * 2
+    given: list[SplitName] = [TRAIN] * 10 + [TEST] * 2
     splits = assign([0, 1] * 6, given=given, val=0.2, test=0.5)
     assert splits["test"] == [10, 11]
     assert len(splits["val"]) == 2

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, Swin_T_Weights
+from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights, Swin_T_Weights
 
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.transforms import Evaluation, build_augmentation, resized
@@ -10,7 +10,7 @@ from tlresearch.errors import DataError
 
 WEIGHTS = [
     ResNet18_Weights.IMAGENET1K_V1,
-    ResNet18_Weights.IMAGENET1K_V1,
+    ResNet50_Weights.IMAGENET1K_V2,
     EfficientNet_B0_Weights.IMAGENET1K_V1,
     Swin_T_Weights.IMAGENET1K_V1,
 ]

@@ -1,5 +1,6 @@
 """Statuses, metrics, params and secrets of runs in a real store."""
 
+# ruff: noqa: PT012 - a run is opened and used inside pytest.raises, as its end is what is tested
 from __future__ import annotations
 
 import math
@@ -22,15 +23,12 @@ class TrialPruned(Exception):  # noqa: N818 - the name Optuna gives it
     pass
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TLRESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 def start(
-    *, params: dict[str, object] | None = None, parent: str | None = None, run_id: str | None = None, system: bool = False
+    *,
+    params: dict[str, object] | None = None,
+    parent: str | None = None,
+    run_id: str | None = None,
+    system: bool = False,
 ) -> TrackedRun:
     config = TrackingConfig(system_metrics=system)
     return open_run(
@@ -183,15 +181,18 @@ def test_a_long_param_survives_whole() -> None:
 def test_secrets_are_stored_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "environmental-secret")
     secret = "hunter2secret"
-    with pytest.raises(RuntimeError), start(
-        params={
-            "storage": f"postgresql://user:{secret}@host/db",
-            "url": f"https://host/x?a=1&sig={secret}",
-            "db.password": secret,
-            "nested": {"api_key": secret, "max_tokens": 5},
-            "environment": "environmental-secret",
-        }
-    ) as run:
+    with (
+        pytest.raises(RuntimeError),
+        start(
+            params={
+                "storage": f"postgresql://user:{secret}@host/db",
+                "url": f"https://host/x?a=1&sig={secret}",
+                "db.password": secret,
+                "nested": {"api_key": secret, "max_tokens": 5},
+                "environment": "environmental-secret",
+            }
+        ) as run,
+    ):
         run.set_tags({"where": f"http://user:{secret}@host", "token": secret})
         run.log_text(f"see http://user:{secret}@host", "a.txt")
         run.log_dict({"list": [f"redis://:{secret}@host"], "secret": secret}, "b.yaml")

@@ -20,13 +20,6 @@ from tlresearch.tracking.run import open_run
 from tlresearch.tracking.store import compare_url, connect, resolve_uri, runs_url
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TLRESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +35,9 @@ def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
     assert resolve_uri("sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"]
+)
 def test_stores_that_do_not_keep_runs_are_refused(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"sqlite:///path/mlflow\.db"):
         resolve_uri(uri)
@@ -58,6 +53,7 @@ with open_run(TrackingConfig(system_metrics=False), experiment="e", name=sys.arg
 
 
 def test_four_processes_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
+    (tmp_path / "home" / "mlflow.db").unlink()
     processes = [
         subprocess.Popen([sys.executable, "-c", START, f"r{index}"], stderr=subprocess.PIPE, text=True)
         for index in range(4)
@@ -95,7 +91,10 @@ def server(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     command += ["--artifacts-destination", str(tmp_path / "served")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -126,7 +125,7 @@ def test_a_run_on_a_server_is_stored_there(server: str, tmp_path: Path) -> None:
     assert stored.data.metrics == {"loss": 1.0}
     assert run.download("a.txt").read_text() == "hello"
     assert run.url.startswith(f"{server}/#/experiments/")
-    assert not (tmp_path / "home" / "mlflow.db").exists()
+    assert not (tmp_path / "home" / "artifacts").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,16 @@ def test_redact_hides_credentials_and_nothing_else(text: str, expected: str) -> 
 
 
 def test_a_command_line_is_shown_without_secrets() -> None:
-    words = ["tlresearch", "run", "x", "--password", "abc", "db.token=def", "optimizer.lr=1e-3", "max_tokens=5"]
+    words = [
+        "tlresearch",
+        "run",
+        "x",
+        "--password",
+        "abc",
+        "db.token=def",
+        "optimizer.lr=1e-3",
+        "max_tokens=5",
+    ]
     assert redact_command(words) == (
         "tlresearch run x --password *** 'db.token=***' optimizer.lr=1e-3 max_tokens=5"
     )

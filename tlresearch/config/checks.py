@@ -186,6 +186,8 @@ def _optimizer(optimizer: OptimizerConfig) -> Iterator[str]:
 def _together(config: ExperimentConfig) -> Iterator[str]:
     if config.freeze.schedule == "scratch" and (config.backbone.weights or config.backbone.checkpoint):
         yield "backbone.weights: `freeze.schedule: scratch` trains from random weights; set backbone.weights=null"
+    if config.regularize.ema and any(phase.at_end == "restore_best" for phase in config.freeze.phases):
+        yield "regularize.ema: an average cannot go on from weights that a phase restores; use at_end: keep"
     if config.scheduler.warmup_epochs > config.freeze.epochs:
         yield (
             f"scheduler.warmup_epochs: must be at most freeze.epochs ({config.freeze.epochs}), "

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,22 +202,28 @@ def _section(hint: Any) -> type | None:
 
 def _set_leaf(node: DictConfig, key: str, value: Any, hint: Any, path: str, problems: list[str]) -> None:
     try:
-        node[key] = _as_floats(value, hint)
-    except (OmegaConfBaseException, ValueError, TypeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # OmegaConf's word for a conversion nobody declared
+            node[key] = _as_declared(value, hint)
+    except (FutureWarning, OmegaConfBaseException, ValueError, TypeError):
         choices = [str(choice) for choice in _choices(hint)]
         close = nearest(str(value), choices) if isinstance(value, str) else ""
         problems.append(f"{path}: must be {_describe(hint)}, but got {value!r}{close}")
 
 
-def _as_floats(value: Any, hint: Any) -> Any:
-    """Writes whole numbers as floats where a float is meant: OmegaConf wants the declared type."""
-    kinds = typing.get_args(hint)
-    if isinstance(value, list) and kinds == (float,):
-        return [_as_floats(entry, float) for entry in value]
-    if isinstance(value, dict) and kinds == (str, float):
-        return {name: _as_floats(entry, float) for name, entry in value.items()}
-    wants_float = hint is float or (float in kinds and int not in kinds)
-    return float(value) if wants_float and type(value) is int else value
+def _as_declared(value: Any, hint: Any) -> Any:
+    """Writes whole numbers as floats, and numbers as text, where that is what is declared."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        return [_as_declared(entry, inner[0]) for entry in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _as_declared(entry, inner[1]) for name, entry in value.items()}
+    kinds = {hint, *inner}
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    if type(value) in (int, float) and str in kinds and not kinds & {int, float}:
+        return str(value)
+    return value
 
 
 def _choices(hint: Any) -> list[Any]:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional as F
-
-_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 
 
 def decode(content: bytes, channels: int) -> Tensor:
     """Decodes an image file; alpha is dropped, the first frame is taken, EXIF rotation is not applied.
+
+    PIL decodes every format: torchvision's own decoders give the same pixels, know fewer formats and are
+    deprecated since 0.29.
 
     Raises:
         ValueError: If it cannot be decoded; the text says why.
@@ -23,36 +23,27 @@ def decode(content: bytes, channels: int) -> Tensor:
     if not content:
         raise ValueError("the file is empty (0 bytes)")
     try:
-        # bytearray: torch warns about a buffer it could write to but must not.
-        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), _MODES[channels])
-    except RuntimeError:
-        # bmp and tiff are not torchvision's; PIL also says more clearly what is wrong with a broken file.
-        return _decode_with_pil(content, channels)
-    pixels: Tensor = image[0] if image.ndim == 4 else image
-    return (pixels.to(torch.int32) >> 8).to(torch.uint8) if pixels.dtype == torch.uint16 else pixels
-
-
-def _decode_with_pil(content: bytes, channels: int) -> Tensor:
-    try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            pixels = _to_uint8(image)
+            pixels = _to_uint8(image, channels)
     except UnidentifiedImageError:
         raise ValueError("not an image, or a damaged one") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
     return to_channels(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), channels)
 
 
-def _to_uint8(image: Image.Image) -> np.ndarray:
+def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
+    """Returns ``(H, W, 1 or 3)``."""
     if image.mode.startswith("I;16"):
         # PIL's own conversion clips at 255, which turns most 16-bit images white.
         return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} (32 bit); convert the image to 8 or 16 bit")
-    if image.mode in ("1", "L", "LA"):
+    if channels == 1 or image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))[..., None]
     if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, PIL warns that the transparency is lost.
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,15 +85,18 @@ class EpochCheckpoint(Checkpoint):
     Args:
         path: The file; replaced in one step.
         every: Epochs between two checkpoints.
+        before: Called before writing, so that nothing of the epochs a checkpoint holds is still unrecorded.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
+    def __init__(self, path: Path, every: int, before: Callable[[], object]) -> None:
         self.path = path
         self.every = every
+        self.before = before
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes after every other callback: Lightning runs checkpoints last."""
         if (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop:
+            self.before()
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary, weights_only=False)  # the optimizer too
             if trainer.is_global_zero:

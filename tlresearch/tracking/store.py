@@ -120,7 +120,7 @@ def resolve_uri(configured: str | None = None) -> str:
             "use sqlite:///path/mlflow.db, a database or a server (http://...)"
         )
     if scheme == "sqlite":
-        path = uri.removeprefix("sqlite:///")
+        path = uri.removeprefix("sqlite://").removeprefix("/")
         if not path or path == ":memory:":
             raise TrackingError(
                 "tracking.uri: an SQLite store needs a file, such as sqlite:///path/mlflow.db"

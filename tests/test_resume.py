@@ -1,0 +1,106 @@
+"""A killed run, started again by the same command, ends as the unbroken one: same run, same bits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.toy import toy_text
+
+DRIVER = '''
+import json, os, signal, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from tlresearch.config.load import load_text
+from tlresearch.experiment import fit
+from tlresearch.tasks.base import Task
+
+text, home, kills = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+
+def child(name, kill_at):
+    """Forks before torch has threads; the child runs the experiment in its own home."""
+    (home / name).mkdir(exist_ok=True)
+    if not (home / name / "mlflow.db").exists():
+        shutil.copy(home / "template" / "mlflow.db", home / name / "mlflow.db")
+    process = os.fork()
+    if process == 0:
+        os.environ["TLRESEARCH_HOME"] = str(home / name)
+        steps, plain = 0, Task.training_step
+        def counted(self, batch, batch_idx):
+            nonlocal steps
+            steps += 1
+            if steps == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(self, batch, batch_idx)
+        Task.training_step = counted
+        from tlresearch.tracking.store import connect
+        result = fit(load_text(text))
+        store = connect()
+        import hashlib
+        digest = hashlib.sha256()
+        for key, tensor in sorted(result.task.changing_state().items()):
+            digest.update(key.encode() + tensor.numpy().tobytes())
+        points = {}
+        for key in store.client.get_run(result.run_id).data.metrics:
+            if not key.startswith("system/"):
+                points[key] = sorted((p.step, p.value) for p in store.client.get_metric_history(result.run_id, key))
+        runs = store.client.search_runs([e.experiment_id for e in store.client.search_experiments()])
+        out = {"weights": digest.hexdigest(), "history": result.history, "points": points, "steps": steps,
+               "runs": [r.info.status for r in runs]}
+        (home / f"{name}.json").write_text(json.dumps(out, sort_keys=True))
+        os._exit(0)
+    return os.waitpid(process, 0)[1]
+
+os.environ["TLRESEARCH_HOME"] = str(home / "template")
+import shutil
+if os.fork() == 0:  # tables are made once; each child gets a copy
+    from tlresearch.tracking.store import connect
+    connect()
+    os._exit(0)
+os.wait()
+
+assert child("unbroken", -1) == 0
+for kill in kills:
+    name = f"killed-{kill}"
+    assert child(name, kill) == signal.SIGKILL
+    assert child(name, -1) == 0
+'''
+
+SCHEDULES = {
+    "two phases, augmentation, best epoch, average": {
+        "freeze": "{schedule: lp_ft, probe_epochs: 2, epochs: 4}",
+        "optimizer": "{name: adamw, lr: 0.01, weight_decay: 0.01}",
+        "data": "{name: digits, classes: ['0', '1'], labels_per_class: 24, test_fraction: 0.2, batch_size: 16, "
+        "augment: flip, mixup: 0.2}",
+        "task": "{name: classification, dropout: 0.3}",
+        "trainer": "{select: best, accumulate: 2, gradient_clip: 1.0}",
+        "regularize": "{ema: 0.9, l2_sp: 0.01}",
+    },
+    "plateau with best weights restored": {
+        "freeze": "{schedule: phases, phases: [{unfreeze_depth: all, epochs: 3, at_end: restore_best, "
+        "until: {patience: 1, min_delta: 100}}, {unfreeze_depth: 1, epochs: 2, rate: continue}]}",
+        "task": "{name: classification, dropout: 0.3}",
+    },
+}
+KILLS = dict(zip(SCHEDULES, ([2, 8], [4, 11]), strict=True))
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_killed_and_resumed_equals_unbroken(case: str, tmp_path: Path) -> None:
+    # Of 3 steps an epoch: in the first epoch, at the start of the second, in later phases.
+    kills = KILLS[case]
+    text = toy_text(**SCHEDULES[case])
+    subprocess.run([sys.executable, "-c", DRIVER, text, str(tmp_path), json.dumps(kills)], check=True, timeout=300)
+    unbroken = json.loads((tmp_path / "unbroken.json").read_text())
+    assert unbroken["runs"] == ["FINISHED"]
+    for kill in kills:
+        resumed = json.loads((tmp_path / f"killed-{kill}.json").read_text())
+        assert resumed["weights"] == unbroken["weights"], kill
+        assert resumed["history"] == unbroken["history"], kill
+        assert resumed["points"] == unbroken["points"], kill
+        assert resumed["runs"] == ["FINISHED"], kill
+        assert resumed["steps"] < unbroken["steps"] or kill < 4  # it went on, it did not start anew
