@@ -20,7 +20,10 @@ help:  ## Show this help
 setup: $(VENV)/.done  ## Install everything into .venv (done by the other targets when needed)
 
 $(VENV)/.done: $(LOCK) pyproject.toml
-	@command -v $(UV) >/dev/null 2>&1 || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
+	@command -v $(UV) >/dev/null 2>&1 \
+		|| { $(PYTHON) -m venv .uv 2>/dev/null && .uv/bin/pip install --quiet uv; } \
+		|| { rm -rf .uv && curl -LsSf https://astral.sh/uv/install.sh | UV_UNMANAGED_INSTALL=$(CURDIR)/.uv/bin sh; } \
+		|| { echo "uv cannot be installed: install python3-venv or curl, or uv itself, and try again" >&2; exit 2; }
 	@test -x $(BIN)/python || $(UV) venv --quiet --python '>=3.11' $(VENV)
 	@echo "installing the locked packages into $(VENV) (about 6 GB on Linux, a minute or two)"
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode $(LOCK)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tlresearch.compare import Comparison, compare, guess_direction, render
+from tlresearch.compare import Comparison, compare_runs, compare_sweep, guess_direction, render
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.run import open_run
@@ -47,7 +47,7 @@ def test_runs_are_compared_by_id_prefix_and_name() -> None:
     second = record("second", 1e-2, [0.5, 0.85])
     record("again", 1e-2, [0.1])
     record("again", 1e-2, [0.1])
-    found = compare([first[:10], "second"])
+    found = compare_runs([first[:10], "second"])
     assert [row.run_id for row in found.rows] == [first, second]
     assert found.differing == {"optimizer.lr": ("0.001", "0.01")}
     assert found.metrics == ("val/accuracy", "val/loss")
@@ -59,11 +59,9 @@ def test_runs_are_compared_by_id_prefix_and_name() -> None:
     assert "0.8 (0.9 @ 1)" in shown
     assert found.url.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
     with pytest.raises(TrackingError, match="'again' is 2 runs"):
-        compare(["again"])
+        compare_runs(["again"])
     with pytest.raises(TrackingError, match="did you mean 'second'"):
-        compare(["secnd"])
-    with pytest.raises(TrackingError, match="--sweep"):
-        compare([])
+        compare_runs(["secnd"])
 
 
 def test_a_sweep_is_sorted_by_its_objective_with_pruned_and_failed_last() -> None:
@@ -75,7 +73,7 @@ def test_a_sweep_is_sorted_by_its_objective_with_pruned_and_failed_last() -> Non
     record("t3", 1e-4, [], "failed", parent.run_id)
     record("t4", 1e-5, [0.7], "", parent.run_id)
     parent.close()
-    found = compare(sweep="rates")
+    found = compare_sweep("rates")
     assert [row.name for row in found.rows] == ["t2", "t4", "t1", "t0", "t3"]
     assert [row.state for row in found.rows[3:]] == ["pruned", "failed"]
     assert found.metrics[0] == "val/loss"
@@ -83,11 +81,11 @@ def test_a_sweep_is_sorted_by_its_objective_with_pruned_and_failed_last() -> Non
     shown = text(found)
     assert "pruned" in shown
     assert "failed" in shown
-    short = compare(sweep="rates", top=2)
+    short = compare_sweep("rates", top=2)
     assert (len(short.rows), short.left_out) == (2, 3)
     assert "3 more trials" in text(short)
     with pytest.raises(TrackingError, match="no sweep 'other'"):
-        compare(sweep="other")
+        compare_sweep("other")
 
 
 @pytest.mark.parametrize(

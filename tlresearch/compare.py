@@ -23,7 +23,7 @@ Direction = Literal["maximize", "minimize"]
 _HIDDEN_METRICS = ("system/", "time/", "optim/")
 _FALLING = ("loss", "error", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_COLUMNS = 4  # more runs are rows
-_MOST_IN_URL = 30  # runs; the UI draws no more than a few dozen lines anyway
+_MOST_IN_URL = 30
 
 
 @dataclass(frozen=True)
@@ -82,61 +82,69 @@ class Comparison:
     """Run id with the best last value, by metric; pruned and failed runs do not compete."""
 
 
-def compare(
-    runs: Sequence[str] = (),
-    *,
-    sweep: str | None = None,
-    top: int = 10,
-    metric: str | None = None,
-    direction: Direction | None = None,
-    uri: str | None = None,
-    ui: str | None = None,
-) -> Comparison:
-    """Compares runs, or the trials of a sweep.
+def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:
+    """Compares runs.
 
     Args:
         runs: Run ids, unique beginnings of ids, or run names.
-        sweep: Name of a study instead: its trials, best first.
-        top: Trials shown of a sweep.
-        metric: Metric that sorts and comes first; of a sweep its objective unless given.
-        direction: Whether more or less of it is better; known from the sweep or by name unless given.
         uri: MLflow tracking URI.
-        ui: Base address of MLflow's UI.
 
     Raises:
-        TrackingError: If a run or sweep is not there.
+        TrackingError: If a run is not there, or a name stands for several.
     """
-    if bool(runs) == bool(sweep):
-        raise TrackingError("compare needs the runs to compare, or the name of a sweep (--sweep NAME)")
     store = connect(uri)
-    left_out = 0
-    if sweep:
-        parents = study_runs(store, sweep)
-        about = parents[0].data.tags | parents[0].data.params
-        metric = metric or about.get("tlresearch.metric") or about.get("objective.metric")
-        direction = direction or _direction_of(about)
-        found = [child for parent in parents for child in children(store, parent.info.run_id)]
-        if not found:
-            raise TrackingError(f"the sweep '{sweep}' has no trials yet")
-        if metric:
-            found = sorted(found, key=_order(metric, direction or guess_direction(metric)))
-        left_out = max(0, len(found) - top)
-        found = found[:top]
-    else:
-        found = list({run.info.run_id: run for run in (find_run(store, text) for text in runs)}.values())
-    names = _metric_names(found, metric)
-    directions = {name: guess_direction(name) for name in names}
-    if metric and direction:
-        directions[metric] = direction
-    rows = tuple(_row(store, run, names, directions) for run in found)
+    found = {run.info.run_id: run for run in (find_run(store, text) for text in runs)}
+    return _compare(store, f"{len(found)} runs", list(found.values()))
+
+
+def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Comparison:
+    """Compares the trials of a sweep, best first; pruned and failed ones come last.
+
+    Args:
+        sweep: Name of the study.
+        top: Trials shown.
+        uri: MLflow tracking URI.
+
+    Raises:
+        TrackingError: If the sweep is not there or has no trials.
+    """
+    store = connect(uri)
+    parents = study_runs(store, sweep)
+    about = parents[0].data.tags | parents[0].data.params
+    metric = about.get("tlresearch.metric") or about.get("objective.metric")
+    found = [child for parent in parents for child in children(store, parent.info.run_id)]
+    if not found:
+        raise TrackingError(f"the sweep '{sweep}' has no trials yet")
+    if metric is None:
+        return _compare(store, f"sweep {sweep}", found[:top], left_out=len(found[top:]))
+    stated = about.get("tlresearch.direction") or about.get("objective.direction")
+    named: dict[str | None, Direction] = {"minimize": "minimize", "maximize": "maximize"}
+    direction = named.get(stated) or guess_direction(metric)
+    found.sort(key=_order(metric, direction))
+    return _compare(
+        store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
+    )
+
+
+def _compare(
+    store: Store,
+    title: str,
+    runs: Sequence[Run],
+    goal: Mapping[str, Direction] | None = None,
+    left_out: int = 0,
+) -> Comparison:
+    goal = goal or {}
+    names = _metric_names(runs, next(iter(goal), None))
+    directions = {name: goal.get(name, guess_direction(name)) for name in names}
+    rows = tuple(_row(store, run, names, directions) for run in runs)
     ids = [row.run_id for row in rows][:_MOST_IN_URL]
     return Comparison(
-        title=f"sweep {sweep}" if sweep else f"{len(rows)} runs",
+        title=title,
         rows=rows,
         differing=_differing(rows),
         metrics=tuple(names),
         directions=directions,
-        url=compare_url(ui or store.ui, ids, [row.experiment_id for row in rows]),
+        url=compare_url(store.ui, ids, [row.experiment_id for row in rows]),
         left_out=left_out,
         best={name: best for name in names if (best := _best(rows, name, directions[name]))},
     )
@@ -169,10 +177,8 @@ def render(comparison: Comparison) -> Table:
             table.add_column(key, justify="left" if key == "state" else "right", overflow="fold")
         for index, head in enumerate(heads):
             table.add_row(head.replace("\n", " "), *(cells[index] for _, cells in lines))
-    notes = ["metrics: last value (best over all epochs @ its epoch)"]
-    if comparison.left_out:
-        notes.append(f"{comparison.left_out} more trials are not shown")
-    table.caption = "; ".join(notes)
+    more = f"; {comparison.left_out} more trials are not shown" if comparison.left_out else ""
+    table.caption = f"metrics: last value (best over all epochs @ its epoch){more}"
     table.caption_justify = "left"
     return table
 
@@ -181,11 +187,6 @@ def guess_direction(metric: str) -> Direction:
     """Whether more or less of a metric is better, by its name."""
     name = metric.rsplit("/", 1)[-1].lower()
     return "minimize" if any(word in name for word in _FALLING) else "maximize"
-
-
-def _direction_of(about: Mapping[str, str]) -> Direction | None:
-    stated = about.get("tlresearch.direction") or about.get("objective.direction")
-    return {"minimize": "minimize", "maximize": "maximize"}.get(stated or "")  # type: ignore[return-value]
 
 
 def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-# SQLAlchemy 2.1 deprecates an option that MLflow 3.17 still uses.
-THIRD_PARTY = "ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning"
+THIRD_PARTY = (
+    # SQLAlchemy 2.1 deprecates an option that MLflow 3.17 still uses.
+    "ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning",
+    # MLflow warns about its own classes when mlflow.pyfunc is imported.
+    "ignore:.*type hint is inferred as AnyType:UserWarning",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.filterwarnings(THIRD_PARTY))
+        for rule in THIRD_PARTY:
+            item.add_marker(pytest.mark.filterwarnings(rule))
 
 
 @pytest.fixture(scope="session")

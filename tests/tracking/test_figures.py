@@ -58,7 +58,7 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_draws_with_its_text_inside(name: str) -> None:
     figure: Figure = FIGURES[name]
-    figure.savefig(io.BytesIO(), format="png", dpi=60)
+    figure.savefig(io.BytesIO(), format="png", dpi="figure")
     frame = figure.bbox
     for axes in figure.axes:
         for text in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):  # type: ignore[attr-defined]

@@ -16,7 +16,6 @@ from PIL import Image
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.run import TrackedRun, open_run
-from tlresearch.tracking.served import find_loader
 
 LOADER = """
 import torch
@@ -113,5 +112,7 @@ def test_the_logged_model_is_linked_described_and_holds_no_pickle(
 
 
 def test_a_loader_from_elsewhere_is_refused() -> None:
+    from tlresearch.tracking.served import find_loader
+
     with pytest.raises(ValueError, match="must be in tlresearch"):
         find_loader("os.system")

@@ -47,7 +47,8 @@ START = """
 import sys
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.run import open_run
-with open_run(TrackingConfig(system_metrics=False), experiment="e", name=sys.argv[1], params={}, tags={}) as run:
+config = TrackingConfig(system_metrics=False)
+with open_run(config, experiment="e", name=sys.argv[1], params={}, tags={}) as run:
     run.log_metrics({"loss": 1.0}, 0)
 """
 
@@ -165,7 +166,7 @@ def test_a_command_line_is_shown_without_secrets() -> None:
 def test_addresses_of_the_ui() -> None:
     assert runs_url("http://h:1/", "3") == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
     assert compare_url("http://h:1", ["a", "b"], ["3", "3"]) == (
-        "http://h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D"
+        "http://h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D&workflowType=machine_learning"
     )
 
 
@@ -175,3 +176,22 @@ def test_a_deleted_experiment_is_restored(caplog: pytest.LogCaptureFixture) -> N
     store.client.delete_experiment(first)
     assert store.experiment_id("gone") == first
     assert "restored" in caplog.text
+
+
+def test_a_view_is_saved_in_the_format_of_the_ui() -> None:
+    import base64
+    import json
+    import zlib
+
+    from tlresearch.tracking.views import save_view
+
+    store = connect()
+    experiment = store.experiment_id("e")
+    url = save_view(
+        store, experiment, metrics=["val/accuracy"], params=["optimizer.lr"], best_first="val/accuracy"
+    )
+    assert url.endswith(f"{experiment}/runs?workflowType=machine_learning&viewStateShareKey=tlresearch")
+    tag = store.client.get_experiment(experiment).tags["mlflow.sharedViewState.tlresearch"]
+    state = json.loads(zlib.decompress(base64.b64decode(tag.removeprefix("deflate;"))))
+    assert "metrics.`val/accuracy`" in state["selectedColumns"]
+    assert state["orderByAsc"] is False

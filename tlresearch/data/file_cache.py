@@ -85,4 +85,4 @@ class FileCache:
 
 
 def _stamp(stat: os.stat_result) -> list[int]:
-    return [stat.st_size, stat.st_mtime_ns, 0]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

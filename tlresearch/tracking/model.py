@@ -113,8 +113,6 @@ def signature(classes: Sequence[str]) -> ModelSignature:
 
 
 def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, needed: list[str]) -> None:
-    import mlflow.pyfunc
-
     # Located without importing it: it is MLflow's to run, and registers a model when it is run.
     spec = importlib.util.find_spec("tlresearch.tracking.served")
     if spec is None or spec.origin is None:
@@ -122,6 +120,10 @@ def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, 
     with warnings.catch_warnings(), quiet("mlflow.utils.environment"):
         # MLflow asks for an input example, which it would store and check, and for pip's version.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        # Of MLflow about its own classes, when it is imported.
+        warnings.filterwarnings("ignore", message=".*inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+
         mlflow.pyfunc.save_model(
             path=str(target),
             python_model=spec.origin,

@@ -75,6 +75,7 @@ def open_run(
             run = TrackedRun(store, run_id, experiment_id, name, resumed=False)
         else:
             run = _continue(store, run_id, tags)
+    run.description = description
     run.log_params(params)
     if config.system_metrics:
         run.start_system_metrics()
@@ -101,7 +102,7 @@ class TrackedRun:
     Attributes:
         run_id: Its id.
         experiment_id: The experiment it belongs to.
-        name: Its name.
+        name: Its name; `description`: Markdown of its page.
         resumed: Whether it was continued.
         params: Params as stored.
         status: ``RUNNING``, or how it ended.
@@ -109,11 +110,10 @@ class TrackedRun:
 
     def __init__(self, store: Store, run_id: str, experiment_id: str, name: str, *, resumed: bool) -> None:
         self.store = store
-        self.run_id = run_id
-        self.experiment_id = experiment_id
+        self.run_id, self.experiment_id = run_id, experiment_id
         self.name = name
         self.resumed = resumed
-        self.params: dict[str, str] = {}
+        self.description, self.params = "", dict[str, str]()
         self.status: Status | Literal["RUNNING"] = "RUNNING"
         self._long_params: dict[str, str] = {}
         self._writer = MetricWriter(store, run_id, resumed=resumed)
@@ -232,7 +232,9 @@ class TrackedRun:
     def mark_pruned(self, reason: str) -> None:
         """Marks a run that a pruner stopped: it ends FINISHED, with a mark in front of its name."""
         self._pruned = True
-        self.set_tags({STATE: "pruned", REASON: reason, _NOTE: f"**Pruned:** {reason}"})
+        self.set_tags(
+            {STATE: "pruned", REASON: reason, _NOTE: f"**Pruned:** {reason}\n\n{self.description}".rstrip()}
+        )
         with self.store.errors():
             self.store.client.update_run(
                 self.run_id, name=f"{PRUNED_MARK}{self.name.removeprefix(PRUNED_MARK)}"

@@ -230,7 +230,7 @@ def runs_url(base: str, experiment_id: str) -> str:
 
 def run_url(base: str, experiment_id: str, run_id: str) -> str:
     """Address of one run."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def compare_url(base: str, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> str:
@@ -239,4 +239,5 @@ def compare_url(base: str, run_ids: Sequence[str], experiment_ids: Sequence[str]
         quote(json.dumps(list(ids), separators=(",", ":")), safe="")
         for ids in (run_ids, dict.fromkeys(experiment_ids))
     )
-    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
+    return f"{base.rstrip('/')}/#/compare-runs?{query}"

@@ -1,0 +1,89 @@
+"""Every option with its type, default, unit and meaning, read off the schema. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tlresearch.config.schema import ExperimentConfig, SweepConfig
+
+if typing.TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Option(NamedTuple):
+    """One option: full key, type in words, default, and meaning with its unit."""
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def options(schema: type = ExperimentConfig, prefix: str = "") -> Iterator[Option]:
+    """Yields every option of a schema in its order; lists and mappings of sections as ``key[]`` and ``key.<name>``."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint, about, key = hints[field.name], field.metadata, f"{prefix}{field.name}"
+        inner = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if inner:
+            mark = {list: "[]", dict: ".<name>"}.get(typing.get_origin(hint), "")  # type: ignore[arg-type]
+            yield from options(typing.cast(type, inner[0]), f"{key}{mark}.")
+            continue
+        unit = f" ({about['unit']})" if about["unit"] else ""
+        yield Option(key, _words(hint), _default(field), f"{about['meaning']}{unit}")
+
+
+def as_table() -> Table:
+    """Returns all options of experiments and sweeps for the terminal."""
+    from rich.table import Table
+
+    table = Table(title="Options of experiments, then of sweeps", title_justify="left", row_styles=["", "dim"])
+    for column in ("key", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for schema in (ExperimentConfig, SweepConfig):
+        for option in options(schema):
+            table.add_row(*option)
+        table.add_section()
+    return table
+
+
+def as_markdown() -> str:
+    """Returns the page ``docs/configuration.md``."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every option of an experiment and of a sweep, as `tlresearch config` lists them.",
+        "This page is generated: `python -m tlresearch.config.reference > docs/configuration.md`.",
+    ]
+    for title, schema in (("Experiment", ExperimentConfig), ("Sweep", SweepConfig)):
+        lines += ["", f"## {title}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for option in options(schema):
+            cells = [f"`{option.key}`", option.kind, f"`{option.default}`", option.meaning]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default if field.default is not dataclasses.MISSING else []
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "empty"
+
+
+def _words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(str(choice) for choice in inner)
+    if origin is list:
+        return f"list of {_words(inner[0])}"
+    if origin is dict:
+        return "mapping"
+    if inner:
+        return " or ".join(_words(part) for part in inner)
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "value"}
+    return names.get(hint, str(hint))
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -1,0 +1,41 @@
+"""Serves MLflow's UI for the local store, the light way: one worker, no job runner, this machine only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tlresearch.tracking.store import connect
+
+
+def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
+    """Serves the UI until interrupted; of a store that is a server, prints the server's address.
+
+    Returns:
+        Exit code of the server.
+    """
+    store = connect()
+    if store.artifacts is None:
+        print(f"the runs are on a server, open {store.ui}")
+        return 0
+    print(f"MLflow UI: http://{host}:{port} (Ctrl-C stops it); runs of {store.label}", flush=True)
+    # With more workers every request takes 44 ms; the jobs are for language models and cost 2 GB of memory.
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    # By the environment: a command line can be read by everybody on the machine.
+    settings = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        return subprocess.call(command, env={**os.environ, **settings})
+    except KeyboardInterrupt:
+        return 0
