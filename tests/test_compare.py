@@ -12,9 +12,7 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.run import open_run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")
 CONFIG = TrackingConfig(system_metrics=False)
 
 

@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from tlresearch.experiment import RunResult as RunResult
     from tlresearch.experiment import fit as fit
     from tlresearch.sweep import SweepResult as SweepResult
-    from tlresearch.sweep import run as sweep
+    from tlresearch.sweep import run as run_sweep
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "SweepResult", "__version__", "fit", "sweep"]
+__all__ = ["RunResult", "SweepResult", "__version__", "fit", "run_sweep"]
 
 _WHERE = {
     "fit": ("tlresearch.experiment", "fit"),
     "RunResult": ("tlresearch.experiment", "RunResult"),
-    "sweep": ("tlresearch.sweep", "run"),
+    "run_sweep": ("tlresearch.sweep", "run"),
     "SweepResult": ("tlresearch.sweep", "SweepResult"),
 }
 

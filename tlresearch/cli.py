@@ -56,10 +56,10 @@ def sweep(options: argparse.Namespace) -> int:
 
     loaded = load_sweep(options.sweep, options.overrides)
     console = _console()
-    from tlresearch import sweep as sweeps
+    from tlresearch.sweep import run as run_sweep
     from tlresearch.sweep_report import print_result
 
-    print_result(console, sweeps.run(loaded, console=console))
+    print_result(console, run_sweep(loaded, console=console))
     return 0
 
 
@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(ui, "tlresearch ui --port 5001")
     command.add_argument("--port", type=int, default=5000, help="port (default 5000)")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
 
     command = add(demo, "tlresearch demo")
     command.add_argument("--trials", type=int, default=16, help="trials of the sweep (default 16)")

@@ -121,9 +121,7 @@ def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Compa
     named: dict[str | None, Direction] = {"minimize": "minimize", "maximize": "maximize"}
     direction = named.get(stated) or guess_direction(metric)
     found.sort(key=_order(metric, direction))
-    return _compare(
-        store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
-    )
+    return _compare(store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:]))
 
 
 def _compare(
@@ -154,15 +152,11 @@ def render(comparison: Comparison) -> Table:
     """The comparison as a table: one column per run, or one row per run where there are many."""
     from rich.table import Table
 
-    table = Table(
-        title=comparison.title, title_justify="left", header_style="bold", row_styles=["", "on grey11"]
-    )
+    table = Table(title=comparison.title, title_justify="left", header_style="bold", row_styles=["", "on grey11"])
     heads = [_head(row) for row in comparison.rows]
     lines: list[tuple[str, list[str]]] = [("state", [_state(row) for row in comparison.rows])]
     lines += [(key, [_param(cell) for cell in cells]) for key, cells in comparison.differing.items()]
-    lines += [
-        (name, [_cell(comparison, row, name) for row in comparison.rows]) for name in comparison.metrics
-    ]
+    lines += [(name, [_cell(comparison, row, name) for row in comparison.rows]) for name in comparison.metrics]
     lines.append(("duration", [_duration(row.seconds) for row in comparison.rows]))
     if len(comparison.rows) <= _MOST_COLUMNS:
         last_param = next(reversed(list(comparison.differing)), "state")
@@ -266,9 +260,7 @@ def _head(row: Row) -> str:
 
 
 def _state(row: Row) -> str:
-    colour = {"finished": "green", "pruned": "yellow", "failed": "red", "killed": "red", "running": "cyan"}[
-        row.state
-    ]
+    colour = {"finished": "green", "pruned": "yellow", "failed": "red", "killed": "red", "running": "cyan"}[row.state]
     return f"[{colour}]{row.state}[/{colour}]"
 
 

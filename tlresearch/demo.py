@@ -7,10 +7,10 @@ from datetime import datetime
 
 from rich.console import Console
 
-from tlresearch import sweep
 from tlresearch.config.load import load_experiment, load_sweep
 from tlresearch.experiment import fit
 from tlresearch.summary import run_summary
+from tlresearch.sweep import run as run_sweep
 from tlresearch.sweep_report import print_result
 
 
@@ -37,5 +37,5 @@ def run_demo(console: Console, *, trials: int) -> None:
             "overrides": {"backbone.checkpoint": source.run_id},
         },
     )
-    print_result(console, sweep.run(target, console=console))
+    print_result(console, run_sweep(target, console=console))
     console.print(f"[dim]{time.monotonic() - began:.0f} s in all[/dim]")

@@ -48,8 +48,7 @@ class MissingExtraError(UserError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed: it comes with the extra '{extra}' "
-            f"(pip install 'tlresearch[{extra}]')"
+            f"{package} is not installed: it comes with the extra '{extra}' (pip install 'tlresearch[{extra}]')"
         )
 
 
@@ -83,6 +82,8 @@ def load_object(path: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
-        raise UserError(f"{key}: there is no module '{error.name}' for '{path}'; is its folder on PYTHONPATH?") from None
+        raise UserError(
+            f"{key}: there is no module '{error.name}' for '{path}'; is its folder on PYTHONPATH?"
+        ) from None
     except AttributeError:
         raise UserError(f"{key}: the module '{module}' has no '{name}'") from None

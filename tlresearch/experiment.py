@@ -125,8 +125,14 @@ def fit(
         results.log_inputs(tracked, data, backbone, schedule)
         _remember(folder, tracked, data, backbone)
 
-        progress = RunProgress(console, trial.name if trial else config.name, config.trainer.monitor) if console else None
-        listeners = [results.EpochLog(tracked, backbone.stage_names), progress, trial.listener if trial else None]
+        progress = (
+            RunProgress(console, trial.name if trial else config.name, config.trainer.monitor) if console else None
+        )
+        listeners = [
+            results.EpochLog(tracked, backbone.stage_names),
+            progress,
+            trial.listener if trial else None,
+        ]
         plan = _plan(config, schedule, [listener for listener in listeners if listener])
         trainer = _trainer(config, plan, task, folder, tracked, [progress] if progress else [])
         try:
@@ -184,7 +190,7 @@ def _prepare_process(config: ExperimentConfig) -> None:
         torch.set_num_threads(config.trainer.threads)
     torch.use_deterministic_algorithms(config.trainer.deterministic)
     # Filling new memory would cost time and only shows bugs of reading what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
 
 
@@ -246,7 +252,12 @@ def _trainer(
 
 
 def _train(
-    trainer: L.Trainer, plan: FreezeScheduleCallback, task: Task, data: Data, config: ExperimentConfig, folder: RunFolder
+    trainer: L.Trainer,
+    plan: FreezeScheduleCallback,
+    task: Task,
+    data: Data,
+    config: ExperimentConfig,
+    folder: RunFolder,
 ) -> None:
     train = make_loader(
         data.splits["train"],
@@ -289,4 +300,3 @@ def _selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
     if plan.best is not None and plan.best.epoch is not None:
         epoch = plan.best.epoch
     return dict(plan.history[epoch]), epoch
-

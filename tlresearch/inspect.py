@@ -78,7 +78,7 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
         title_justify="left",
         title_style="bold",
     )
-    for column in ("phase", "epochs", "stage", "parameters", "rate at start", "rate at end", "frozen norm"):
+    for column in ("phase", "epochs", "stage", "parameters", "highest rate", "last rate", "frozen norm"):
         table.add_column(column, justify="left" if column in ("phase", "stage", "frozen norm") else "right")
     sizes = [sum(p.numel() for p in stage.parameters()) for stage in backbone.stages]
     for index, (phase, start) in enumerate(zip(schedule.phases, schedule.starts, strict=True)):
@@ -95,12 +95,16 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
                 f"{start + 1}-{end}{until}" if line == 0 else "",
                 f"{names[number]}{part}",
                 f"{sizes[number]:,}" if number < len(sizes) else "",
-                f"{first[number]:.3g}",
-                f"{last[number]:.3g}",
+                _rate(first[number]),
+                _rate(last[number]),
                 phase.frozen_norm if line == 0 else "",
             )
         table.add_section()
     return table
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.3g}" if rate > 1e-12 else "0"
 
 
 def _skeleton(config: BackboneConfig) -> StagedBackbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +26,9 @@ from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import TrackedRun
 from tlresearch.tracking.store import connect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
@@ -90,7 +94,11 @@ def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: 
             source=data.name,
             context=name,
             schema={"image": "binary", "label": "string"},
-            profile={"samples": len(split), "fingerprint": data.fingerprint.digest, **_per_class(data, split)},
+            profile={
+                "samples": len(split),
+                "fingerprint": data.fingerprint.digest,
+                **_per_class(data, split),
+            },
         )
     run.log_dict(dict(data.fingerprint.files), "data/files.json")
     if data.skipped:
@@ -128,12 +136,12 @@ def log_outcome(
 ) -> None:
     """Records the final metrics, figures, weights and model of a finished run."""
     run.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")}, step=epoch)
-    run.log_metrics({f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch)
+    run.log_metrics(
+        {f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch
+    )
     if config.tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")
-        curves = {
-            name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]
-        }
+        curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}
         run.log_figure(figures.learning_curves(curves, _spans(plan)), "figures/learning_curves.png")
         for path, figure in task.figures(data).items():
             run.log_figure(figure, f"figures/{path}")
@@ -156,7 +164,7 @@ def log_outcome(
             )
 
 
-def schedule_figure(plan: FreezeScheduleCallback) -> figures.Figure:
+def schedule_figure(plan: FreezeScheduleCallback) -> Figure:
     """Draws what was trained at which rate in each epoch."""
     schedule, starts = plan.schedule, plan.position.starts
     rates = []
@@ -184,4 +192,3 @@ def _per_class(data: Data, split: Split) -> dict[str, int]:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
-

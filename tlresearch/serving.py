@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,9 @@ class Predictor:
         kind: What the targets are; several labels have independent probabilities.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], kind: TargetKind) -> None:
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], kind: TargetKind
+    ) -> None:
         self.network = network.eval()
         self.preprocessing = preprocessing
         self.evaluation = Evaluation(preprocessing)
@@ -80,5 +83,12 @@ def load_predictor(folder: Path) -> Predictor:
     network.backbone = backbone
     network.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(width, classes))
     network.load_state_dict(tensors)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description["preprocessing"].items()}
-    return Predictor(nn.Sequential(backbone, network.head), Preprocessing(**fields), description["classes"], description["kind"])
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in description["preprocessing"].items()
+    }
+    return Predictor(
+        nn.Sequential(backbone, network.head),
+        Preprocessing(**fields),
+        description["classes"],
+        description["kind"],
+    )

@@ -65,7 +65,10 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> Study:
     )
     if study.direction.name.lower() != sweep.objective.direction:
         raise ConfigError(
-            [f"objective.direction: the study '{sweep.name}' was made to {study.direction.name.lower()}; rename the sweep"],
+            [
+                f"objective.direction: the study '{sweep.name}' was made to {study.direction.name.lower()}; "
+                "give the sweep another name"
+            ],
             sweep.name,
         )
     if not study.get_trials(deepcopy=False):
@@ -140,7 +143,8 @@ def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> BaseSample
             raise ConfigError([f"space[{key}]: the grid sampler needs choices" for key in open_ended], sweep.name)
         grid = {key: list(dimension.choices) for key, dimension in space.items()}
         return optuna.samplers.GridSampler(grid, seed=sweep.seed)
-    return _component(SAMPLERS, sweep.sampler, "sampler", "tpe", seed=sweep.seed)
+    sampler: BaseSampler = _component(SAMPLERS, sweep.sampler, "sampler", "tpe", seed=sweep.seed)
+    return sampler
 
 
 def _component(

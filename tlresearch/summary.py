@@ -12,7 +12,8 @@ def run_summary(result: RunResult) -> Table:
     splits = [s for s in ("train", "val", "test") if any(name.startswith(f"{s}/") for name in result.metrics)]
     names = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
     table = Table(
-        title=f"{result.name}: {result.status}, epoch {result.epoch + 1} of {len(result.history)}, {result.seconds:.1f} s",
+        title=f"{result.name}: {result.status}, epoch {result.epoch + 1} of {len(result.history)}, "
+        f"{result.seconds:.1f} s",
         title_justify="left",
         title_style="bold",
     )

@@ -116,7 +116,10 @@ def run(
         study = studies.open_study(config, space)
         _same_sweep(study, config, base)
         retried = studies.requeue_interrupted(study)
-        with _open_parent(loaded, base, study) as parent, SweepProgress(console, study, config, retried) as progress:
+        with (
+            _open_parent(loaded, base, study) as parent,
+            SweepProgress(console, study, config, retried) as progress,
+        ):
             worker = Worker(config, base, space, study, parent, progress)
             worker.optimise()
             final = worker.finish()
@@ -155,7 +158,10 @@ class Worker:
         left = self.config.trials - len(studies.ended(self.study))
         if left > 0:
             self.study.optimize(
-                self.objective, n_trials=left, catch=(TrialFailedError,), callbacks=[self.progress.trial_ended]
+                self.objective,
+                n_trials=left,
+                catch=(TrialFailedError,),
+                callbacks=[self.progress.trial_ended],
             )
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -167,7 +173,9 @@ class Worker:
         def report(epoch: EpochReport) -> None:
             if metric not in epoch.metrics:
                 known = ", ".join(name for name in sorted(epoch.metrics) if name.startswith("val/"))
-                raise ConfigError([f"objective.metric: '{metric}' is not recorded; recorded: {known}"], self.config.name)
+                raise ConfigError(
+                    [f"objective.metric: '{metric}' is not recorded; recorded: {known}"], self.config.name
+                )
             if not math.isfinite(epoch.metrics["train/loss"]):
                 raise TrialFailedError(f"the training loss was {epoch.metrics['train/loss']} in epoch {epoch.epoch}")
             trial.report(epoch.metrics[metric], epoch.epoch)
@@ -181,7 +189,9 @@ class Worker:
         except UserError:
             raise
         except Exception as error:
-            trial.set_user_attr("failure", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            trial.set_user_attr(
+                "failure", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             raise TrialFailedError(str(error)) from error
         trial.set_user_attr("run_id", result.run_id)
         trial.set_user_attr("seconds", round(result.seconds, 2))
@@ -193,7 +203,9 @@ class Worker:
         """Runs the best trial again in full, and the baselines; what has been run before is not run again."""
         done = studies.complete(self.study)
         if not done:
-            reasons = [t.user_attrs["failure"] for t in self.study.get_trials(deepcopy=False) if "failure" in t.user_attrs]
+            reasons = [
+                t.user_attrs["failure"] for t in self.study.get_trials(deepcopy=False) if "failure" in t.user_attrs
+            ]
             raise UserError(
                 f"sweep '{self.config.name}': no trial was completed; "
                 + (f"the last one failed: {reasons[-1]}" if reasons else "all were pruned: let the pruner wait longer")

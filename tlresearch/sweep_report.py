@@ -27,9 +27,7 @@ def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, 
     """Draws history, importance and, where both were searched, depth against learning rate, as PNG files."""
     metric, direction = config.objective.metric, config.objective.direction
     trials = studies.ended(study)
-    found = {
-        "history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)
-    }
+    found = {"history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)}
     shares = studies.importances(study)
     if shares:
         found["importance"] = sweep_figures.importance(shares, metric)
@@ -100,7 +98,10 @@ def depth_table(result: SweepResult) -> Table:
 
 
 def _point(params: Mapping[str, Any]) -> str:
-    return "  ".join(f"{k.rpartition('.')[2]} {v:.3g}" if isinstance(v, float) else f"{k.rpartition('.')[2]} {v}" for k, v in params.items())
+    return "  ".join(
+        f"{k.rpartition('.')[2]} {v:.3g}" if isinstance(v, float) else f"{k.rpartition('.')[2]} {v}"
+        for k, v in params.items()
+    )
 
 
 def _record(trial: FrozenTrial) -> dict[str, Any]:

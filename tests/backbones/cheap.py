@@ -109,9 +109,7 @@ def assert_covers(stages: Mapping[str, nn.Module], network: nn.Module, head: str
             for name, tensor in getattr(network, kind)()
             if head is None or not name.startswith(f"{head}.")
         }
-        found = [
-            (name, tensor.data_ptr()) for stage in stages.values() for name, tensor in getattr(stage, kind)()
-        ]
+        found = [(name, tensor.data_ptr()) for stage in stages.values() for name, tensor in getattr(stage, kind)()]
         assert len(found) == len(expected)
         assert dict(found) == expected
     states = [stage.state_dict() for stage in stages.values()]

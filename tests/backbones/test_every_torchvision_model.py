@@ -5,6 +5,9 @@ import gc
 import pytest
 import torch
 
+from tlresearch.backbones.cutting import cut
+from tlresearch.backbones.vision import known_models
+
 from .cheap import (
     BUILT_SMALLER,
     SIZES,
@@ -15,8 +18,6 @@ from .cheap import (
     torchvision_network,
     without_head,
 )
-from tlresearch.backbones.cutting import cut
-from tlresearch.backbones.vision import known_models
 
 ONE_SAMPLE = {"vit_h_14", "vit_l_16", "vit_l_32", "maxvit_t"}
 

@@ -98,32 +98,59 @@ BAD_EXPERIMENTS = {
     "zero rate": (["optimizer.lr=0"], "optimizer.lr: must be above 0, but got 0.0"),
     "negative rate": (["optimizer.lr=-1"], "optimizer.lr: must be above 0, but got -1.0"),
     "not a number": (["optimizer.lr=.nan"], "optimizer.lr: must be above 0, but got nan"),
-    "decay above one": (["optimizer.layer_lr_decay=1.2"], "optimizer.layer_lr_decay: must be at most 1, but got 1.2"),
+    "decay above one": (
+        ["optimizer.layer_lr_decay=1.2"],
+        "optimizer.layer_lr_decay: must be at most 1, but got 1.2",
+    ),
     "dropout of one": (["task.dropout=1"], "task.dropout: must be below 1 (probability), but got 1.0"),
     "no epochs": (["freeze.epochs=0"], "freeze.epochs: must be at least 1 (epochs), but got 0"),
     "unknown data source": (["data.name=imagefolder"], "did you mean 'image_folder'?"),
     "unknown backbone": (["backbone.name=resnet18"], "backbone.name: 'resnet18' is unknown"),
     "unknown schedule": (["freeze.schedule=gradually"], "did you mean 'gradual'?"),
-    "unknown task": (["task.name=classify"], "task.name: 'classify' is unknown (did you mean 'classification'?)"),
+    "unknown task": (
+        ["task.name=classify"],
+        "task.name: 'classify' is unknown (did you mean 'classification'?)",
+    ),
     "no root": (["data.name=image_folder"], "data.root: is needed by `data.name: image_folder`"),
-    "root does not exist": (["data.name=image_folder", "data.root=no/such"], "data.root: 'no/such' is neither in"),
+    "root does not exist": (
+        ["data.name=image_folder", "data.root=no/such"],
+        "data.root: 'no/such' is neither in",
+    ),
     "no data set": (["data.name=torchvision"], "data.dataset: is needed by `data.name: torchvision`"),
-    "both subsets": (["data.labels_per_class=5", "data.train_fraction=0.5"], "give it or data.train_fraction"),
-    "nothing to train on": (["data.val_fraction=0.6", "data.test_fraction=0.5"], "must leave samples to train on"),
+    "both subsets": (
+        ["data.labels_per_class=5", "data.train_fraction=0.5"],
+        "give it or data.train_fraction",
+    ),
+    "nothing to train on": (
+        ["data.val_fraction=0.6", "data.test_fraction=0.5"],
+        "must leave samples to train on",
+    ),
     "one class": (["data.classes=[a]"], "data.classes: at least two classes are needed"),
     "a class twice": (["data.classes=[a, a]"], "data.classes: each class once"),
-    "weights file missing": (["backbone.weights=no/such.pth"], "backbone.weights: 'no/such.pth' is neither in"),
-    "URL without hash": (["backbone.weights=https://example.org/w.pth"], "backbone.weights_sha256: is needed"),
+    "weights file missing": (
+        ["backbone.weights=no/such.pth"],
+        "backbone.weights: 'no/such.pth' is neither in",
+    ),
+    "URL without hash": (
+        ["backbone.weights=https://example.org/w.pth"],
+        "backbone.weights_sha256: is needed",
+    ),
     "short hash": (["backbone.weights_sha256=abc"], "must be 64 hexadecimal digits"),
     "weights and checkpoint": (
         ["backbone.weights=IMAGENET1K_V1", "backbone.checkpoint=abc"],
         "backbone.checkpoint: replaces backbone.weights",
     ),
-    "depth missing": (["freeze.schedule=depth"], "freeze.unfreeze_depth: is needed by `freeze.schedule: depth`"),
+    "depth missing": (
+        ["freeze.schedule=depth"],
+        "freeze.unfreeze_depth: is needed by `freeze.schedule: depth`",
+    ),
     "depth of another schedule": (["freeze.unfreeze_depth=2"], "is only read by `freeze.schedule: depth`"),
     "depth in words": (["freeze.schedule=depth", "freeze.unfreeze_depth=two"], "a number of stages or 'all'"),
     "phases missing": (["freeze.schedule=phases"], "freeze.phases: is needed by"),
-    "probe too long": (["freeze.schedule=lp_ft", "freeze.probe_epochs=3"], "must be less than freeze.epochs (3)"),
+    "probe too long": (
+        ["freeze.schedule=lp_ft", "freeze.probe_epochs=3"],
+        "must be less than freeze.epochs (3)",
+    ),
     "phase says depth twice": (
         ["freeze.schedule=phases", "freeze.phases=[{unfreeze_depth: 1, stages: [a], epochs: 1}]"],
         "freeze.phases[0]: give exactly one of unfreeze_depth, stages and parameters",
@@ -137,9 +164,15 @@ BAD_EXPERIMENTS = {
         "freeze.phases[0].at_end: restore_best needs `until`",
     ),
     "momentum of adam": (["optimizer.name=adam"], "optimizer.momentum: is only read by sgd and rmsprop"),
-    "nesterov without momentum": (["optimizer.nesterov=true", "optimizer.momentum=null"], "needs optimizer.momentum"),
-    "scratch with weights": (["freeze.schedule=scratch", "backbone.weights=default"], "set backbone.weights=null"),
-    "warm-up too long": (["scheduler.warmup_epochs=4"], "must be at most freeze.epochs (3), but got 4"),
+    "nesterov without momentum": (
+        ["optimizer.nesterov=true", "optimizer.momentum=null"],
+        "needs optimizer.momentum",
+    ),
+    "scratch with weights": (
+        ["freeze.schedule=scratch", "backbone.weights=default"],
+        "set backbone.weights=null",
+    ),
+    "warm-up too long": (["scheduler.warmup_epochs=4"], "must be less than freeze.epochs (3), but got 4"),
     "looking at the test split": (["trainer.monitor=test/accuracy"], "never looked at while training"),
     "metric without split": (["trainer.monitor=accuracy"], "must be train/<name> or val/<name>"),
     "no equals sign": (["optimizer.lr"], "an override has the form key=value"),
@@ -197,11 +230,17 @@ BAD_SWEEPS = {
         {"space": {"seed": {"low": 0, "high": 1, "when": "optimizer.lr > 0"}}},
         "'optimizer.lr' is not in the space",
     ),
-    "condition in words": ({"space": {"seed": {"low": 0, "high": 1, "when": "always"}}}, "must compare a key"),
+    "condition in words": (
+        {"space": {"seed": {"low": 0, "high": 1, "when": "always"}}},
+        "must compare a key",
+    ),
     "test as objective": ({"objective.metric": "test/accuracy"}, "selection uses validation only"),
     "unknown sampler": ({"sampler.name": "tpee"}, "did you mean 'tpe'?"),
     "unknown pruner": ({"pruner.name": "medain"}, "did you mean 'median'?"),
-    "enqueued elsewhere": ({"enqueue": [{"optimizer.lrr": 1}]}, "enqueue[0].optimizer.lrr: is not in the space"),
+    "enqueued elsewhere": (
+        {"enqueue": [{"optimizer.lrr": 1}]},
+        "enqueue[0].optimizer.lrr: is not in the space",
+    ),
     "no trials": ({"trials": 0}, "trials: must be at least 1"),
 }
 
@@ -219,7 +258,7 @@ def test_a_bad_sweep_gives_one_clear_error(case: str, tmp_path: Path) -> None:
     "command", [["run", "no/such"], ["sweep", "no/such"], ["run", "digits/pretrain", "optimizer.lrr=1"]]
 )
 def test_the_command_line_exits_with_2_and_imports_no_torch(command: list[str]) -> None:
-    code = "import sys; from tlresearch.cli import main; c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
+    code = "import sys\nfrom tlresearch.cli import main\nc = main(sys.argv[1:])\nprint('torch' in sys.modules)\nsys.exit(c)"
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.strip() == "False"

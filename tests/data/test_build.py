@@ -18,8 +18,7 @@ Build = Callable[..., Data]
 
 def counts(data: Data) -> dict[str, list[int]]:
     return {
-        name: torch.bincount(split.targets, minlength=len(data.classes)).tolist()
-        for name, split in data.splits.items()
+        name: torch.bincount(split.targets, minlength=len(data.classes)).tolist() for name, split in data.splits.items()
     }
 
 
@@ -175,9 +174,7 @@ def test_a_source_of_ones_own_by_dotted_path(monkeypatch: pytest.MonkeyPatch, bu
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_follow_the_backbones_channels(
-    folder: Callable[..., Path], build: Build, channels: int
-) -> None:
+def test_images_follow_the_backbones_channels(folder: Callable[..., Path], build: Build, channels: int) -> None:
     wanted = Preprocessing(8, 10, (0.5,) * channels, (0.5,) * channels)
     for data in (
         build(folder({"a": 3, "b": 3}), preprocessing=wanted),

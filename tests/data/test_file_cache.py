@@ -64,12 +64,8 @@ def test_an_unreadable_file_is_never_remembered(settled: Path, build: Build) -> 
         assert set(build(settled, on_error="skip").skipped) == {"cat/cat1.png"}
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"version": 1, "files": 3}', '{"version": 99, "files": {}}']
-)
-def test_a_broken_cache_is_ignored(
-    settled: Path, build: Build, home: Path, content: str, decoded: list[int]
-) -> None:
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "files": 3}', '{"version": 99, "files": {}}'])
+def test_a_broken_cache_is_ignored(settled: Path, build: Build, home: Path, content: str, decoded: list[int]) -> None:
     first = build(settled)
     (cache,) = (home / "cache" / "images").iterdir()
     cache.write_text(content)

@@ -13,9 +13,7 @@ def changed_names(before: Data, after: Data) -> set[str]:
     return {name for name in {*old, *new} if old.get(name) != new.get(name)}
 
 
-def test_one_changed_byte_changes_the_digest_and_names_the_file(
-    folder: Callable[..., Path], build: Build
-) -> None:
+def test_one_changed_byte_changes_the_digest_and_names_the_file(folder: Callable[..., Path], build: Build) -> None:
     root = folder({"cat": 4, "dog": 4}, ["train", "val"], suffix="bmp")
     before = build(root)
     path = root / "train" / "dog" / "dog2train.bmp"

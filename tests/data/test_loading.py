@@ -15,9 +15,7 @@ from tlresearch.errors import DataError
 Build = Callable[..., Data]
 
 
-def keys(
-    size: int, epoch: int, *, shuffle: bool = True, seed: int = 0, batch_size: int = 4
-) -> list[SampleKey]:
+def keys(size: int, epoch: int, *, shuffle: bool = True, seed: int = 0, batch_size: int = 4) -> list[SampleKey]:
     sampler = EpochSampler(size, shuffle=shuffle, seed=seed, batch_size=batch_size)
     sampler.set_epoch(epoch)
     assert len(list(sampler)) == len(sampler)
@@ -32,9 +30,7 @@ def batches(split: Split, epoch: int) -> list[Batch]:
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.inputs, b.inputs)
-        and torch.equal(a.targets, b.targets)
-        and torch.equal(a.indices, b.indices)
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) and torch.equal(a.indices, b.indices)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -73,9 +69,7 @@ def test_a_resumed_epoch_goes_on_where_it_was_and_the_next_is_whole() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 @pytest.mark.parametrize("size", [2, 19, 20])
-def test_training_shares_are_equally_long_and_cover_all(
-    monkeypatch: pytest.MonkeyPatch, world: int, size: int
-) -> None:
+def test_training_shares_are_equally_long_and_cover_all(monkeypatch: pytest.MonkeyPatch, world: int, size: int) -> None:
     shares = []
     for rank in range(world):
         place(monkeypatch, rank, world)
@@ -95,9 +89,7 @@ def test_evaluation_shares_repeat_nothing(monkeypatch: pytest.MonkeyPatch, world
     assert sorted(found) == list(range(10))
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [(12, [4, 4, 4]), (13, [4, 4, 4]), (14, [4, 4, 4, 2]), (1, [1])]
-)
+@pytest.mark.parametrize(("size", "expected"), [(12, [4, 4, 4]), (13, [4, 4, 4]), (14, [4, 4, 4, 2]), (1, [1])])
 def test_a_last_training_batch_of_one_is_dropped(build: Build, size: int, expected: list[int]) -> None:
     split = build(name="digits", classes=["0", "1"]).splits["train"]
     sampler = make_loader(_First(split, size), batch_size=4, shuffle=True, seed=0)
@@ -168,15 +160,11 @@ def test_only_training_images_are_augmented(folder: Callable[..., Path], build: 
     augmented, plain = build(root, augment="trivial"), build(root)
     assert augmented.splits["val"].deterministic
     for index in range(len(plain.splits["val"])):
-        assert torch.equal(
-            augmented.splits["val"][SampleKey(index, 3)][0], plain.splits["val"][SampleKey(index, 0)][0]
-        )
+        assert torch.equal(augmented.splits["val"][SampleKey(index, 3)][0], plain.splits["val"][SampleKey(index, 0)][0])
 
 
 @pytest.mark.parametrize("source", ["digits", "image_folder"])
-def test_a_batch_assembled_at_once_equals_its_samples(
-    folder: Callable[..., Path], build: Build, source: str
-) -> None:
+def test_a_batch_assembled_at_once_equals_its_samples(folder: Callable[..., Path], build: Build, source: str) -> None:
     split = build(None if source == "digits" else folder({"a": 6, "b": 6}), name=source).splits["train"]
     batch = next(iter(make_loader(split, batch_size=5, shuffle=True, seed=0)))
     assert batch.boundary == 0

@@ -62,9 +62,7 @@ def test_splits_are_disjoint_complete_and_stratified(labels: list[int], val: flo
 
 @settings(max_examples=40, deadline=None)
 @given(labels=LABELS, few=st.floats(0.01, 1), many=st.floats(0.01, 1), seed=st.integers(0, 99))
-def test_a_smaller_share_lies_within_a_larger_one(
-    labels: list[int], few: float, many: float, seed: int
-) -> None:
+def test_a_smaller_share_lies_within_a_larger_one(labels: list[int], few: float, many: float, seed: int) -> None:
     few, many = sorted((few, many))
     assert set(pick(labels, None, few, seed)) <= set(pick(labels, None, many, seed))
     assert {labels[row] for row in pick(labels, None, few, seed)} == set(labels)
@@ -133,9 +131,7 @@ def test_several_labels_are_split_as_a_whole() -> None:
         split_seed=0,
     )
     assert len(splits["val"]) == 10
-    chosen = subset(
-        range(40), labels, names, classes=["a", "b"], labels_per_class=3, train_fraction=1.0, split_seed=0
-    )
+    chosen = subset(range(40), labels, names, classes=["a", "b"], labels_per_class=3, train_fraction=1.0, split_seed=0)
     assert (labels[chosen].sum(0) >= 3).all()
 
 

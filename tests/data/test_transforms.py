@@ -18,9 +18,7 @@ WEIGHTS = [
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 @pytest.mark.parametrize("size", [(300, 401), (256, 256), (90, 60)])
-def test_evaluation_equals_the_weights_own_transforms(
-    weights: ResNet18_Weights, size: tuple[int, int]
-) -> None:
+def test_evaluation_equals_the_weights_own_transforms(weights: ResNet18_Weights, size: tuple[int, int]) -> None:
     theirs = weights.transforms()
     ours = Evaluation(
         Preprocessing(

@@ -59,7 +59,11 @@ def make_trainer(plan: FreezeScheduleCallback, *more: L.Callback) -> L.Trainer:
 
 
 def train(
-    task: ClassificationTask, schedule: FreezeSchedule, *more: L.Callback, data: Data | None = None, **options: Any
+    task: ClassificationTask,
+    schedule: FreezeSchedule,
+    *more: L.Callback,
+    data: Data | None = None,
+    **options: Any,
 ) -> FreezeScheduleCallback:
     data = data or toy_data()
     plan = FreezeScheduleCallback(schedule, seed=0, **options)

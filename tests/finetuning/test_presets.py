@@ -78,14 +78,17 @@ def test_explicit_rates_replace_decayed_ones() -> None:
     [
         ({"schedule": "depth", "unfreeze_depth": 4}, "must be at most 3, the number of stages"),
         ({"schedule": "surgical", "stages": ["layr1"]}, "there is no stage 'layr1' (did you mean 'layer1'?)"),
-        ({"schedule": "gradual", "epochs": 3}, "has 4 phases on this backbone and needs at least 4 epochs, but got 3"),
+        (
+            {"schedule": "gradual", "epochs": 3},
+            "has 4 phases on this backbone and needs at least 4 epochs, but got 3",
+        ),
         (
             {"schedule": "phases", "epochs": 2, "phases": [{"unfreeze_depth": 0, "fraction": 0.1}]},
             "0.1 of 2 epochs is no epoch",
         ),
         (
             {"schedule": "phases", "phases": [{"unfreeze_depth": 0, "epochs": 1, "warmup_epochs": 2}]},
-            "the warm-up of 2 is longer than the phase of 1 epochs",
+            "the warm-up of 2 epochs leaves nothing of phase '0', which has 1",
         ),
         (
             {"schedule": "phases", "phases": [{"unfreeze_depth": 0, "epochs": 1, "stage_lrs": {"haed": 1}}]},

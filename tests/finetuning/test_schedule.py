@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -149,7 +150,7 @@ def schedules(draw: st.DrawFn) -> FreezeSchedule:
 def test_any_schedule_moves_forward_one_phase_at_a_time_and_ends(plan: FreezeSchedule, values: list[float]) -> None:
     history = losses(*values)
     where = [plan.position(history[:n]) for n in range(len(history) + 1)]
-    steps = [later.phase - earlier.phase for earlier, later in zip(where, where[1:], strict=False)]
+    steps = [later.phase - earlier.phase for earlier, later in itertools.pairwise(where)]
     assert set(steps) <= {0, 1}
     assert where[plan.max_epochs].phase == len(plan.phases)
     for here in where[: plan.max_epochs]:

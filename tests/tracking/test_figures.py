@@ -27,15 +27,11 @@ TRIALS = [
 ]
 
 FIGURES = {
-    "curves": figures.learning_curves(
-        {"train/loss": [(0, 1.0), (1, 0.5)], "val/loss": [(0, math.nan)]}, PHASES
-    ),
+    "curves": figures.learning_curves({"train/loss": [(0, 1.0), (1, 0.5)], "val/loss": [(0, math.nan)]}, PHASES),
     "curves of nothing": figures.learning_curves({}),
     "curves of one point": figures.learning_curves({"val/accuracy": [(3, 0.5)]}),
     "confusion matrix": figures.confusion_matrix([[5, 1], [0, 4]], ["ants", "bees"]),
-    "confusion matrix of many classes": figures.confusion_matrix(
-        np.eye(120), [f"class {i}" for i in range(120)]
-    ),
+    "confusion matrix of many classes": figures.confusion_matrix(np.eye(120), [f"class {i}" for i in range(120)]),
     "confusion matrix of nothing": figures.confusion_matrix([[0, 0], [0, 0]], ["a", "b"]),
     "samples": figures.sample_grid(IMAGES, ["a"] * 3, ["b"] * 3, [0.9, 0.8, 0.7]),
     "no samples": figures.sample_grid([], [], [], []),
@@ -44,13 +40,9 @@ FIGURES = {
     "schedule of nothing trained": figures.schedule([], ["head"], [[None, math.nan]]),
     "map": sweep_figures.depth_lr_map(TRIALS, "val/accuracy"),
     "map of nothing": sweep_figures.depth_lr_map([], "val/loss", "minimize"),
-    "history": sweep_figures.history(
-        [(0, 0.5, "complete"), (1, None, "failed"), (2, 0.4, "pruned")], "x", "minimize"
-    ),
+    "history": sweep_figures.history([(0, 0.5, "complete"), (1, None, "failed"), (2, 0.4, "pruned")], "x", "minimize"),
     "history of nothing": sweep_figures.history([], "x"),
-    "importance": sweep_figures.importance(
-        {"optimizer.lr": 0.7, "freeze.unfreeze_depth": 0.3}, "val/accuracy"
-    ),
+    "importance": sweep_figures.importance({"optimizer.lr": 0.7, "freeze.unfreeze_depth": 0.3}, "val/accuracy"),
     "importance of nothing": sweep_figures.importance({}, "val/accuracy"),
 }
 

@@ -35,9 +35,7 @@ def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
     assert resolve_uri("sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
 
 
-@pytest.mark.parametrize(
-    "uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"]
-)
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"])
 def test_stores_that_do_not_keep_runs_are_refused(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"sqlite:///path/mlflow\.db"):
         resolve_uri(uri)
@@ -158,9 +156,7 @@ def test_a_command_line_is_shown_without_secrets() -> None:
         "optimizer.lr=1e-3",
         "max_tokens=5",
     ]
-    assert redact_command(words) == (
-        "tlresearch run x --password *** 'db.token=***' optimizer.lr=1e-3 max_tokens=5"
-    )
+    assert redact_command(words) == ("tlresearch run x --password *** 'db.token=***' optimizer.lr=1e-3 max_tokens=5")
 
 
 def test_addresses_of_the_ui() -> None:
@@ -187,9 +183,7 @@ def test_a_view_is_saved_in_the_format_of_the_ui() -> None:
 
     store = connect()
     experiment = store.experiment_id("e")
-    url = save_view(
-        store, experiment, metrics=["val/accuracy"], params=["optimizer.lr"], best_first="val/accuracy"
-    )
+    url = save_view(store, experiment, metrics=["val/accuracy"], params=["optimizer.lr"], best_first="val/accuracy")
     assert url.endswith(f"{experiment}/runs?workflowType=machine_learning&viewStateShareKey=tlresearch")
     tag = store.client.get_experiment(experiment).tags["mlflow.sharedViewState.tlresearch"]
     state = json.loads(zlib.decompress(base64.b64decode(tag.removeprefix("deflate;"))))

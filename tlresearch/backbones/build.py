@@ -54,9 +54,7 @@ def build_backbone(config: BackboneConfig, *, in_channels: int = 3) -> StagedBac
     if not slash and "." in config.name:
         built = load_object(config.name, "backbone.name")(**config.options)
         if not isinstance(built, StagedBackbone):
-            raise UserError(
-                f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}"
-            )
+            raise UserError(f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}")
         return built
     raise UserError(_unknown(config.name))
 

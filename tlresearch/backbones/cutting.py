@@ -131,9 +131,7 @@ class _Program:
         side does not change the tensor in place (it may lie in a cache).
         """
         end = len(self.nodes)
-        last_use = [
-            max([self.position.get(user, end) for user in node.users], default=-1) for node in self.nodes
-        ]
+        last_use = [max([self.position.get(user, end) for user in node.users], default=-1) for node in self.nodes]
         shared = _spans(self.steps)
         # The network's own input counts as live too, as long as it is used.
         input_until = max([self.position.get(user, end) for user in self.input.users], default=-1)

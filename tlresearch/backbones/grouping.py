@@ -129,9 +129,7 @@ def _block(
     )
 
 
-def _around(
-    unit_of: Sequence[str | None], span: dict[str, tuple[int, int]], index: int
-) -> list[tuple[int, int]]:
+def _around(unit_of: Sequence[str | None], span: dict[str, tuple[int, int]], index: int) -> list[tuple[int, int]]:
     unit = unit_of[index]
     if unit is not None:
         return [span[unit]]
@@ -205,9 +203,7 @@ def group_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _group(blocks: Sequence[Block], *, coarse: bool) -> list[list[Block]]:
-    counts = [
-        block.unit for block in blocks if block.unit is not None and not issubclass(block.unit, _CONTAINERS)
-    ]
+    counts = [block.unit for block in blocks if block.unit is not None and not issubclass(block.unit, _CONTAINERS)]
     repeated = {unit for unit in counts if counts.count(unit) > 1}
     first = next((index for index, block in enumerate(blocks) if block.unit in repeated), 0)
     groups = [[blocks[0]]]

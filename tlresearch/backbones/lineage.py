@@ -35,9 +35,7 @@ def build_with_lineage(config: BackboneConfig, download: Download) -> StagedBack
     """
     if config.checkpoint is None:
         return build_backbone(config)
-    source = load_text(
-        download(config.checkpoint, CONFIG).read_text(), source=f"run {config.checkpoint}"
-    ).config
+    source = load_text(download(config.checkpoint, CONFIG).read_text(), source=f"run {config.checkpoint}").config
     if (source.backbone.name, source.backbone.options) != (config.name, config.options):
         raise ConfigError(
             [
@@ -48,9 +46,7 @@ def build_with_lineage(config: BackboneConfig, download: Download) -> StagedBack
         )
     if source.backbone.granularity != config.granularity:
         raise ConfigError(
-            [
-                f"backbone.granularity: run {config.checkpoint} has {source.backbone.granularity}; use the same"
-            ],
+            [f"backbone.granularity: run {config.checkpoint} has {source.backbone.granularity}; use the same"],
             "backbone",
         )
     try:

@@ -46,9 +46,7 @@ def build_small_cnn(
     if not isinstance(width, int) or width < 1:
         raise UserError(f"backbone.options.width must be a whole number of at least 1 but got {width!r}")
     if weights == "default":
-        raise WeightsError(
-            f"backbone.weights: there are no pretrained weights of {model}; use null or a file"
-        )
+        raise WeightsError(f"backbone.weights: there are no pretrained weights of {model}; use null or a file")
     stages = _stages(in_channels, (width, 2 * width, 4 * width, 4 * width))
     record = WeightsRecord(random_stages=tuple(stages))
     if weights is not None:

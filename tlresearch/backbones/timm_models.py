@@ -72,9 +72,7 @@ def build_timm(
         head = published.get("classifier")
         heads = (head,) if isinstance(head, str) else tuple(head or ())
         record = replace(load_stages(pieces.stages, file, ignore=heads), source=weights)
-    return StagedBackbone(
-        pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record
-    )
+    return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
 
 
 def _import() -> ModuleType:
@@ -103,7 +101,9 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool, options: dict[str,
     return network
 
 
-def _cut(timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, granularity: Granularity, name: str) -> Cut:
+def _cut(
+    timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, granularity: Granularity, name: str
+) -> Cut:
     size = preprocessing.crop or 224
     example = torch.zeros(1, preprocessing.channels, size, size)
     try:

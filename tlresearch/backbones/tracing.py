@@ -34,9 +34,7 @@ class _StageTracer(fx.Tracer):
     # Otherwise what is computed from buffers alone would be baked in as constants.
     proxy_buffer_attributes = True
 
-    def __init__(
-        self, leaves: tuple[type[nn.Module], ...], functions: tuple[Callable[..., Any], ...]
-    ) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...], functions: tuple[Callable[..., Any], ...]) -> None:
         super().__init__(autowrap_functions=functions)
         self.leaves = leaves
 
@@ -167,9 +165,7 @@ def strip_head(model: nn.Module, graph: fx.Graph) -> str | None:
         if layers:
             break
     else:
-        raise TraceError(
-            f"{type(model).__name__} has no linear layer and no convolution that could be its head"
-        )
+        raise TraceError(f"{type(model).__name__} has no linear layer and no convolution that could be its head")
     head = layers[-1]
     value = head.args[0]
     while isinstance(value, fx.Node) and value.op == "call_module":
@@ -237,9 +233,7 @@ def propagate(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Nod
             shapes = _Shapes(fx.GraphModule(model, graph))
             shapes.run(batch)
     except Exception as error:  # any operation of a foreign network may refuse the shape
-        raise TraceError(
-            f"{type(model).__name__} does not run on an input {tuple(example.shape)}: {error}"
-        ) from error
+        raise TraceError(f"{type(model).__name__} does not run on an input {tuple(example.shape)}: {error}") from error
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]

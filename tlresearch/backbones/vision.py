@@ -60,8 +60,7 @@ def build_torchvision(
     if model not in known_models():
         known = known_models()
         raise UserError(
-            f"backbone.name: torchvision has no model '{model}'{nearest(model, known)}; "
-            f"it has {', '.join(known)}"
+            f"backbone.name: torchvision has no model '{model}'{nearest(model, known)}; it has {', '.join(known)}"
         )
     published = _published(model, weights)
     file = None
@@ -89,9 +88,7 @@ def build_torchvision(
     elif file is not None:
         record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY)
         record = replace(record, source=str(weights))
-    return StagedBackbone(
-        pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record
-    )
+    return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
 
 
 def _published(model: str, weights: str | None) -> models.WeightsEnum | None:
@@ -101,9 +98,7 @@ def _published(model: str, weights: str | None) -> models.WeightsEnum | None:
     name = weights.removeprefix(f"{enum.__name__}.")
     if name == "default":
         if "DEFAULT" not in enum.__members__:
-            raise WeightsError(
-                f"backbone.weights: torchvision publishes none for {model}; give null or a file"
-            )
+            raise WeightsError(f"backbone.weights: torchvision publishes none for {model}; give null or a file")
         name = "DEFAULT"
     return enum[name] if name in enum.__members__ else None
 
@@ -141,9 +136,7 @@ def _defaults(model: str, *, pretrained: bool) -> dict[str, Any]:
     return {"aux_logits": False, "init_weights": False, "transform_input": True}
 
 
-def _preprocessing(
-    model: str, published: models.WeightsEnum | None, arguments: Mapping[str, Any]
-) -> Preprocessing:
+def _preprocessing(model: str, published: models.WeightsEnum | None, arguments: Mapping[str, Any]) -> Preprocessing:
     enum = models.get_model_weights(model)
     if published is None and "DEFAULT" in enum.__members__:
         published = enum["DEFAULT"]
@@ -169,8 +162,6 @@ class SkipInit(TorchFunctionMode):
 
     skipped = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Runs everything but the drawing of random numbers."""
         return args[0] if func in self.skipped else func(*args, **(kwargs or {}))

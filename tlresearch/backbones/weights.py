@@ -57,9 +57,7 @@ def locate(weights: str, expected: str | None) -> Path:
             raise WeightsError(f"backbone.weights: {path} is not a file")
         return check_hash(path, expected)
     if expected is None:
-        raise WeightsError(
-            f"backbone.weights_sha256 is required for a URL, so that {weights} cannot change unnoticed"
-        )
+        raise WeightsError(f"backbone.weights_sha256 is required for a URL, so that {weights} cannot change unnoticed")
     name = Path(urlparse(weights).path).name or "weights"
     # Other weights may have the same file name; with the hash in front both can be kept.
     return download(weights, cache_folder() / f"{expected[:8].lower()}-{name}", expected)
@@ -146,9 +144,7 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"backbone.weights: {path} is not a weights file that can be read ({reason})"
-        ) from None
+        raise WeightsError(f"backbone.weights: {path} is not a weights file that can be read ({reason})") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -197,9 +193,7 @@ def load_stages(
     apart = tuple(f"{name}." for name in (head, *ignore) if name)
     unused = [key for key in tensors if key not in shapes and not key.startswith(apart)]
     if unused:
-        log.warning(
-            "%s: %d tensors have no place in the backbone, such as '%s'", path, len(unused), unused[0]
-        )
+        log.warning("%s: %d tensors have no place in the backbone, such as '%s'", path, len(unused), unused[0])
     # Files older than this counter lack it; it starts at 0 and only counts.
     lacking = {
         name: [key for key in state if key not in tensors and not key.endswith("num_batches_tracked")]

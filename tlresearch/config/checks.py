@@ -137,9 +137,10 @@ def _freeze(freeze: FreezeConfig) -> Iterator[str]:
             yield f"freeze.{key}: is only read by `freeze.schedule: {schedule}`, but the schedule is {freeze.schedule}"
     if freeze.probe_epochs is not None:
         if freeze.schedule != "lp_ft":
-            yield f"freeze.probe_epochs: is only read by `freeze.schedule: lp_ft`, but the schedule is {freeze.schedule}"
+            yield f"freeze.probe_epochs: is only read by `freeze.schedule: lp_ft`, but it is {freeze.schedule}"
         elif freeze.probe_epochs >= freeze.epochs:
-            yield f"freeze.probe_epochs: must be less than freeze.epochs ({freeze.epochs}), but got {freeze.probe_epochs}"
+            probe = freeze.probe_epochs
+            yield f"freeze.probe_epochs: must be less than freeze.epochs ({freeze.epochs}), but got {probe}"
     if freeze.schedule == "lp_ft" and freeze.epochs < 2:
         yield f"freeze.epochs: `lp_ft` has two phases and needs at least 2 epochs, but got {freeze.epochs}"
     for index, phase in enumerate(freeze.phases):
@@ -188,17 +189,15 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
         yield "backbone.weights: `freeze.schedule: scratch` trains from random weights; set backbone.weights=null"
     if config.regularize.ema and any(phase.at_end == "restore_best" for phase in config.freeze.phases):
         yield "regularize.ema: an average cannot go on from weights that a phase restores; use at_end: keep"
-    if config.scheduler.warmup_epochs > config.freeze.epochs:
+    if config.scheduler.warmup_epochs >= config.freeze.epochs:
         yield (
-            f"scheduler.warmup_epochs: must be at most freeze.epochs ({config.freeze.epochs}), "
+            f"scheduler.warmup_epochs: must be less than freeze.epochs ({config.freeze.epochs}), "
             f"but got {config.scheduler.warmup_epochs:g}"
         )
     for key, metric in _metrics(config):
         if not re.fullmatch(r"(train|val)/\w+", metric):
             cure = (
-                "the test split is never looked at while training"
-                if metric.startswith("test/")
-                else "such as val/loss"
+                "the test split is never looked at while training" if metric.startswith("test/") else "such as val/loss"
             )
             yield f"{key}: must be train/<name> or val/<name> ({cure}), but got '{metric}'"
 
@@ -220,7 +219,7 @@ def _sweep(sweep: SweepConfig) -> Iterator[str]:
     yield from _one_of("sampler.name", sweep.sampler.name or "tpe", SAMPLERS)
     yield from _one_of("pruner.name", sweep.pruner.name or "none", PRUNERS)
     if not sweep.objective.metric.startswith("val/"):
-        yield f"objective.metric: selection uses validation only: must be val/<name>, but got '{sweep.objective.metric}'"
+        yield f"objective.metric: selection uses validation only: val/<name>, but got '{sweep.objective.metric}'"
     for key, dimension in sweep.space.items():
         path = f"space[{key}]"
         try:

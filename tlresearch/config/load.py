@@ -7,7 +7,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -96,9 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], values)
 
 
-def _load(
-    schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, source: str
-) -> Loaded[ConfigT]:
+def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, source: str) -> Loaded[ConfigT]:
     problems: list[str] = []
     for key, value in _parse(overrides, problems):
         _assign(values, key, value)
@@ -168,9 +166,7 @@ def _merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: l
             _merge(node[key], section, value, f"{path}.", problems)
 
 
-def _merge_list(
-    node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]
-) -> None:
+def _merge_list(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
     if not isinstance(value, list):
         problems.append(f"{path}: must be a list, but got {value!r}")
         return
@@ -180,9 +176,7 @@ def _merge_list(
         node[key].append(element)
 
 
-def _merge_dict(
-    node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]
-) -> None:
+def _merge_dict(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
     if not isinstance(value, Mapping):
         problems.append(f"{path}: must map names to sections, but got {value!r}")
         return
@@ -291,7 +285,7 @@ def _range_problems(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _outside(value: float, path: str, about: Mapping[str, Any]) -> Iterator[str]:
-    bounds = {
+    bounds: dict[str, tuple[float | None, Callable[[float], bool]]] = {
         "at least": (about.get("at_least"), lambda bound: value >= bound),
         "above": (about.get("above"), lambda bound: value > bound),
         "at most": (about.get("at_most"), lambda bound: value <= bound),

@@ -28,9 +28,7 @@ def find_weights(name: str) -> Path:
     Raises:
         UserError: If it is in neither place; the text names both.
     """
-    return _find(
-        name, "backbone.weights", Path(os.environ.get("TLRESEARCH_WEIGHTS", "weights")), "TLRESEARCH_WEIGHTS"
-    )
+    return _find(name, "backbone.weights", Path(os.environ.get("TLRESEARCH_WEIGHTS", "weights")), "TLRESEARCH_WEIGHTS")
 
 
 def _find(name: str, key: str, folder: Path, variable: str) -> Path:

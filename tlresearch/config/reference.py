@@ -29,7 +29,7 @@ def options(schema: type = ExperimentConfig, prefix: str = "") -> Iterator[Optio
         hint, about, key = hints[field.name], field.metadata, f"{prefix}{field.name}"
         inner = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
         if inner:
-            mark = {list: "[]", dict: ".<name>"}.get(typing.get_origin(hint), "")  # type: ignore[arg-type]
+            mark = {list: "[]", dict: ".<name>"}.get(typing.get_origin(hint), "")
             yield from options(typing.cast(type, inner[0]), f"{key}{mark}.")
             continue
         unit = f" ({about['unit']})" if about["unit"] else ""
@@ -68,7 +68,9 @@ def as_markdown() -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default if field.default is not dataclasses.MISSING else []
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "empty"
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "empty"
+    )
 
 
 def _words(hint: Any) -> str:
@@ -81,7 +83,14 @@ def _words(hint: Any) -> str:
         return "mapping"
     if inner:
         return " or ".join(_words(part) for part in inner)
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "value"}
+    names = {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "value",
+    }
     return names.get(hint, str(hint))
 
 

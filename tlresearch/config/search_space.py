@@ -50,7 +50,8 @@ def resolve_all(space: Mapping[str, SpaceConfig], stages: int) -> dict[str, Spac
 def suggest(trial: Suggests, space: Mapping[str, SpaceConfig]) -> dict[str, Any]:
     """Draws a point of the space.
 
-    A range over an option that is a whole number gives whole numbers. Conditions are looked at in the order of the file; a dimension whose
+    A range over an option that is a whole number gives whole numbers.
+    Conditions are looked at in the order of the file; a dimension whose
     condition fails is left out, so that the experiment keeps its own value.
 
     Args:

@@ -21,11 +21,7 @@ class ArrayImages:
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        if (
-            array.dtype != np.uint8
-            or array.ndim not in (3, 4)
-            or (array.ndim == 4 and array.shape[3] not in (1, 3))
-        ):
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
             raise ValueError(
                 f"images must be uint8 (samples, height, width[, 1 or 3]) but got {array.dtype} {array.shape}"
             )
@@ -46,6 +42,5 @@ class ArrayImages:
         shape = f"{channels}x{height}x{width}:".encode()
         pixels = self.tensor.numpy()
         return [
-            Checked(hashlib.sha256(shape + pixels[index].tobytes()).hexdigest(), height, width)
-            for index in indices
+            Checked(hashlib.sha256(shape + pixels[index].tobytes()).hexdigest(), height, width) for index in indices
         ]

@@ -137,20 +137,14 @@ def _read(config: DataConfig) -> Table:
         arguments["root"] = find_data(config.root)
     table = source(**arguments)
     if not isinstance(table, Table):
-        raise DataError(
-            f"data.name: {config.name} must return a tlresearch Table but got {type(table).__name__}"
-        )
+        raise DataError(f"data.name: {config.name} must return a tlresearch Table but got {type(table).__name__}")
     return table
 
 
-def _check_images(
-    table: Table, rows: Sequence[int], on_error: str
-) -> tuple[dict[int, Checked], dict[str, str]]:
+def _check_images(table: Table, rows: Sequence[int], on_error: str) -> tuple[dict[int, Checked], dict[str, str]]:
     """Reads every image once; returns the readable ones by row, and why the others were skipped by name."""
     checked = dict(zip(rows, table.images.check(rows), strict=True))
-    problems = {
-        table.names[row]: record.problem for row, record in checked.items() if record.problem is not None
-    }
+    problems = {table.names[row]: record.problem for row, record in checked.items() if record.problem is not None}
     if on_error == "raise":
         refuse(
             [f"{name}: {problem}" for name, problem in problems.items()],

@@ -24,9 +24,7 @@ def check_table(table: Table) -> None:
     lengths = {"labels": len(table.labels), "splits": count if table.splits is None else len(table.splits)}
     for part, length in lengths.items():
         if length != count:
-            raise DataError(
-                f"{table.name}: {count} names but {length} {part}; every sample needs one of each"
-            )
+            raise DataError(f"{table.name}: {count} names but {length} {part}; every sample needs one of each")
     if not count:
         raise DataError(f"{table.name} holds no samples: check data.root")
     if len(set(table.names)) < count:
@@ -67,9 +65,7 @@ def keep_classes(table: Table, wanted: Sequence[str]) -> tuple[Tensor, tuple[str
     )
     if len(set(classes)) < len(classes):
         twice = sorted({name for name in classes if classes.count(name) > 1})
-        raise DataError(
-            f"{table.name}: classes named twice: {', '.join(twice)}; every class needs one name of its own"
-        )
+        raise DataError(f"{table.name}: classes named twice: {', '.join(twice)}; every class needs one name of its own")
     if not table.multilabel and len(classes) < 2:
         raise DataError(
             f"{table.name} has a single class ({', '.join(classes) or 'none'}): "
@@ -84,9 +80,7 @@ def keep_classes(table: Table, wanted: Sequence[str]) -> tuple[Tensor, tuple[str
     return labels, classes, [row for row, label in enumerate(labels.tolist()) if label >= 0]
 
 
-def check_splits(
-    name: str, splits: Mapping[SplitName, Sequence[int]], labels: Tensor, classes: Sequence[str]
-) -> None:
+def check_splits(name: str, splits: Mapping[SplitName, Sequence[int]], labels: Tensor, classes: Sequence[str]) -> None:
     """Checks that every class is in every split; a rare label of many may be missing from val and test.
 
     Raises:
@@ -126,12 +120,9 @@ def check_sizes(
     for row, record in checked.items():
         sizes.setdefault((record.height, record.width), row)
     if len(sizes) > 1:
-        examples = ", ".join(
-            f"{names[row]} is {width}x{height}" for (height, width), row in list(sizes.items())[:3]
-        )
+        examples = ", ".join(f"{names[row]} is {width}x{height}" for (height, width), row in list(sizes.items())[:3])
         raise DataError(
-            f"images are taken as they are but differ in size: {examples}; "
-            "set data.image_size to bring them to one"
+            f"images are taken as they are but differ in size: {examples}; set data.image_size to bring them to one"
         )
     return next(iter(sizes))
 

@@ -44,9 +44,7 @@ class FileImages:
         cache = FileCache(self.root)
         # Reading and decoding release the interpreter lock.
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            checked = list(
-                pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16)
-            )
+            checked = list(pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16))
         cache.save()
         return checked
 

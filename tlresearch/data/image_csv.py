@@ -16,9 +16,7 @@ from tlresearch.data.table import SPLIT_ALIASES, Table, refuse
 from tlresearch.errors import DataError, nearest
 
 
-def read_image_csv(
-    root: Path, *, table: str, image_column: str, label_column: str, split_column: str | None
-) -> Table:
+def read_image_csv(root: Path, *, table: str, image_column: str, label_column: str, split_column: str | None) -> Table:
     """Reads a CSV file with a header: paths relative to `root`, labels (joined by ';'), perhaps splits.
 
     Raises:
@@ -56,9 +54,7 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     for column in columns:
         if column not in header:
             known = ", ".join(header) or "none"
-            raise DataError(
-                f"{path} has no column '{column}'{nearest(column, header)}; its columns are: {known}"
-            )
+            raise DataError(f"{path} has no column '{column}'{nearest(column, header)}; its columns are: {known}")
     if not rows:
         raise DataError(f"{path} has a header but no rows: add one row per image")
     refuse(
@@ -90,11 +86,7 @@ def _read_labels(path: Path, texts: Sequence[str], column: str) -> tuple[tuple[s
 
 def _read_splits(path: Path, texts: Sequence[str], column: str) -> list[SplitName]:
     refuse(
-        [
-            f"row {row} has '{text}'"
-            for row, text in enumerate(texts, start=2)
-            if text.strip() not in SPLIT_ALIASES
-        ],
+        [f"row {row} has '{text}'" for row, text in enumerate(texts, start=2) if text.strip() not in SPLIT_ALIASES],
         what=f"{path}: unknown splits in column '{column}'",
         cure="A split is train, val or test",
     )

@@ -49,12 +49,7 @@ def _read_splits(root: Path, folders: Sequence[str], split_of: dict[str, SplitNa
     present = {folder: _classes(root / folder, _folders(root / folder)) for folder in split_of}
     classes = sorted(set().union(*present.values()))
     refuse(
-        [
-            f"{folder} has no folder '{cls}'"
-            for folder in present
-            for cls in classes
-            if cls not in present[folder]
-        ],
+        [f"{folder} has no folder '{cls}'" for folder in present for cls in classes if cls not in present[folder]],
         what=f"{root}: classes missing from a split",
         cure="Every split needs a folder of the same name for every class",
     )
@@ -108,7 +103,5 @@ def _images(root: Path, folder: str) -> list[str]:
     found = []
     for place, _, files in sorted(os.walk(root / folder, followlinks=True)):
         below = Path(place).relative_to(root)
-        found += [
-            (below / file).as_posix() for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)
-        ]
+        found += [(below / file).as_posix() for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)]
     return found

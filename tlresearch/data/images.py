@@ -64,9 +64,7 @@ class ImageSplit:
         try:
             return self._images.load(self._rows[index], self._evaluation.preprocessing.channels)
         except ValueError as error:
-            raise DataError(
-                f"{self.names[index]} cannot be read any more: {error}; restore the file"
-            ) from None
+            raise DataError(f"{self.names[index]} cannot be read any more: {error}; restore the file") from None
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, int]:
         """Returns network input, target and index of one sample."""
@@ -86,9 +84,6 @@ class ImageSplit:
             channels = self._evaluation.preprocessing.channels
             images = self._images.load_batch([self._rows[index] for index in indices], channels)
             return collate(
-                [
-                    (image, self.targets[i], i)
-                    for image, i in zip(self._evaluation(images), indices, strict=True)
-                ]
+                [(image, self.targets[i], i) for image, i in zip(self._evaluation(images), indices, strict=True)]
             )
         return collate([self[key] for key in keys])

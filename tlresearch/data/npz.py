@@ -28,10 +28,7 @@ def read_npz(root: Path) -> Table:
     arrays = _load(path)
     found = [split for split in SPLITS if f"{split}_images" in arrays or f"{split}_labels" in arrays]
     missing = [
-        key
-        for split in found or ["train"]
-        for key in (f"{split}_images", f"{split}_labels")
-        if key not in arrays
+        key for split in found or ["train"] for key in (f"{split}_images", f"{split}_labels") if key not in arrays
     ]
     if "train" not in found or missing:
         raise DataError(
@@ -41,9 +38,7 @@ def read_npz(root: Path) -> Table:
     for split in found:
         sizes = len(arrays[f"{split}_images"]), len(arrays[f"{split}_labels"])
         if sizes[0] != sizes[1]:
-            raise DataError(
-                f"{path}: {split}_images has {sizes[0]} samples but {split}_labels has {sizes[1]}"
-            )
+            raise DataError(f"{path}: {split}_images has {sizes[0]} samples but {split}_labels has {sizes[1]}")
     labels = torch.cat([_labels(arrays[f"{split}_labels"], f"{path}: {split}_labels") for split in found])
     splits: list[SplitName] = [split for split in found for _ in arrays[f"{split}_labels"]]
     return Table(
@@ -82,9 +77,7 @@ def _labels(array: np.ndarray, where: str) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-        raise DataError(
-            f"{where}: labels must be numbers (N,), (N, 1) or (N, K) but got {array.dtype} {array.shape}"
-        )
+        raise DataError(f"{where}: labels must be numbers (N,), (N, 1) or (N, K) but got {array.dtype} {array.shape}")
     bad = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
     bad |= (array != np.floor(array)) if array.dtype.kind == "f" else False
     refuse(

@@ -120,11 +120,7 @@ def _share(
     """Picks the share from each class, at least one sample and, with `spare`, never all of them."""
     ordered = _shuffled(rows, names, purpose, seed)
     groups = list(_groups(ordered, labels).values()) if labels.ndim == 1 else [ordered]
-    return [
-        row
-        for group in groups
-        for row in group[: max(1, min(len(group) - spare, _round(fraction * len(group))))]
-    ]
+    return [row for group in groups for row in group[: max(1, min(len(group) - spare, _round(fraction * len(group))))]]
 
 
 def _round(value: float) -> int:

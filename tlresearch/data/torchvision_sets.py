@@ -57,9 +57,7 @@ def read_torchvision(folder: Path, *, dataset: str, download: bool, options: Map
         name=dataset,
         classes=_classes(next(iter(parts.values())), labels),
         labels=torch.cat(labels),
-        names=[
-            f"{split}/{index:06d}" for split, size in zip(parts, sizes, strict=True) for index in range(size)
-        ],
+        names=[f"{split}/{index:06d}" for split, size in zip(parts, sizes, strict=True) for index in range(size)],
         images=_Joined([_images(part) for part in parts.values()], sizes),
         splits=[split for split, size in zip(parts, sizes, strict=True) for _ in range(size)]
         if len(parts) > 1
@@ -89,9 +87,7 @@ def _open_splits(cls: type, folder: Path, *, download: bool, options: dict[str, 
             except ValueError:
                 continue  # The data set does not know a split of this name.
     if "train" not in parts:
-        raise DataError(
-            f"data.dataset: {cls.__name__} has no split called train; name one with data.options.split"
-        )
+        raise DataError(f"data.dataset: {cls.__name__} has no split called train; name one with data.options.split")
     return parts
 
 
@@ -108,9 +104,7 @@ def _open(cls: type, arguments: dict[str, Any], download: bool) -> Any:
             return cls(**arguments, download=True)
         except (OSError, RuntimeError, EOFError) as error:
             problem = error
-    tried = (
-        "could not be downloaded" if download else "is not there and data.download is off (or not offered)"
-    )
+    tried = "could not be downloaded" if download else "is not there and data.download is off (or not offered)"
     first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
     raise DataError(
         f"data.dataset: {cls.__name__} {tried}: {first_line}; "
@@ -130,8 +124,7 @@ def _labels(part: Any, dataset: str) -> Tensor:
         numbers = [int(value) for value in values]
     except (TypeError, ValueError):
         raise DataError(
-            f"data.dataset: {dataset} gives labels such as {values[0]!r}: "
-            "it is not an image classification data set"
+            f"data.dataset: {dataset} gives labels such as {values[0]!r}: it is not an image classification data set"
         ) from None
     return torch.tensor(numbers, dtype=torch.int64)
 
@@ -139,11 +132,7 @@ def _labels(part: Any, dataset: str) -> Tensor:
 def _classes(part: Any, labels: Sequence[Tensor]) -> tuple[str, ...]:
     names = getattr(part, "classes", None) or getattr(part, "categories", None)
     count = max((int(each.max()) + 1 for each in labels if len(each)), default=0)
-    if (
-        isinstance(names, (list, tuple))
-        and len(names) >= count
-        and all(isinstance(name, str) for name in names)
-    ):
+    if isinstance(names, (list, tuple)) and len(names) >= count and all(isinstance(name, str) for name in names):
         return tuple(names)
     return tuple(str(number) for number in range(count))
 
@@ -205,9 +194,7 @@ class _Joined:
     """The images of several splits behind one another."""
 
     def __init__(self, parts: Sequence[Images], sizes: Sequence[int]) -> None:
-        self._place = [
-            (part, index) for part, size in zip(parts, sizes, strict=True) for index in range(size)
-        ]
+        self._place = [(part, index) for part, size in zip(parts, sizes, strict=True) for index in range(size)]
 
     def load(self, index: int, channels: int) -> Tensor:
         part, position = self._place[index]

@@ -105,9 +105,7 @@ def build_augmentation(
     further = {"crop_flip": [], "randaugment": [v2.RandAugment()], "trivial": [v2.TrivialAugmentWide()]}
     if name not in further:
         known = ["none", "flip", *further]
-        raise DataError(
-            f"data.augment: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}"
-        )
+        raise DataError(f"data.augment: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}")
     return _chain([*crop_flip, *further[name]])
 
 

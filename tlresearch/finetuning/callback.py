@@ -245,11 +245,8 @@ class FreezeScheduleCallback(L.Callback):
             raise FrozenWeightsMovedError(f"phase '{phase.name}' moved {len(moved)} frozen tensors: {names}")
 
     def _apply_modes(self, task: Tunable) -> None:
-        here = self.position
-        if here.phase < len(self.schedule.phases):
-            phase = self.schedule.phases[here.phase]
-        else:
-            phase = self.schedule.phases[-1]
+        last = len(self.schedule.phases) - 1
+        phase = self.schedule.phases[min(self.position.phase, last)]
         param_groups.apply_modes(phase, task.backbone, task.head)
 
 

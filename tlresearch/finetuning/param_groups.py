@@ -55,7 +55,8 @@ def build_groups(backbone: StagedBackbone, head: nn.Module, *, decay_norm_and_bi
         for parameter_name, parameter in module.named_parameters():
             if id(parameter) in owner:
                 raise ConfigError(
-                    [f"backbone: '{parameter_name}' is in the stages {owner[id(parameter)]} and {name}"], "groups"
+                    [f"backbone: '{parameter_name}' is in the stages {owner[id(parameter)]} and {name}"],
+                    "groups",
                 )
             owner[id(parameter)] = name
             split[id(parameter) not in exempt].append(parameter)
@@ -98,7 +99,8 @@ def apply_phase(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> int:
         if pattern not in matched:
             examples = ", ".join(list(backbone.original_state_dict())[:3])
             raise ConfigError(
-                [f"freeze: phase '{phase.name}': no parameter matches '{pattern}'; names look like {examples}"], "freeze"
+                [f"freeze: phase '{phase.name}': no parameter matches '{pattern}'; names look like {examples}"],
+                "freeze",
             )
     return trained
 

@@ -35,7 +35,9 @@ def scratch(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
 
 def depth(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     """The last `unfreeze_depth` stages and the head."""
-    return [PhaseConfig(name=f"depth {freeze.unfreeze_depth}", unfreeze_depth=freeze.unfreeze_depth, epochs=freeze.epochs)]
+    return [
+        PhaseConfig(name=f"depth {freeze.unfreeze_depth}", unfreeze_depth=freeze.unfreeze_depth, epochs=freeze.epochs)
+    ]
 
 
 def lp_ft(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
@@ -137,10 +139,15 @@ def _resolve(
     until = phase.until
     epochs = phase.epochs if phase.epochs is not None else round((phase.fraction or 0) * config.freeze.epochs)
     if epochs < 1:
-        problems.append(f"{key}.fraction: {phase.fraction} of {config.freeze.epochs} epochs is no epoch; raise one of them")
+        problems.append(
+            f"{key}.fraction: {phase.fraction} of {config.freeze.epochs} epochs is no epoch; raise one of them"
+        )
     warmup = config.scheduler.warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs
-    if warmup > epochs >= 1:
-        problems.append(f"{key}.warmup_epochs: the warm-up of {warmup:g} is longer than the phase of {epochs} epochs")
+    if warmup >= max(epochs, 1):
+        problems.append(
+            f"{'scheduler' if phase.warmup_epochs is None else key}.warmup_epochs: the warm-up of {warmup:g} epochs "
+            f"leaves nothing of phase '{phase.name or index}', which has {epochs}; every phase warms up anew"
+        )
     return Phase(
         name=phase.name or f"phase {index}",
         stages=stages,
@@ -166,7 +173,8 @@ def _stages(key: str, phase: PhaseConfig, names: Sequence[str], problems: list[s
     depth = len(names) if phase.unfreeze_depth == "all" else int(phase.unfreeze_depth or 0)
     if depth > len(names):
         problems.append(
-            f"{key}.unfreeze_depth: must be at most {len(names)}, the number of stages ({', '.join(names)}), but got {depth}"
+            f"{key}.unfreeze_depth: must be at most {len(names)}, the number of stages "
+            f"({', '.join(names)}), but got {depth}"
         )
     return tuple(range(max(0, len(names) - depth), len(names)))
 

@@ -50,7 +50,8 @@ def set_stochastic_depth(backbone: nn.Module, probability: float) -> None:
     layers = [m for m in backbone.modules() if isinstance(m, StochasticDepth) or type(m).__name__ == "DropPath"]
     if not layers:
         raise ConfigError(
-            ["regularize.stochastic_depth: this backbone has no stochastic depth; leave it null"], "regularize"
+            ["regularize.stochastic_depth: this backbone has no stochastic depth; leave it null"],
+            "regularize",
         )
     for index, layer in enumerate(layers, start=1):
         rate = probability * index / len(layers)

@@ -139,4 +139,3 @@ def _to(part: Any, device: torch.device) -> Any:
     if isinstance(part, (list, tuple)):
         return type(part)(_to(value, device) for value in part)
     return part
-

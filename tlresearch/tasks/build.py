@@ -50,9 +50,7 @@ def classification(
 TASKS: Mapping[str, TaskBuilder] = {"classification": classification}
 
 
-def build_task(
-    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
-) -> Task:
+def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:
     """Builds the task of an experiment: one of `TASKS`, or a function by dotted path with the same arguments.
 
     The head's first weights depend on ``config.seed`` alone, not on how the backbone was made.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,36 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "val", "test")
+
+
+class Meters(nn.Module):
+    """Loss and metrics of one split; as a module, so that they follow the task to its device.
+
+    Args:
+        kind: What the targets are.
+        classes: Number of classes, or of labels.
+        thorough: All metrics, or accuracy alone, which costs next to nothing.
+    """
+
+    def __init__(self, kind: TargetKind, classes: int, *, thorough: bool) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.metrics = MetricCollection(_metrics(kind, classes, thorough=thorough))
+
+    def update(self, probabilities: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Takes a batch."""
+        self.loss.update(loss, weight=len(targets))
+        self.metrics.update(probabilities, targets)
+
+    def finish(self) -> dict[str, float]:
+        """Returns every value and resets."""
+        with warnings.catch_warnings():
+            # A class without a sample in the split: torchmetrics leaves it out of the mean and says so each time.
+            warnings.filterwarnings("ignore", message="No (positive|negative) samples")
+            values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        self.loss.reset()
+        self.metrics.reset()
+        return {name: float(value) for name, value in values.items()}
 
 
 class ClassificationTask(Task):
@@ -56,18 +86,12 @@ class ClassificationTask(Task):
         penalty: Penalty | None = None,
     ) -> None:
         head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.out_features, classes))
-        super().__init__(
-            backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty
-        )
+        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
         self.kind = kind
         self.label_smoothing = label_smoothing
         # Not a buffer: it belongs to the data, and no checkpoint should bring another one.
         self.class_weights = class_weights
-        # ModuleDict refuses `train` as a key: it is a method of its own.
-        self.metrics = nn.ModuleDict(
-            {f"{s}_metrics": MetricCollection(_metrics(kind, classes, thorough=s != "train")) for s in SPLITS}
-        )
-        self.losses = nn.ModuleDict({f"{s}_loss": MeanMetric() for s in SPLITS})
+        self.meters = nn.ModuleDict({f"{s}_meters": Meters(kind, classes, thorough=s != "train") for s in SPLITS})
         self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -87,9 +111,8 @@ class ClassificationTask(Task):
     def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the predictions of evaluation for figures."""
         probabilities = self.probabilities(outputs)
-        self.losses[f"{split}_loss"].update(loss, weight=len(batch.indices))
         targets = batch.targets.int() if self.kind == "multilabel" else batch.targets
-        self.metrics[f"{split}_metrics"].update(probabilities, targets)
+        self._meters(split).update(probabilities, targets, loss)
         if split in self.predictions:
             self.predictions[split].append((batch.indices.cpu(), probabilities.cpu()))
 
@@ -111,14 +134,10 @@ class ClassificationTask(Task):
 
     def compute_metrics(self, split: str) -> dict[str, float]:
         """Returns loss and metrics of a split and resets them."""
-        with warnings.catch_warnings():
-            # A class without a sample in the split: torchmetrics leaves it out of the mean and says so each time.
-            warnings.filterwarnings("ignore", message="No (positive|negative) samples")
-            collection = self.metrics[f"{split}_metrics"]
-            values = {"loss": self.losses[f"{split}_loss"].compute(), **collection.compute()}
-        self.losses[f"{split}_loss"].reset()
-        collection.reset()
-        return {name: float(value) for name, value in values.items()}
+        return self._meters(split).finish()
+
+    def _meters(self, split: str) -> Meters:
+        return cast(Meters, self.meters[f"{split}_meters"])  # ModuleDict refuses `train`, a method of its own
 
 
 def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
@@ -133,10 +152,9 @@ def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
     return len(targets) / (classes * counts.float())
 
 
-def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric]:
-    """The metrics of a split: training only watches accuracy, which costs next to nothing."""
+def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric | MetricCollection]:
     if kind == "multilabel":
-        found: dict[str, Metric] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
+        found: dict[str, Metric | MetricCollection] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
         if thorough:
             found["macro_f1"] = tm.MultilabelF1Score(classes, average="macro")
             found["auroc"] = tm.MultilabelAUROC(classes, average="macro")

@@ -117,9 +117,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | NDArray[Any], classes: Se
     ticks = list(range(0, size, every))
     names = [_short(classes[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(
-        ticks, [f"{name} ({int(totals[tick, 0])})" for name, tick in zip(names, ticks, strict=True)]
-    )
+    axes.set_yticks(ticks, [f"{name} ({int(totals[tick, 0])})" for name, tick in zip(names, ticks, strict=True)])
     axes.tick_params(labelsize=9 if size <= 20 else 7)
     axes.spines[["left", "bottom"]].set_visible(False)
     if size <= _MOST_NUMBERS:
@@ -127,9 +125,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | NDArray[Any], classes: Se
             if counts[row, column]:
                 colour = "white" if shares[row, column] > 0.55 else "black"
                 text = str(int(counts[row, column]))
-                axes.text(
-                    column, row, text, ha="center", va="center", color=colour, fontsize=9 if size <= 12 else 7
-                )
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9 if size <= 12 else 7)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     return figure
 
@@ -236,9 +232,7 @@ def _phase_borders(axes: Axes, phases: Sequence[PhaseSpan]) -> None:
         room = max(3, int(characters * (phase.end - phase.start) / max(last, 1)))
         middle = (phase.start + phase.end) / 2
         text = _short(phase.name, room)
-        axes.text(
-            middle, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8
-        )
+        axes.text(middle, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
     axes.set_title(axes.get_title(loc="left"), fontsize=11, loc="left", fontweight="bold", pad=18)
 
 

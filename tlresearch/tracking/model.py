@@ -69,9 +69,7 @@ def log_model(
         status = LoggedModelStatus.FAILED
         try:
             target = Path(scratch) / "stored"
-            entry = Model(
-                run_id=run.run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id
-            )
+            entry = Model(run_id=run.run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id)
             _save(target, artifacts, entry, signature(classes), _requirements(extra_requirements))
             client.log_model_artifacts(logged.model_id, str(target))
             client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])

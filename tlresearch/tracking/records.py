@@ -36,9 +36,7 @@ def find_run(store: Store, text: str) -> Run:
         found = search(store, f"attributes.run_id LIKE '{text}%'")
     if not found:
         names = [run.info.run_name or "" for run in search(store, "", limit=_PAGE)]
-        raise TrackingError(
-            f"there is no run '{text}' in the MLflow store {store.label}{nearest(text, names)}"
-        )
+        raise TrackingError(f"there is no run '{text}' in the MLflow store {store.label}{nearest(text, names)}")
     if len(found) > 1:
         listing = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found[:10])
         raise TrackingError(f"'{text}' is {len(found)} runs: {listing}; give the beginning of one id")

@@ -104,8 +104,7 @@ class TrackedRun:
         experiment_id: The experiment it belongs to.
         name: Its name; `description`: Markdown of its page.
         resumed: Whether it was continued.
-        params: Params as stored.
-        status: ``RUNNING``, or how it ended.
+        params: Params as stored; `status`: ``RUNNING``, or how it ended.
     """
 
     def __init__(self, store: Store, run_id: str, experiment_id: str, name: str, *, resumed: bool) -> None:
@@ -134,9 +133,7 @@ class TrackedRun:
         short, whole = values.params(params)
         changed = {key: value for key, value in short.items() if self.params.get(key, value) != value}
         if changed:
-            listing = ", ".join(
-                f"{key}: {self.params[key]} -> {value}" for key, value in sorted(changed.items())
-            )
+            listing = ", ".join(f"{key}: {self.params[key]} -> {value}" for key, value in sorted(changed.items()))
             _log.warning("run %s was started with other values: %s", self.run_id, listing)
             self.set_tags({"tlresearch.changed": listing})
         fresh = [Param(key, value) for key, value in short.items() if key not in self.params]
@@ -232,13 +229,9 @@ class TrackedRun:
     def mark_pruned(self, reason: str) -> None:
         """Marks a run that a pruner stopped: it ends FINISHED, with a mark in front of its name."""
         self._pruned = True
-        self.set_tags(
-            {STATE: "pruned", REASON: reason, _NOTE: f"**Pruned:** {reason}\n\n{self.description}".rstrip()}
-        )
+        self.set_tags({STATE: "pruned", REASON: reason, _NOTE: f"**Pruned:** {reason}\n\n{self.description}".rstrip()})
         with self.store.errors():
-            self.store.client.update_run(
-                self.run_id, name=f"{PRUNED_MARK}{self.name.removeprefix(PRUNED_MARK)}"
-            )
+            self.store.client.update_run(self.run_id, name=f"{PRUNED_MARK}{self.name.removeprefix(PRUNED_MARK)}")
 
     def close(self, status: Status = "FINISHED") -> None:
         """Writes what waits and ends the run; a second call does nothing.

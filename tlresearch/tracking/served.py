@@ -127,9 +127,7 @@ def _decode(value: Any) -> NDArray[Any]:
 
 def _checked(array: NDArray[Any]) -> NDArray[Any]:
     if str(array.dtype) != "uint8" or array.ndim not in (2, 3):
-        raise ValueError(
-            f"images must be uint8 (height, width, channels) but got {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"images must be uint8 (height, width, channels) but got {array.dtype} {array.shape}")
     return array[:, :, None] if array.ndim == 2 else array
 
 

@@ -122,9 +122,7 @@ def resolve_uri(configured: str | None = None) -> str:
     if scheme == "sqlite":
         path = uri.removeprefix("sqlite://").removeprefix("/")
         if not path or path == ":memory:":
-            raise TrackingError(
-                "tracking.uri: an SQLite store needs a file, such as sqlite:///path/mlflow.db"
-            )
+            raise TrackingError("tracking.uri: an SQLite store needs a file, such as sqlite:///path/mlflow.db")
         return f"sqlite:///{Path(path).expanduser().absolute()}"
     return uri.rstrip("/")
 
@@ -236,8 +234,7 @@ def run_url(base: str, experiment_id: str, run_id: str) -> str:
 def compare_url(base: str, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> str:
     """Address of the UI's comparison of runs."""
     runs, experiments = (
-        quote(json.dumps(list(ids), separators=(",", ":")), safe="")
-        for ids in (run_ids, dict.fromkeys(experiment_ids))
+        quote(json.dumps(list(ids), separators=(",", ":")), safe="") for ids in (run_ids, dict.fromkeys(experiment_ids))
     )
     query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
     return f"{base.rstrip('/')}/#/compare-runs?{query}"

@@ -93,9 +93,7 @@ def depth_lr_map(points: Sequence[TrialPoint], metric: str, direction: Direction
     if not points:
         axes.text(0.5, 0.5, "no trial yet", transform=axes.transAxes, ha="center")
     if handles:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
-        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
@@ -121,9 +119,7 @@ def history(
         better = max if direction == "maximize" else min
         course = [better(value for _, value in done[: index + 1]) for index in range(len(done))]
         numbers = [number for number, _ in done]
-        axes.scatter(
-            numbers, [value for _, value in done], color=COLOURS[0], s=28, label="complete", zorder=3
-        )
+        axes.scatter(numbers, [value for _, value in done], color=COLOURS[0], s=28, label="complete", zorder=3)
         axes.step(numbers, course, where="post", color=COLOURS[1], linewidth=1.8, label="best so far")
     for state, mark in _MARKS.items():
         marked = [(number, value) for number, value, kind in ordered if kind == state]
@@ -156,9 +152,7 @@ def importance(shares: Mapping[str, float], metric: str) -> Figure:
     figure = new_figure(7.0, max(2.2, 1.3 + 0.42 * len(ordered)))
     axes = figure.add_subplot()
     style(axes, title=f"What decides {metric}", x="importance (share of the explained variation)")
-    bars = axes.barh(
-        [name for name, _ in ordered], [share for _, share in ordered], color=COLOURS[0], height=0.65
-    )
+    bars = axes.barh([name for name, _ in ordered], [share for _, share in ordered], color=COLOURS[0], height=0.65)
     axes.bar_label(bars, labels=[f"{share:.0%}" for _, share in ordered], padding=4, fontsize=9)
     axes.set_xlim(0, max([share for _, share in ordered], default=1.0) * 1.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -23,9 +23,7 @@ class SystemMetrics:
         first_step: Step of the first measurement.
     """
 
-    def __init__(
-        self, run_id: str, uri: str, log: Callable[[Mapping[str, float], int], None], first_step: int
-    ) -> None:
+    def __init__(self, run_id: str, uri: str, log: Callable[[Mapping[str, float], int], None], first_step: int) -> None:
         self._run_id, self._uri, self._log, self._step = run_id, uri, log, first_step
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tlresearch-system-metrics", daemon=True)

@@ -70,6 +70,5 @@ def tags(values: Mapping[str, str]) -> dict[str, str]:
     """Tags in MLflow's names and length, without secrets."""
     cleaned = {key(name): str(clean(name, value)) for name, value in values.items()}
     return {
-        name: value if len(value) <= LONGEST_TAG else value[: LONGEST_TAG - 1] + "…"
-        for name, value in cleaned.items()
+        name: value if len(value) <= LONGEST_TAG else value[: LONGEST_TAG - 1] + "…" for name, value in cleaned.items()
     }

@@ -130,15 +130,11 @@ class MetricWriter:
             except Exception as error:
                 # A thread must not die of anything: the points stay, and `close` says what is wrong.
                 if self._error is None:
-                    _log.warning(
-                        "metrics wait for the MLflow store %s: %s", self._store.label, one_line(error)
-                    )
+                    _log.warning("metrics wait for the MLflow store %s: %s", self._store.label, one_line(error))
                 self._error = error
             else:
                 if self._error is not None:
-                    _log.warning(
-                        "the MLflow store %s is back; waiting metrics were written", self._store.label
-                    )
+                    _log.warning("the MLflow store %s is back; waiting metrics were written", self._store.label)
                 self._error = None
 
     def _send_batch(self, points: Iterable[Point]) -> None:
