@@ -56,6 +56,23 @@ def fill(network: nn.Module) -> nn.Module:
     return network
 
 
+@torch.no_grad()
+def calibrate(network: nn.Module, x: Tensor) -> None:
+    """Sets the statistics of batch norm to those of `x`, so that no signal fades on its way; ends in eval mode."""
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    network(x)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def _tile(tensor: Tensor, values: Tensor) -> None:
     flat = tensor.view(-1)
     rows = flat.numel() // values.numel()

@@ -13,6 +13,7 @@ from .cheap import (
     SIZES,
     assert_covers,
     assert_equal,
+    calibrate,
     images,
     run,
     torchvision_network,
@@ -29,7 +30,9 @@ def test_all_models_are_known() -> None:
 
 @pytest.mark.parametrize("name", known_models())
 def test_stages_are_the_network(name: str) -> None:
-    network = torchvision_network(name).eval()
+    network = torchvision_network(name)
+    x = images(1 if name in ONE_SAMPLE else 2, BUILT_SMALLER.get(name, SIZES.get(name, 32)))
+    calibrate(network, x)
     native = BUILT_SMALLER.get(name, 299 if name == "inception_v3" else 224)
     pieces = cut(network, torch.zeros(1, 3, native, native))
     assert pieces.head is not None
@@ -38,7 +41,6 @@ def test_stages_are_the_network(name: str) -> None:
     assert all(any(True for _ in stage.parameters()) for stage in pieces.stages.values())
     assert all(len(stage_name) <= 32 for stage_name in pieces.stages)
 
-    x = images(1 if name in ONE_SAMPLE else 2, BUILT_SMALLER.get(name, SIZES.get(name, 32)))
     with torch.inference_mode():
         expected = without_head(network, pieces.head)(x)
     with torch.no_grad():  # an inference tensor has no version to look at

@@ -160,8 +160,11 @@ def _preprocessing(model: str, published: models.WeightsEnum | None, arguments: 
 class SkipInit(TorchFunctionMode):
     """Leaves out random initialisation, most of the time it takes to build a large network."""
 
-    skipped = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)
+    drawing = (Tensor.normal_, Tensor.uniform_)
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Runs everything but the drawing of random numbers."""
-        return args[0] if func in self.skipped else func(*args, **(kwargs or {}))
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs everything, but draws zeros instead of random numbers."""
+        # Zeros, not nothing: a truncated normal distribution is drawn again until the values are in range.
+        return args[0].zero_() if func in self.drawing else func(*args, **(kwargs or {}))

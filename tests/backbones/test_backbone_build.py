@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tlresearch.backbones.build import build_backbone
+from tlresearch.config.schema import BackboneConfig
+from tlresearch.errors import UserError
+
+
+def test_each_name_of_the_table_is_built() -> None:
+    cnn = build_backbone(BackboneConfig(name="small_cnn", weights=None, options={"width": 4}), in_channels=1)
+    assert cnn.preprocessing.channels == 1
+    resnet = build_backbone(BackboneConfig(name="torchvision/resnet18", weights=None, granularity="block"))
+    assert len(resnet.stage_names) == 9
+
+
+def test_with_a_checkpoint_the_weights_are_left_to_the_caller() -> None:
+    config = BackboneConfig(name="torchvision/squeezenet1_1", weights="default", checkpoint="abc")
+    assert build_backbone(config).weights.source == "random"
+
+
+def test_a_backbone_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_backbones.py").write_text(
+        "from tlresearch.backbones.small_cnn import build_small_cnn\n"
+        "def mine(channels): return build_small_cnn(in_channels=channels)\n"
+        "def other(): return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    built = build_backbone(BackboneConfig(name="my_backbones.mine", options={"channels": 2}))
+    assert built(torch.zeros(1, 2, 8, 8)).shape == (1, 64)
+    with pytest.raises(UserError, match="must return a StagedBackbone but got int"):
+        build_backbone(BackboneConfig(name="my_backbones.other"))
+    sys.modules.pop("my_backbones")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small_cn", r"unknown backbone 'small_cn' \(did you mean 'small_cnn'\?\); known are small_cnn"),
+        ("resnet18", r"did you mean 'torchvision/resnet18'"),
+        ("torchvison/resnet18", r"did you mean 'torchvision'"),
+        ("torchvision/resnet81", r"no model 'resnet81' \(did you mean"),
+        ("no_such_package.mine", r"no module 'no_such_package'"),
+    ],
+)
+def test_unknown_names_list_the_known(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_backbone(BackboneConfig(name=name, weights=None))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tlresearch.backbones import weights
+from tlresearch.backbones.weights import check_hash, digest, load_stages, locate, read, sha256
+from tlresearch.errors import UserError, WeightsError
+
+
+@pytest.fixture
+def stages() -> dict[str, nn.Module]:
+    one, two = nn.Sequential(), nn.Sequential()
+    one.add_module("conv", nn.Conv2d(3, 4, 1))
+    two.add_module("norm", nn.BatchNorm2d(4))
+    two.add_module("last", nn.Conv2d(4, 5, 1))
+    return {"stem": one, "top": two}
+
+
+def states(stages: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {key: value + 1 for stage in stages.values() for key, value in stage.state_dict().items()}
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of a folder with one weights file, and an empty cache of torch."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    torch.save({"a": torch.ones(3)}, folder / "a.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/a.pth"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_sha256_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert sha256(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_digest_is_of_the_content() -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(4)}
+    base = digest(tensors)
+    assert digest(dict(reversed(tensors.items()))) == base
+    assert digest({**tensors, "a": tensors["a"].t().contiguous().t()}) == base
+    others = [
+        {**tensors, "a": tensors["a"].view(3, 2)},
+        {**tensors, "a": tensors["a"].int()},
+        {**tensors, "a": -tensors["a"]},
+        {"d": tensors["a"], "b": tensors["b"], "c": tensors["c"]},
+        {key: tensors[key] for key in "ab"},
+    ]
+    assert len({base, *(digest(other) for other in others)}) == 6
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".th"])
+def test_files_of_each_kind_are_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    content = {"a": torch.ones(2), "b": torch.zeros(1)}
+    save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
+    assert sorted(read(path)) == ["a", "b"]
+
+
+def test_wrapped_and_prefixed_names_are_unwrapped(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"module.a": torch.ones(2)}, "best": 0.9}, tmp_path / "w.pth")
+    assert list(read(tmp_path / "w.pth")) == ["a"]
+
+
+def test_loading_all(tmp_path: Path, stages: dict[str, nn.Module], caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "w.pth"
+    wanted = states(stages)
+    torch.save({**wanted, "head.weight": torch.ones(9, 9), "aux1.fc": torch.ones(1)}, path)
+    with caplog.at_level(logging.WARNING):
+        record = load_stages(stages, path, head="head", ignore=("aux1",))
+    assert not caplog.records
+    assert (record.source, record.sha256, record.random_stages) == ("w.pth", sha256(path), ())
+    assert all(torch.equal(wanted[k] - 1, v - 1) for k, v in states(stages).items() if "num" not in k) is False
+    for stage in stages.values():
+        assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
+
+
+def test_a_partial_file_names_the_random_stages(
+    tmp_path: Path, stages: dict[str, nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "w.pth"
+    before = stages["top"].state_dict()["last.bias"].clone()
+    torch.save({k: v for k, v in states(stages).items() if k != "last.bias"}, path)
+    with caplog.at_level(logging.WARNING):
+        assert load_stages(stages, path).random_stages == ("top",)
+    assert "1 tensors are missing; stages that stay random: top" in caplog.text
+    assert torch.equal(stages["top"].state_dict()["last.bias"], before)
+
+
+def test_files_older_than_the_batch_counter_are_whole(tmp_path: Path, stages: dict[str, nn.Module]) -> None:
+    torch.save({k: v for k, v in states(stages).items() if "num_batches" not in k}, tmp_path / "w.pth")
+    assert load_stages(stages, tmp_path / "w.pth").random_stages == ()
+
+
+def test_tensors_without_a_place_are_warned_about(
+    tmp_path: Path, stages: dict[str, nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({**states(stages), "more.weight": torch.ones(1)}, tmp_path / "w.pth")
+    load_stages(stages, tmp_path / "w.pth", head="head")
+    assert "1 tensors have no place in the backbone, such as 'more.weight'" in caplog.text
+
+
+def test_wrong_shapes_are_refused_before_anything_is_loaded(tmp_path: Path, stages: dict[str, nn.Module]) -> None:
+    before = digest({**stages["stem"].state_dict(), **stages["top"].state_dict()})
+    torch.save({**states(stages), "last.weight": torch.ones(7, 4, 1, 1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"'last.weight' has shape \(7, 4, 1, 1\) but \(5, 4, 1, 1\) is needed$"):
+        load_stages(stages, tmp_path / "w.pth")
+    assert digest({**stages["stem"].state_dict(), **stages["top"].state_dict()}) == before
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path, stages: dict[str, nn.Module]) -> None:
+    torch.save({"encoder.weight": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"nothing in .*w.pth fits the backbone: it holds 'encoder.weight'"):
+        load_stages(stages, tmp_path / "w.pth")
+
+
+class Malicious:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": Malicious(trap)}))
+    for name in ("w.pth", "old.pth"):
+        with pytest.raises(WeightsError, match="refused"):
+            read(tmp_path / name)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello, this is no checkpoint", b"PK\x03\x04 cut off"])
+def test_what_is_no_checkpoint_is_one_clear_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 3}, {}, torch.ones(2)])
+def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"not a state dict|holds no tensors by name"):
+        read(tmp_path / "w.pth")
+
+
+def test_hashes_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert check_hash(path, sha256(path).upper()) == path
+    assert check_hash(path, None) == path
+    with pytest.raises(WeightsError, match=f"has SHA-256 {sha256(path)} but {'0' * 64} is expected"):
+        check_hash(path, "0" * 64)
+    with pytest.raises(WeightsError, match="must be 64 hex digits but got 'abc'"):
+        check_hash(path, "abc")
+
+
+def test_a_missing_file_says_where_it_was_looked_for() -> None:
+    with pytest.raises(UserError, match="TLRESEARCH_WEIGHTS"):
+        locate("nowhere.pth", None)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is not a file"):
+        locate(str(tmp_path), None)
+
+
+def test_a_url_needs_a_hash() -> None:
+    with pytest.raises(WeightsError, match="weights_sha256 is required"):
+        locate("https://example.invalid/w.pth", None)
+
+
+def test_a_download_is_checked_each_time(served: str, tmp_path: Path) -> None:
+    expected = sha256(tmp_path / "served" / "a.pth")
+    path = locate(served, expected)
+    assert path.is_relative_to(tmp_path / "cache")
+    assert list(read(path)) == ["a"]
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match="is expected"):
+        locate(served, expected)
+
+
+def test_a_download_with_another_hash_is_not_kept(served: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="another hash"):
+        locate(served, "0" * 64)
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["missing.pth", "offline"])
+def test_a_failed_download_names_the_cure(served: str, place: str) -> None:
+    url = "http://127.0.0.1:9/w.pth" if place == "offline" else served.replace("a.pth", place)
+    with pytest.raises(WeightsError, match="backbone.weights=FILE"):
+        locate(url, "0" * 64)
+
+
+def test_the_hash_in_a_file_name_is_found() -> None:
+    assert weights.hash_in_name(Path("resnet18-f37072fd.pth")) == "f37072fd"
+    assert weights.hash_in_name(Path("resnet18.pth")) is None
