@@ -42,6 +42,7 @@ class ToySplit:
         self.targets = torch.arange(size) % 2
         self.names = [f"{seed}/{index}" for index in range(size)]
         self.noisy = noisy
+        self.deterministic = not noisy
         self._images = torch.rand(size, 1, 4, 4, generator=generator)
         self._images[self.targets == 0, :, :, :2] += 0.5
         self._images[self.targets == 1, :, :, 2:] += 0.5

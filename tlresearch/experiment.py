@@ -5,29 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import lightning as L
-import torch
 from rich.console import Console
 
-from tlresearch import results
+from tlresearch import results, training
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
-from tlresearch.config.schema import ExperimentConfig, TrainerConfig
+from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
-from tlresearch.data.loading import make_loader
-from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener, RunPrunedError
+from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.finetuning.regularize import WeightAverage, set_stochastic_depth
-from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, read_checkpoint
-from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
+from tlresearch.finetuning.regularize import set_stochastic_depth
+from tlresearch.finetuning.resume import RunFolder
 from tlresearch.progress import RunProgress
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task
@@ -115,7 +109,7 @@ def fit(
         RunFolder(f"{loaded.recorded}\n{trial.parent if trial else ''}") as folder,
         _open_run(loaded, trial, folder) as tracked,
     ):
-        _prepare_process(config)
+        training.prepare_process(config)
         backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking))
         data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
         schedule = build_schedule(config, backbone.stage_names)
@@ -125,28 +119,24 @@ def fit(
         results.log_inputs(tracked, data, backbone, schedule)
         _remember(folder, tracked, data, backbone)
 
-        progress = (
-            RunProgress(console, trial.name if trial else config.name, config.trainer.monitor) if console else None
-        )
-        listeners = [
-            results.EpochLog(tracked, backbone.stage_names),
-            progress,
-            trial.listener if trial else None,
-        ]
-        plan = _plan(config, schedule, [listener for listener in listeners if listener])
-        trainer = _trainer(config, plan, task, folder, tracked, [progress] if progress else [])
+        progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
+        epoch_log = results.EpochLog(tracked, backbone.stage_names)
+        listeners = [listener for listener in (epoch_log, progress, trial and trial.listener) if listener]
+        prefix = training.build_prefix(config, data, backbone)
+        plan = training.build_plan(config, schedule, prefix, listeners)
+        trainer = training.build_trainer(config, plan, task, folder, tracked, progress)
+        pruned = ""
         try:
-            _train(trainer, plan, task, data, config, folder)
-            pruned = ""
+            training.train(trainer, task, prefix, config, folder)
         except RunPrunedError as reason:
             pruned = str(reason)
             tracked.mark_pruned(pruned)
         if plan.best is not None:
             plan.best.restore(task)
-        metrics, epoch = _selected(plan)
+        metrics, epoch = training.selected(plan)
         if not pruned:
             if (trial is None or trial.test) and "test" in data.splits:
-                metrics |= _test(trainer, task, data, config)
+                metrics |= training.evaluate_test(trainer, task, prefix, config)
             results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
         folder.finish()
     return RunResult(
@@ -180,20 +170,6 @@ def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: Run
     return tracked
 
 
-def _prepare_process(config: ExperimentConfig) -> None:
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
-    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    # Filling new memory would cost time and only shows bugs of reading what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(config.seed)
-
-
 def _remember(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> None:
     """Keeps what the next start needs; a checkpoint made from other data or weights is dropped."""
     inputs = {"data": data.fingerprint.digest, "weights": backbone.weights.sha256}
@@ -202,101 +178,3 @@ def _remember(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: Stag
         log.warning("data or weights have changed since the run was interrupted: it starts from the beginning")
         folder.forget()
     folder.write(run_id=tracked.run_id, **inputs)
-
-
-def _plan(config: ExperimentConfig, schedule: FreezeSchedule, listeners: Sequence[Listener]) -> FreezeScheduleCallback:
-    options = config.trainer
-    stop = options.early_stopping
-    return FreezeScheduleCallback(
-        schedule,
-        seed=config.seed,
-        select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
-        early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
-        listeners=listeners,
-    )
-
-
-def _trainer(
-    config: ExperimentConfig,
-    plan: FreezeScheduleCallback,
-    task: Task,
-    folder: RunFolder,
-    tracked: TrackedRun,
-    extra: Sequence[L.Callback],
-) -> L.Trainer:
-    options: TrainerConfig = config.trainer
-    callbacks: list[L.Callback] = [plan, *extra]
-    if config.regularize.ema > 0:
-        # In front of the schedule, so that what the schedule keeps as best is the average.
-        callbacks.insert(0, WeightAverage(config.regularize.ema, task.changing_state))
-    if options.checkpoint_every:
-        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every, tracked.flush))
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=options.strategy,
-        precision=options.precision,
-        max_epochs=plan.schedule.max_epochs,
-        gradient_clip_val=options.gradient_clip,
-        accumulate_grad_batches=options.accumulate,
-        deterministic=options.deterministic,
-        callbacks=callbacks,
-        default_root_dir=folder.path,
-        logger=False,
-        enable_checkpointing=options.checkpoint_every > 0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-
-
-def _train(
-    trainer: L.Trainer,
-    plan: FreezeScheduleCallback,
-    task: Task,
-    data: Data,
-    config: ExperimentConfig,
-    folder: RunFolder,
-) -> None:
-    train = make_loader(
-        data.splits["train"],
-        batch_size=config.data.batch_size,
-        shuffle=True,
-        seed=config.seed,
-        workers=config.data.workers,
-    )
-    val = make_loader(
-        data.splits["val"],
-        batch_size=config.data.eval_batch_size,
-        shuffle=False,
-        seed=config.seed,
-        workers=config.data.workers,
-    )
-    checkpoint = read_checkpoint(folder.checkpoint)
-    if checkpoint is None:
-        folder.forget()
-    trainer.fit(task, train, val, ckpt_path=folder.checkpoint if checkpoint else None, weights_only=True)
-
-
-def _test(trainer: L.Trainer, task: Task, data: Data, config: ExperimentConfig) -> dict[str, float]:
-    """Evaluates the test split: once, with the selected weights."""
-    loader = make_loader(
-        data.splits["test"],
-        batch_size=config.data.eval_batch_size,
-        shuffle=False,
-        seed=config.seed,
-        workers=config.data.workers,
-    )
-    trainer.test(task, loader, verbose=False)
-    return {f"test/{name}": value for name, value in task.results["test"].items()}
-
-
-def _selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
-    """Metrics and number of the epoch whose weights are kept."""
-    if not plan.history:
-        return {}, 0
-    epoch = len(plan.history) - 1
-    if plan.best is not None and plan.best.epoch is not None:
-        epoch = plan.best.epoch
-    return dict(plan.history[epoch]), epoch

@@ -16,7 +16,7 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import Data, Preprocessing, TargetKind
 from tlresearch.data.decoding import to_channels
-from tlresearch.data.transforms import Evaluation, resized
+from tlresearch.data.transforms import Evaluation
 from tlresearch.tasks.base import Task
 
 WEIGHTS = "weights.safetensors"
@@ -59,13 +59,12 @@ class Predictor:
 
 def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Data) -> None:
     """Writes a task's network and what it needs to predict into a folder: safetensors and JSON."""
-    preprocessing = resized(task.backbone.preprocessing, config.data.image_size)
     description = {
         "backbone": {"name": config.backbone.name, "granularity": config.backbone.granularity},
         "options": dict(config.backbone.options),
         "classes": list(data.classes),
         "kind": data.kind,
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": asdict(data.preprocessing or task.backbone.preprocessing),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}

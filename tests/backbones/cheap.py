@@ -10,7 +10,14 @@ from torchvision import models
 
 from tlresearch.backbones.vision import SkipInit
 
-SIZES = {"alexnet": 80, "inception_v3": 96, "googlenet": 48, "maxvit_t": 224}
+SIZES = {
+    "alexnet": 80,
+    "inception_v3": 96,
+    "googlenet": 48,
+    "maxvit_t": 224,
+    "efficientnet_v2_m": 64,
+    "efficientnet_v2_l": 64,
+}
 """Side of the smallest input, where 32 pixels are too few."""
 
 BUILT_SMALLER = {"vit_b_16": 32, "vit_b_32": 64, "vit_l_16": 32, "vit_l_32": 64, "vit_h_14": 28}
@@ -34,6 +41,7 @@ def torchvision_network(name: str) -> nn.Module:
 def fill(network: nn.Module) -> nn.Module:
     """Fills every parameter and buffer with a pattern of prime length, scaled by what it is for."""
     pattern = torch.randn(10007, generator=torch.Generator().manual_seed(0))
+    pattern -= pattern.mean()  # or a wide layer on positive inputs would be all negative
     norms: dict[str, bool] = {}
     for name, module in network.named_modules():
         for key, _ in module.named_parameters(recurse=False):
@@ -71,6 +79,8 @@ def calibrate(network: nn.Module, x: Tensor) -> None:
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=0.05)  # of very few values
 
 
 def _tile(tensor: Tensor, values: Tensor) -> None:

@@ -31,7 +31,7 @@ def test_a_backbone_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.syspath_prepend(tmp_path)
     built = build_backbone(BackboneConfig(name="my_backbones.mine", options={"channels": 2}))
-    assert built(torch.zeros(1, 2, 8, 8)).shape == (1, 64)
+    assert built.eval()(torch.zeros(1, 2, 8, 8)).shape == (1, 64)
     with pytest.raises(UserError, match="must return a StagedBackbone but got int"):
         build_backbone(BackboneConfig(name="my_backbones.other"))
     sys.modules.pop("my_backbones")

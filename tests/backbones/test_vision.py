@@ -86,7 +86,7 @@ def test_published_weights_without_network_name_the_cure(tmp_path: Path, monkeyp
     enum = models.get_model_weights("resnet18")
     gone = "http://127.0.0.1:9/resnet18-f37072fd.pth"
     monkeypatch.setattr(type(enum.DEFAULT), "url", gone)
-    with pytest.raises(WeightsError, match="give the file as backbone.weights=FILE"):
+    with pytest.raises(WeightsError, match=r"give the file as backbone.weights=FILE"):
         build_torchvision("resnet18", weights="default")
 
 

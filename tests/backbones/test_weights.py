@@ -97,7 +97,6 @@ def test_loading_all(tmp_path: Path, stages: dict[str, nn.Module], caplog: pytes
         record = load_stages(stages, path, head="head", ignore=("aux1",))
     assert not caplog.records
     assert (record.source, record.sha256, record.random_stages) == ("w.pth", sha256(path), ())
-    assert all(torch.equal(wanted[k] - 1, v - 1) for k, v in states(stages).items() if "num" not in k) is False
     for stage in stages.values():
         assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
 
@@ -154,7 +153,7 @@ class Malicious:
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pth")
-    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": Malicious(trap)}))
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": Malicious(trap)}, protocol=2))
     for name in ("w.pth", "old.pth"):
         with pytest.raises(WeightsError, match="refused"):
             read(tmp_path / name)
@@ -223,7 +222,7 @@ def test_a_download_with_another_hash_is_not_kept(served: str, tmp_path: Path) -
 @pytest.mark.parametrize("place", ["missing.pth", "offline"])
 def test_a_failed_download_names_the_cure(served: str, place: str) -> None:
     url = "http://127.0.0.1:9/w.pth" if place == "offline" else served.replace("a.pth", place)
-    with pytest.raises(WeightsError, match="backbone.weights=FILE"):
+    with pytest.raises(WeightsError, match=r"backbone.weights=FILE"):
         locate(url, "0" * 64)
 
 

@@ -274,3 +274,17 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_nested_override_is_merged_into_its_section(tmp_path: Path) -> None:
+    config = load_experiment(write(tmp_path, GOOD), {"optimizer": {"lr": 0.5}, "data": {"batch_size": 4}}).config
+    assert (config.optimizer.lr, config.optimizer.momentum) == (0.5, 0.9)
+    assert (config.data.batch_size, config.data.name) == (4, "digits")
+
+
+def test_overrides_of_a_sweep_reach_its_experiment_from_the_command_line(tmp_path: Path) -> None:
+    sweep = {"experiment": "digits/transfer", "space": {"seed": {"low": 0, "high": 1}}}
+    path = write(tmp_path, yaml.safe_dump(sweep))
+    overrides = load_sweep(path, ["overrides.backbone.weights=null", "overrides.data.batch_size=4"]).config.overrides
+    config = revise(load_experiment("digits/transfer"), {**overrides, "backbone.checkpoint": None}).config
+    assert (config.backbone.weights, config.data.batch_size, config.backbone.name) == (None, 4, "small_cnn")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
-from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
+from torchvision.ops import StochasticDepth
 
 BATCH = 1009
 """Batch size of shape propagation; a prime no other size equals, so that a batch size can be recognised."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torchvision import models  # type: ignore[import-untyped]
+from torchvision import models
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.cutting import Granularity, cut
@@ -162,9 +162,7 @@ class SkipInit(TorchFunctionMode):
 
     drawing = (Tensor.normal_, Tensor.uniform_)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Runs everything, but draws zeros instead of random numbers."""
         # Zeros, not nothing: a truncated normal distribution is drawn again until the values are in range.
         return args[0].zero_() if func in self.drawing else func(*args, **(kwargs or {}))

@@ -12,6 +12,7 @@ from tlresearch.config.schema import (
     DataConfig,
     ExperimentConfig,
     FreezeConfig,
+    LoraConfig,
     OptimizerConfig,
     PhaseConfig,
     SweepConfig,
@@ -32,6 +33,7 @@ SCHEDULES = (
     "surgical",
     "norm_only",
     "bias_only",
+    "lora",
     "scratch",
     "phases",
 )
@@ -143,6 +145,12 @@ def _freeze(freeze: FreezeConfig) -> Iterator[str]:
             yield f"freeze.probe_epochs: must be less than freeze.epochs ({freeze.epochs}), but got {probe}"
     if freeze.schedule == "lp_ft" and freeze.epochs < 2:
         yield f"freeze.epochs: `lp_ft` has two phases and needs at least 2 epochs, but got {freeze.epochs}"
+    adapters = freeze.schedule == "lora" or any("@lora" in phase.parameters for phase in freeze.phases)
+    if freeze.lora != LoraConfig() and not adapters:
+        yield (
+            "freeze.lora: is only read by `freeze.schedule: lora` and by phases with `parameters: ['@lora']`, "
+            f"but the schedule is {freeze.schedule}"
+        )
     for index, phase in enumerate(freeze.phases):
         yield from _phase(f"freeze.phases[{index}]", phase)
 
@@ -189,6 +197,8 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
         yield "backbone.weights: `freeze.schedule: scratch` trains from random weights; set backbone.weights=null"
     if config.regularize.ema and any(phase.at_end == "restore_best" for phase in config.freeze.phases):
         yield "regularize.ema: an average cannot go on from weights that a phase restores; use at_end: keep"
+    if config.freeze.schedule == "lora" and config.regularize.l2_sp:
+        yield "regularize.l2_sp: the pretrained weights do not move with `freeze.schedule: lora`; set it to 0"
     if config.scheduler.warmup_epochs >= config.freeze.epochs:
         yield (
             f"scheduler.warmup_epochs: must be less than freeze.epochs ({config.freeze.epochs}), "

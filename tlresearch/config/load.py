@@ -130,14 +130,18 @@ def _parse(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a value by its dotted key; whatever is in the way that is no section is replaced."""
+    """Sets a value by its dotted key; a mapping is merged into the section, whatever else is in the way replaced."""
     *sections, last = key.split(".")
     for section in sections:
         below = values.get(section)
         if not isinstance(below, dict):
             below = values[section] = {}
         values = below
-    values[last] = value
+    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
+        for name, entry in value.items():
+            _assign(values[last], str(name), entry)
+    else:
+        values[last] = value
 
 
 def _merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:

@@ -130,7 +130,7 @@ class PhaseConfig:
     name: str | None = setting(None, "Name in tables and plots; null makes one.")
     unfreeze_depth: int | str | None = setting(None, "Stages trained, counted from the head: 0 to the number of stages, or 'all'.", unit="stages", at_least=0)
     stages: list[str] = setting([], "Train exactly these stages, by name or number, instead of a depth.")
-    parameters: list[str] = setting([], "Train exactly the parameters whose names match these patterns ('*' is any text), instead of a depth.")
+    parameters: list[str] = setting([], "Train exactly the parameters whose names match these patterns ('*' is any text; @norm, @bias, @lora), instead of a depth.")
     head: bool = setting(True, "Whether the head is trained too.")
     epochs: int | None = setting(None, "Length of the phase; with `until`, its longest length.", unit="epochs", at_least=1)
     fraction: float | None = setting(None, "Length as a share of `freeze.epochs`, instead of `epochs`.", unit="share of epochs", above=0, at_most=1)
@@ -147,15 +147,26 @@ class PhaseConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2022), for `schedule: lora` and phases with `parameters: ['@lora']`."""
+
+    rank: int = setting(8, "Inner width of an adapter.", at_least=1)
+    alpha: float = setting(16.0, "An adapter's output is multiplied by alpha / rank.", above=0)
+    dropout: float = setting(0.0, "Dropout in front of each adapter.", unit="probability", at_least=0, below=1)
+    targets: list[str] = setting([], "Patterns of the names of adapted layers ('*' is any text); empty takes all linear layers, else all convolutions.")
+
+
+@dataclass
 class FreezeConfig:
     """Which stages train when: a preset by name, or the phases themselves."""
 
-    schedule: str = setting("linear_probe", "linear_probe, full, depth, lp_ft, gradual, top_down, surgical, norm_only, bias_only, scratch, or phases.")
+    schedule: str = setting("linear_probe", "linear_probe, full, depth, lp_ft, gradual, top_down, surgical, norm_only, bias_only, lora, scratch, or phases.")
     epochs: int = setting(10, "Length of the whole schedule.", unit="epochs", at_least=1)
     unfreeze_depth: int | str | None = setting(None, "Stages trained, counted from the head, for `schedule: depth`: 0 to the number of stages, or 'all'.", unit="stages", at_least=0)
     probe_epochs: int | None = setting(None, "Length of the linear probe of `schedule: lp_ft`; null is half.", unit="epochs", at_least=1)
     stages: list[str] = setting([], "Stages trained by `schedule: surgical`, by name or number.")
     frozen_norm: Literal["eval", "train"] = setting("eval", "Norm layers of frozen stages: use and keep their statistics, or follow the batches.")
+    lora: LoraConfig = setting(LoraConfig, "Low-rank adapters.")
     phases: list[PhaseConfig] = setting([], "The phases of `schedule: phases`.")
 
 
@@ -224,6 +235,14 @@ class TrainerConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Frozen stages run once: their output is kept on disk and shared by epochs, seeds, trials and later runs."""
+
+    enabled: bool = setting(True, "Keep activations in front of the first trained stage, where inputs are not random.")
+    max_gb: float = setting(20.0, "Bound on all kept activations; the least recently used go first.", unit="10^9 bytes", above=0)
+
+
+@dataclass
 class TrackingConfig:
     """Where and how much is recorded in MLflow."""
 
@@ -250,6 +269,7 @@ class ExperimentConfig:
     scheduler: SchedulerConfig = setting(SchedulerConfig, "Rate schedule.")
     regularize: RegularizeConfig = setting(RegularizeConfig, "Regularisers.")
     trainer: TrainerConfig = setting(TrainerConfig, "Training loop.")
+    cache: CacheConfig = setting(CacheConfig, "Activation cache.")
     tracking: TrackingConfig = setting(TrackingConfig, "Tracking.")
     seed: int = setting(0, "Seed of head, order, augmentation and dropout.", at_least=0)
 

@@ -113,6 +113,7 @@ class Data:
         classes: Class names in the order of their numbers.
         kind: What the targets are. Binary targets are class numbers 0 and 1.
         fingerprint: Content hash over all splits.
+        preprocessing: What is done to each sample, with the config's changes to the backbone's own.
         skipped: Unreadable samples that were left out, with the reason, by name.
     """
 
@@ -121,4 +122,5 @@ class Data:
     classes: tuple[str, ...]
     kind: TargetKind
     fingerprint: Fingerprint
+    preprocessing: Preprocessing | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)

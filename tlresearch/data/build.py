@@ -109,12 +109,14 @@ def build_data(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -
         train_fraction=config.train_fraction,
         split_seed=config.split_seed,
     )
+    prepared = resized(preprocessing, config.image_size)
     return Data(
         name=table.name,
-        splits=_build_splits(table, splits, labels, checked, config, preprocessing, seed),
+        splits=_build_splits(table, splits, labels, checked, config, prepared, seed),
         classes=classes,
         kind=_kind(labels, classes),
         fingerprint=fingerprint(splits, labels=labels, names=table.names, classes=classes, checked=checked),
+        preprocessing=prepared,
         skipped=skipped,
     )
 
@@ -166,9 +168,8 @@ def _build_splits(
     preprocessing: Preprocessing,
     seed: int,
 ) -> dict[SplitName, Split]:
-    wanted = resized(preprocessing, config.image_size)
-    size = check_sizes(table.names, checked, wanted)
-    evaluation = Evaluation(wanted)
+    size = check_sizes(table.names, checked, preprocessing)
+    evaluation = Evaluation(preprocessing)
     augmentation = build_augmentation(config.augment, evaluation, size=size)
     return {
         split: ImageSplit(

@@ -103,6 +103,7 @@ class FreezeScheduleCallback(L.Callback):
         select: Rule for the best epoch of the whole run; ``None`` keeps the last weights.
         early_stopping: Ends the run early.
         listeners: Called in order after each epoch. One that raises ends the run.
+        on_phase: Called when a phase begins, with frozen stages in eval mode: where the data moves to its boundary.
     """
 
     def __init__(
@@ -113,12 +114,14 @@ class FreezeScheduleCallback(L.Callback):
         select: Plateau | None = None,
         early_stopping: Plateau | None = None,
         listeners: Sequence[Listener] = (),
+        on_phase: Callable[[Phase], None] = lambda phase: None,
     ) -> None:
         self.schedule = schedule
         self.seed = seed
         self.history: list[dict[str, float]] = []
         self.best = BestWeights(select) if select else None
         self.listeners = tuple(listeners)
+        self.on_phase = on_phase
         self._whole_run = _early_stopping_schedule(schedule, early_stopping)
         self._phase_best: BestWeights | None = None
         self._digests: dict[str, str] = {}
@@ -227,6 +230,7 @@ class FreezeScheduleCallback(L.Callback):
             self._digests = param_groups.digests(param_groups.frozen_tensors(phase, task.backbone, task.head))
         else:
             self._check_frozen(task, phase)
+        self.on_phase(phase)
         _rewrap(trainer, task)
         log.info("epoch %d: phase '%s' trains %s parameters", len(self.history), phase.name, f"{trained:,}")
 

@@ -176,6 +176,8 @@ def _matching(module: nn.Module, patterns: Sequence[str], matched: set[str]) -> 
                 hit = id(parameter) in norms
             elif pattern == "@bias":
                 hit = name.rpartition(".")[2].endswith("bias")
+            elif pattern == "@lora":
+                hit = ".lora_" in f".{name}"
             else:
                 hit = fnmatch.fnmatchcase(name, pattern)
             if hit:

@@ -4,7 +4,8 @@ Sources: `linear_probe`, `full` and `lp_ft` as in Kumar et al., "Fine-Tuning can
 Underperform Out-of-Distribution" (ICLR 2022); `gradual` as in Howard and Ruder, "Universal Language Model
 Fine-tuning for Text Classification" (ACL 2018); `surgical` and `top_down` (first stage to last) as in Lee et al.,
 "Surgical Fine-Tuning Improves Adaptation to Distribution Shifts" (ICLR 2023); `bias_only` as in Ben Zaken et al.,
-"BitFit" (ACL 2022); `norm_only` as in Frankle et al., "Training BatchNorm and Only BatchNorm" (ICLR 2021).
+"BitFit" (ACL 2022); `norm_only` as in Frankle et al., "Training BatchNorm and Only BatchNorm" (ICLR 2021); `lora` as
+in Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022).
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ def bias_only(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     return [PhaseConfig(name="biases", parameters=["@bias"], epochs=freeze.epochs)]
 
 
+def lora(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Low-rank adapters beside frozen layers, and the head."""
+    return [PhaseConfig(name="lora", parameters=["@lora"], epochs=freeze.epochs)]
+
+
 def explicit(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     """The phases the config spells out."""
     return list(freeze.phases)
@@ -95,6 +101,7 @@ PRESETS: Mapping[str, Preset] = {
     "surgical": surgical,
     "norm_only": norm_only,
     "bias_only": bias_only,
+    "lora": lora,
     "scratch": scratch,
     "phases": explicit,
 }

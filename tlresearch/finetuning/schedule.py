@@ -164,6 +164,11 @@ class FreezeSchedule:
             return frozenset(everything)
         return frozenset(stage for phase in self.phases for stage in phase.stages)
 
+    @property
+    def adapters(self) -> bool:
+        """Whether any phase trains low-rank adapters, which the backbone then needs."""
+        return any("@lora" in phase.patterns for phase in self.phases)
+
     def position(self, history: Sequence[Metrics]) -> Position:
         """Replays a history and says where the run stands; the same history always gives the same answer.
 

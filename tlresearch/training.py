@@ -1,0 +1,154 @@
+"""Training under a freeze schedule: the process, the trainer and its callbacks, the loaders."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from tlresearch.activations.plan import FrozenPrefix
+from tlresearch.activations.store import ActivationStore
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.config.paths import home
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.data.base import Data, SplitName
+from tlresearch.data.loading import make_loader
+from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
+from tlresearch.finetuning.regularize import WeightAverage
+from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, read_checkpoint
+from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
+from tlresearch.tasks.base import Task
+from tlresearch.tracking.run import TrackedRun
+
+
+def prepare_process(config: ExperimentConfig) -> None:
+    """Sets what holds for the whole process: quiet libraries, threads, determinism, seed."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    # Filling new memory would cost time and only shows bugs of reading what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(config.seed)
+
+
+def build_prefix(config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> FrozenPrefix:
+    """Builds the activation cache's view of the data; without a store it hands the data through."""
+    off = ""
+    if not config.cache.enabled:
+        off = "cache.enabled is false"
+    elif config.data.workers:
+        off = "data.workers is above 0: loader processes read the raw inputs"
+    store = ActivationStore(home() / "cache" / "activations", int(config.cache.max_gb * 1e9))
+    return FrozenPrefix(
+        data,
+        backbone,
+        None if off else store,
+        batch_size=config.data.eval_batch_size,
+        mixes=bool(config.data.mixup or config.data.cutmix),
+        off=off,
+    )
+
+
+def build_plan(
+    config: ExperimentConfig, schedule: FreezeSchedule, prefix: FrozenPrefix, listeners: Sequence[Listener]
+) -> FreezeScheduleCallback:
+    """Builds the callback that runs the freeze schedule."""
+    options = config.trainer
+    stop = options.early_stopping
+    return FreezeScheduleCallback(
+        schedule,
+        seed=config.seed,
+        select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
+        early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
+        listeners=listeners,
+        on_phase=prefix.enter,
+    )
+
+
+def build_trainer(
+    config: ExperimentConfig,
+    plan: FreezeScheduleCallback,
+    task: Task,
+    folder: RunFolder,
+    tracked: TrackedRun,
+    progress: L.Callback | None,
+) -> L.Trainer:
+    """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them."""
+    options = config.trainer
+    callbacks: list[L.Callback] = [plan]
+    if config.regularize.ema > 0:
+        # In front of the schedule, so that what the schedule keeps as best is the average.
+        callbacks.insert(0, WeightAverage(config.regularize.ema, task.changing_state))
+    if progress is not None:
+        callbacks.append(progress)
+    if options.checkpoint_every:
+        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every, tracked.flush))
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=plan.schedule.max_epochs,
+        gradient_clip_val=options.gradient_clip,
+        accumulate_grad_batches=options.accumulate,
+        deterministic=options.deterministic,
+        callbacks=callbacks,
+        default_root_dir=folder.path,
+        logger=False,
+        enable_checkpointing=options.checkpoint_every > 0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig, folder: RunFolder) -> None:
+    """Trains, from the checkpoint in the folder if there is a sound one."""
+    checkpoint = read_checkpoint(folder.checkpoint)
+    if checkpoint is None:
+        folder.forget()
+    trainer.fit(
+        task,
+        _loader(config, prefix, "train"),
+        _loader(config, prefix, "val"),
+        ckpt_path=folder.checkpoint if checkpoint else None,
+        weights_only=True,
+    )
+
+
+def evaluate_test(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> dict[str, float]:
+    """Evaluates the test split: once, with the selected weights."""
+    trainer.test(task, _loader(config, prefix, "test"), verbose=False)
+    return {f"test/{name}": value for name, value in task.results["test"].items()}
+
+
+def selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
+    """Metrics and number of the epoch whose weights are kept."""
+    if not plan.history:
+        return {}, 0
+    epoch = len(plan.history) - 1
+    if plan.best is not None and plan.best.epoch is not None:
+        epoch = plan.best.epoch
+    return dict(plan.history[epoch]), epoch
+
+
+def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) -> DataLoader[Any]:
+    training = split == "train"
+    return make_loader(
+        prefix.splits[split],
+        batch_size=config.data.batch_size if training else config.data.eval_batch_size,
+        shuffle=training,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
