@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
+from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
@@ -115,6 +116,8 @@ def fit(
         schedule = build_schedule(config, backbone.stage_names)
         if config.regularize.stochastic_depth is not None:
             set_stochastic_depth(backbone, config.regularize.stochastic_depth)
+        if schedule.adapters:
+            lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
         task = build_task(config, backbone, data, schedule)
         results.log_inputs(tracked, data, backbone, schedule)
         _remember(folder, tracked, data, backbone)
@@ -131,8 +134,8 @@ def fit(
         except RunPrunedError as reason:
             pruned = str(reason)
             tracked.mark_pruned(pruned)
-        if plan.best is not None:
-            plan.best.restore(task)
+        plan.restore_selected(task)
+        lora.merge(backbone)
         metrics, epoch = training.selected(plan)
         if not pruned:
             if (trial is None or trial.test) and "test" in data.splits:

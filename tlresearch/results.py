@@ -26,6 +26,7 @@ from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import TrackedRun
 from tlresearch.tracking.store import connect
+from tlresearch.tracking.views import save_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +69,12 @@ def log_provenance(run: TrackedRun, recorded: str, command: Sequence[str]) -> No
     if run.resumed:
         return
     run.log_text(recorded, CONFIG)
+    save_view(
+        run.store,
+        run.experiment_id,
+        metrics=["val/accuracy", "val/loss", "test/accuracy"],
+        params=["backbone.name", "freeze.schedule", "freeze.unfreeze_depth", "optimizer.lr"],
+    )
     collect(command).log(run)
 
 

@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tlresearch.config.paths import home
-from tlresearch.config.schema import ComponentConfig, SpaceConfig, SweepConfig
+from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
 from tlresearch.errors import ConfigError, UserError
 from tlresearch.tracking.redact import redact
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tlresearch import study as studies
-from tlresearch.config.schema import SweepConfig
+from tlresearch.config.sweep_schema import SweepConfig
 
 
 class SweepProgress:

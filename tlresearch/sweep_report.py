@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tlresearch import study as studies
-from tlresearch.config.schema import SweepConfig
+from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.tracking import sweep_figures
 from tlresearch.tracking.run import TrackedRun
 
 if TYPE_CHECKING:
-    from tlresearch.sweep import FinalRun, SweepResult
+    from tlresearch.sweep import SweepResult
+    from tlresearch.trials import FinalRun
 
 DEPTH = "freeze.unfreeze_depth"
 LR = "optimizer.lr"

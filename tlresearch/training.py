@@ -87,8 +87,9 @@ def build_trainer(
     options = config.trainer
     callbacks: list[L.Callback] = [plan]
     if config.regularize.ema > 0:
-        # In front of the schedule, so that what the schedule keeps as best is the average.
-        callbacks.insert(0, WeightAverage(config.regularize.ema, task.changing_state))
+        average = WeightAverage(config.regularize.ema, task.changing_state)
+        plan.weights = average.current
+        callbacks.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
     if progress is not None:
         callbacks.append(progress)
     if options.checkpoint_every:

@@ -138,6 +138,7 @@ def assert_covers(stages: Mapping[str, nn.Module], network: nn.Module, head: str
         }
         found = [(name, tensor.data_ptr()) for stage in stages.values() for name, tensor in getattr(stage, kind)()]
         assert len(found) == len(expected)
+        assert not any("_tensor_constant" in name for name, _ in found)
         assert dict(found) == expected
     states = [stage.state_dict() for stage in stages.values()]
     keys = [key for state in states for key in state]

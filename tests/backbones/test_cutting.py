@@ -5,38 +5,24 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+from torchvision.ops import StochasticDepth
 
 from tlresearch.backbones.cutting import cut
 from tlresearch.backbones.tracing import TraceError
 
 from .cheap import assert_covers, assert_equal, fill, images, run, torchvision_network, without_head
-
-
-class Residual(nn.Module):
-    def __init__(self, width: int, *, drop: float = 0.0) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.drop = drop
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + F.dropout(F.relu(self.norm(self.conv(x))), self.drop, training=self.training)
-
-
-class Toy(nn.Module):
-    """A net whose stages are known by hand: stem, blocks.0, blocks.1."""
-
-    def __init__(self, *, drop: float = 0.0) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, stride=2)
-        self.blocks = nn.Sequential(Residual(4, drop=drop), Residual(4, drop=drop))
-        self.head = nn.Linear(4, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
+from .toys import (
+    Branches,
+    Containers,
+    InPlace,
+    KeepsSize,
+    LongSkip,
+    OtherInTraining,
+    Preactivated,
+    Shared,
+    Toy,
+)
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -181,33 +167,11 @@ def test_a_copy_is_whole_and_independent(name: str) -> None:
             assert torch.equal(run(dict(zip(pieces.stages, again, strict=True)), x), expected)
 
 
-class Shared(Toy):
-    """The first block runs again after the second."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x))
-        return self.head(self.blocks[0](x).mean((2, 3)))
-
-
 def test_shared_parameters_stay_in_one_stage() -> None:
     network = fill(Shared()).eval()
     pieces = cut(network, EXAMPLE, granularity="block")
     assert len(pieces.stages) == 2
     assert_covers(pieces.stages, network, "head")
-
-
-class InPlace(nn.Module):
-    """An activation in place behind each convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(3, 4, 3)
-        self.two = nn.Conv2d(4, 5, 3)
-        self.head = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.two(F.relu(self.one(x), inplace=True))
-        return self.head(x.relu_().mean((2, 3)))
 
 
 def test_no_stage_changes_its_input() -> None:
@@ -216,19 +180,31 @@ def test_no_stage_changes_its_input() -> None:
     run(pieces.stages, images(2, 16))
 
 
-class KeepsSize(Toy):
-    """The batch size and an unused token; the size is read at the start and used at the end."""
+def test_no_boundary_lies_in_front_of_an_operation_in_place() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Preactivated(), nn.Flatten(), nn.Linear(576, 2))
+    pieces = cut(fill(network), EXAMPLE, granularity="block")
+    assert list(pieces.stages) == ["backbone"]
+    assert_covers(pieces.stages, network, "3")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.ones(3))
-        self.blocks[1].register_parameter("mask", nn.Parameter(torch.ones(2)))
-        self.register_buffer("scratch", torch.ones(2), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[0]
-        x = self.blocks(self.stem(x))
-        return self.head(x.reshape(size, 4, -1).mean(2))
+def test_no_boundary_lies_within_a_skip_connection() -> None:
+    network = fill(LongSkip()).eval()
+    pieces = cut(network, EXAMPLE, granularity="block")
+    assert list(pieces.stages) == ["stem", "two-three", "four"]
+    x = images(2, 16)
+    with torch.no_grad():
+        assert_equal(run(pieces.stages, x), without_head(network, "head")(x))
+
+
+def test_a_stage_ends_with_its_container() -> None:
+    assert list(cut(Containers(), EXAMPLE).stages) == ["stem", "blocks", "more"]
+
+
+def test_layers_that_look_at_the_mode_stay_modules() -> None:
+    stages = cut(torchvision_network("efficientnet_b0"), torch.zeros(1, 3, 224, 224)).stages
+    kinds = [type(module) for stage in stages.values() for module in stage.modules()]
+    assert kinds.count(StochasticDepth) == 9
+    assert kinds.count(nn.BatchNorm2d) == 49
 
 
 def test_the_batch_size_may_cross_a_boundary() -> None:
@@ -242,22 +218,6 @@ def test_the_batch_size_may_cross_a_boundary() -> None:
         x = images(count, 16)
         with torch.no_grad():
             assert_equal(run(pieces.stages, x), network(x))
-
-
-class Branches(nn.Module):
-    """Control flow that depends on the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x if x.sum() > 0 else -x)
-
-
-class OtherInTraining(Toy):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * 2 if self.training else x)
 
 
 def test_what_cannot_be_cut_says_why() -> None:

@@ -221,14 +221,14 @@ BAD_SWEEPS = {
     "no space": ({"space": {}}, "space: is empty"),
     "unknown key": ({"space": {"optimizer.lrr": {"low": 1, "high": 2}}}, "did you mean 'lr'?"),
     "a section": ({"space": {"optimizer": {"low": 1, "high": 2}}}, "is a section, not an option"),
-    "no bounds": ({"space": {"optimizer.lr": {"log": True}}}, "needs low and high, or choices"),
+    "no bounds": ({"space": {"seed": {"log": True}}}, "needs low and high, or choices"),
     "bounds swapped": ({"space": {"optimizer.lr": {"low": 2, "high": 1}}}, "must be at least low"),
     "log of zero": ({"space": {"optimizer.lr": {"low": 0, "high": 1, "log": True}}}, "must be above 0"),
     "range and choices": ({"space": {"seed": {"low": 0, "high": 1, "choices": [1]}}}, "not both"),
     "high in words": ({"space": {"freeze.unfreeze_depth": {"low": 0, "high": "top"}}}, "a number or 'all'"),
     "condition on nothing": (
-        {"space": {"seed": {"low": 0, "high": 1, "when": "optimizer.lr > 0"}}},
-        "'optimizer.lr' is not in the space",
+        {"space": {"seed": {"low": 0, "high": 1, "when": "data.batch_size > 0"}}},
+        "'data.batch_size' is not in the space",
     ),
     "condition in words": (
         {"space": {"seed": {"low": 0, "high": 1, "when": "always"}}},

@@ -15,9 +15,9 @@ from tlresearch.config.schema import (
     LoraConfig,
     OptimizerConfig,
     PhaseConfig,
-    SweepConfig,
     type_of,
 )
+from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.errors import UserError, nearest
 
 DATA_SOURCES = ("image_folder", "image_csv", "npz", "torchvision", "digits")
@@ -237,8 +237,6 @@ def _sweep(sweep: SweepConfig) -> Iterator[str]:
         except KeyError as error:
             yield f"{path}: {error.args[0]}"
             continue
-        if key in sweep.overrides:
-            yield f"{path}: is also in overrides; give it in one of the two"
         if dimension.choices and (dimension.low is not None or dimension.high is not None):
             yield f"{path}: give choices, or low and high, not both"
         elif not dimension.choices:

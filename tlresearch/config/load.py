@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tlresearch.config import checks
 from tlresearch.config.paths import find_yaml, topic
-from tlresearch.config.schema import ExperimentConfig, SweepConfig
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.errors import ConfigError, nearest
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
@@ -137,11 +138,15 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(below, dict):
             below = values[section] = {}
         values = below
-    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
+    _put(values, last, value)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value and isinstance(values.get(key), dict):
         for name, entry in value.items():
-            _assign(values[last], str(name), entry)
+            _put(values[key], str(name), entry)
     else:
-        values[last] = value
+        values[key] = value
 
 
 def _merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:

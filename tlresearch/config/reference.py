@@ -7,7 +7,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tlresearch.config.schema import ExperimentConfig, SweepConfig
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.sweep_schema import SweepConfig
 
 if typing.TYPE_CHECKING:
     from rich.table import Table

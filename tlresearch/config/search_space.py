@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import yaml
 
 from tlresearch.config.checks import CONDITION
-from tlresearch.config.schema import SpaceConfig, type_of
+from tlresearch.config.schema import type_of
+from tlresearch.config.sweep_schema import SpaceConfig
 from tlresearch.errors import ConfigError
 
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {

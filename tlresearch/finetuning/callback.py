@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.errors import ConfigError
 from tlresearch.finetuning import param_groups
+from tlresearch.finetuning.best import BestWeights, pack, unpack
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
 
 log = logging.getLogger(__name__)
@@ -69,30 +69,6 @@ class EpochReport:
 Listener = Callable[[EpochReport], None]
 
 
-@dataclass
-class BestWeights:
-    """Keeps a copy of the changing weights at the best epoch of a metric."""
-
-    rule: Plateau
-    value: float | None = None
-    epoch: int | None = None
-    tensors: dict[str, Tensor] | None = None
-
-    def offer(self, epoch: int, metrics: Metrics, task: Tunable) -> None:
-        """Takes the weights if this epoch is the best so far."""
-        if self.rule.metric not in metrics:
-            raise ConfigError([f"'{self.rule.metric}' is not recorded; recorded: {', '.join(sorted(metrics))}"])
-        value = metrics[self.rule.metric]
-        if self.rule.improves(value, self.value):
-            self.value, self.epoch = value, epoch
-            self.tensors = {name: tensor.detach().clone() for name, tensor in task.changing_state().items()}
-
-    def restore(self, task: Tunable) -> None:
-        """Puts the best weights back."""
-        if self.tensors is not None:
-            task.load_state_dict(self.tensors, strict=False)
-
-
 class FreezeScheduleCallback(L.Callback):
     """Runs a freeze schedule over a task.
 
@@ -104,6 +80,7 @@ class FreezeScheduleCallback(L.Callback):
         early_stopping: Ends the run early.
         listeners: Called in order after each epoch. One that raises ends the run.
         on_phase: Called when a phase begins, with frozen stages in eval mode: where the data moves to its boundary.
+        weights: Returns the weights that validation saw, where they are not the trained ones but their average.
     """
 
     def __init__(
@@ -115,6 +92,7 @@ class FreezeScheduleCallback(L.Callback):
         early_stopping: Plateau | None = None,
         listeners: Sequence[Listener] = (),
         on_phase: Callable[[Phase], None] = lambda phase: None,
+        weights: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.schedule = schedule
         self.seed = seed
@@ -122,6 +100,7 @@ class FreezeScheduleCallback(L.Callback):
         self.best = BestWeights(select) if select else None
         self.listeners = tuple(listeners)
         self.on_phase = on_phase
+        self.weights = weights
         self._whole_run = _early_stopping_schedule(schedule, early_stopping)
         self._phase_best: BestWeights | None = None
         self._digests: dict[str, str] = {}
@@ -138,23 +117,30 @@ class FreezeScheduleCallback(L.Callback):
         stopped = self._whole_run is not None and self._whole_run.position(self.history).phase > 0
         return stopped or self.position.phase == len(self.schedule.phases)
 
+    def restore_selected(self, task: Tunable) -> None:
+        """Puts the weights in place that the run has come to: the best, else the average, else the last."""
+        if self.best is not None:
+            self.best.restore(task)
+        elif self.weights is not None:
+            task.load_state_dict(dict(self.weights()), strict=False)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain containers and tensors only."""
         return {
             "history": self.history,
             "digests": self._digests,
-            "best": _pack(self.best),
-            "phase_best": _pack(self._phase_best),
+            "best": pack(self.best),
+            "phase_best": pack(self._phase_best),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
         self.history = state["history"]
         self._digests = state["digests"]
-        _unpack(self.best, state["best"])
+        unpack(self.best, state["best"])
         if not self.finished:
             self._phase_best = self._new_phase_best()
-            _unpack(self._phase_best, state["phase_best"])
+            unpack(self._phase_best, state["phase_best"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enters the phase the history leads to: the first, or a resumed one with its digests."""
@@ -188,6 +174,8 @@ class FreezeScheduleCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the epoch's metrics into the history, and ends the phase or the run if it is time."""
         task = _task(pl_module)
+        if trainer.world_size > 1:
+            param_groups.synchronise_buffers(task.backbone, task.head)
         metrics, epoch, before = task.finish_epoch(), len(self.history), self.position
         phase = self.schedule.phases[before.phase]
         rates = self.schedule.rates(before.phase, before.starts, epoch + 1 - 1 / self._batches)
@@ -195,7 +183,7 @@ class FreezeScheduleCallback(L.Callback):
         self.history.append(metrics)
         for keeper in (self.best, self._phase_best):
             if keeper is not None:
-                keeper.offer(epoch, metrics, task)
+                keeper.offer(epoch, metrics, self.weights() if self.weights else task.changing_state())
         here = self.position
         if here.phase != before.phase:
             self._leave_phase(task, phase, here)
@@ -288,12 +276,3 @@ def _early_stopping_schedule(schedule: FreezeSchedule, rule: Plateau | None) -> 
     rates = (0.0,) * (len(schedule.stage_names) + 1)
     phase = Phase("run", stages=(), rates=rates, epochs=schedule.max_epochs, until=rule)
     return FreezeSchedule((phase,), schedule.stage_names)
-
-
-def _pack(best: BestWeights | None) -> dict[str, Any] | None:
-    return None if best is None else {"value": best.value, "epoch": best.epoch, "tensors": best.tensors}
-
-
-def _unpack(best: BestWeights | None, state: dict[str, Any] | None) -> None:
-    if best is not None and state is not None:
-        best.value, best.epoch, best.tensors = state["value"], state["epoch"], state["tensors"]

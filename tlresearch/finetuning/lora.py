@@ -136,7 +136,10 @@ def _choose(layers: Sequence[dict[str, nn.Module]], targets: Sequence[str]) -> l
         if missing:
             examples = ", ".join(every[:3]) or "none"
             raise ConfigError(
-                [f"freeze.lora.targets: '{p}' matches no layer that takes an adapter, such as {examples}" for p in missing],
+                [
+                    f"freeze.lora.targets: '{p}' matches no layer that takes an adapter, such as {examples}"
+                    for p in missing
+                ],
                 "lora",
             )
         return [[name for name in stage if any(fnmatch.fnmatchcase(name, p) for p in targets)] for stage in layers]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
@@ -138,6 +138,13 @@ def apply_rates(optimizer: Optimizer, rates: Sequence[float], weight_decay: floa
 def reset_state(optimizer: Optimizer) -> None:
     """Forgets every moment; the groups stay."""
     optimizer.state.clear()
+
+
+def synchronise_buffers(backbone: StagedBackbone, head: nn.Module) -> None:
+    """Gives every rank the buffers of the first: each has taken its own last batch into its norm statistics."""
+    for _, module in parts(backbone, head):
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)
 
 
 def frozen_tensors(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchvision.ops import StochasticDepth
 
 from tlresearch.backbones.base import StagedBackbone
@@ -62,7 +62,11 @@ class WeightAverage(L.Callback):
     """An exponential moving average of the trained weights, which validation, test and the result use.
 
     Polyak and Juditsky 1992; bias-corrected at the start as in timm: the decay is at most ``(1 + n) / (10 + n)``
-    at step n, so that early averages are not dominated by the starting weights.
+    at step n, so that early averages are not dominated by the starting weights. What is frozen has no average but
+    its weights: validation sees them, and so does an activation cache.
+
+    The average is in place during validation alone. Training, the digests of frozen weights and the checkpoint's
+    weights are the trained ones; the freeze schedule asks for the average where it keeps the best epoch.
 
     Args:
         decay: Share of the average that each step keeps.
@@ -76,16 +80,34 @@ class WeightAverage(L.Callback):
         self.steps = 0
         self._trained: dict[str, Tensor] = {}
 
+    def current(self) -> dict[str, Tensor]:
+        """Returns the average."""
+        return self.average
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the average at the first weights."""
-        if not self.average:
-            self.average = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+        """Starts the average at the first weights, or brings a resumed one to where they are."""
+        now = self.tensors()
+        start = self.average or now
+        self.average = {name: start[name].detach().to(tensor.device, copy=True) for name, tensor in now.items()}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets go of the average of what a phase has frozen."""
+        now = self.tensors()
+        for prefix, layer in pl_module.named_modules():
+            weights = list(layer.parameters(recurse=False))
+            if weights and not any(weight.requires_grad for weight in weights):
+                keys = [*dict(layer.named_parameters(recurse=False)), *dict(layer.named_buffers(recurse=False))]
+                for name in (f"{prefix}.{key}" for key in keys):
+                    if name in now:
+                        self.average[name].copy_(now[name])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the average towards the weights; counters and the like are copied."""
-        self.steps += 1
+        """Moves the average towards the weights after each step of the optimizer; counters are copied."""
+        if trainer.global_step == self.steps:
+            return  # a batch whose gradient is accumulated
+        self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, tensor in self.tensors().items():
             if tensor.is_floating_point():
@@ -104,6 +126,12 @@ class WeightAverage(L.Callback):
         if self._trained:
             pl_module.load_state_dict(self._trained, strict=False)
             self._trained = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Makes the ranks agree, whose norm statistics have each seen another last batch."""
+        if trainer.world_size > 1:
+            for tensor in self.average.values():
+                distributed.broadcast(tensor, src=0)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its age."""

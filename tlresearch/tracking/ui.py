@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from tlresearch.tracking.store import connect
+from tlresearch.tracking.views import saved_views
 
 
 def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
@@ -19,7 +20,9 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
     if store.artifacts is None:
         print(f"the runs are on a server, open {store.ui}")
         return 0
-    print(f"MLflow UI: http://{host}:{port} (Ctrl-C stops it); runs of {store.label}", flush=True)
+    print(f"MLflow UI over {store.label}; Ctrl-C stops it. Tables of runs:", flush=True)
+    for name, address in saved_views(store, f"http://{host}:{port}"):
+        print(f"  {name:<32} {address}", flush=True)
     # With more workers every request takes 44 ms; the jobs are for language models and cost 2 GB of memory.
     command = [
         sys.executable,

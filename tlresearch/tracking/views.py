@@ -6,10 +6,12 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from tlresearch.tracking.store import Store, runs_url
 
 _PREFIX = "mlflow.sharedViewState."
+_PLAIN = "tlresearch"
 
 
 def save_view(
@@ -21,7 +23,7 @@ def save_view(
     best_first: str | None = None,
     falling: bool = False,
     query: str = "",
-    name: str = "tlresearch",
+    name: str = _PLAIN,
 ) -> str:
     """Saves a view with the experiment and returns its address.
 
@@ -44,4 +46,25 @@ def save_view(
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     with store.errors():
         store.client.set_experiment_tag(experiment_id, f"{_PREFIX}{name}", f"deflate;{packed}")
-    return f"{runs_url(store.ui, experiment_id)}&viewStateShareKey={name}"
+    return f"{runs_url(store.ui, experiment_id)}&viewStateShareKey={quote(name, safe='')}"
+
+
+def saved_views(store: Store, base: str) -> list[tuple[str, str]]:
+    """Returns name and address of every table of runs, newest experiment first: its prepared views, else the plain one.
+
+    Args:
+        store: The store.
+        base: Address of the UI, such as ``http://127.0.0.1:5000``.
+    """
+    with store.errors():
+        experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
+    found = []
+    for experiment in experiments:
+        address = runs_url(base, experiment.experiment_id)
+        keys = [tag.removeprefix(_PREFIX) for tag in experiment.tags if tag.startswith(_PREFIX)]
+        for key in sorted(keys, key=lambda key: key != _PLAIN):
+            name = experiment.name if key == _PLAIN else f"sweep {key}"
+            found.append((name, f"{address}&viewStateShareKey={quote(key, safe='')}"))
+        if not keys and experiment.name != "Default":
+            found.append((experiment.name, address))
+    return found

@@ -1,0 +1,160 @@
+"""The pages say what is true: options, links, commands and code are those of the product."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.tracking.conftest import THIRD_PARTY
+from tlresearch.cli import _parser
+from tlresearch.config.load import load_experiment, load_sweep
+from tlresearch.config.reference import as_markdown
+
+PAGES = tuple(sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]))
+NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+PICTURE_LIMIT = 150_000  # bytes: a clone stays small
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    """The fenced blocks of a page in these languages."""
+    text = (REPOSITORY / name).read_text()
+    return [body for language, body in FENCE.findall(text) if language in languages]
+
+
+def commands(name: str, program: str) -> list[list[str]]:
+    """The words of every command line of a program in the page's shell blocks, without leading assignments."""
+    found = []
+    for body in blocks(name, "sh", "bash", "console"):
+        for line in body.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|", line.partition(" #")[0]):
+                words = part.strip().removeprefix("$ ").split()
+                while words and re.fullmatch(r"\w+=.*", words[0]):
+                    words.pop(0)
+                if words and words[0] == program:
+                    found.append(words[1:])
+    return found
+
+
+def subcommands() -> set[str]:
+    """Commands of the command line."""
+    actions = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return set(actions[0].choices)
+
+
+def targets() -> set[str]:
+    """Targets of the Makefile."""
+    return set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """Addresses of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_pages_are_there() -> None:
+    wanted = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md"}
+    wanted |= {f"docs/{n}.md" for n in ("architecture", "configuration", "extending", "schedules", "tracking")}
+    assert wanted <= set(NAMES)
+
+
+def test_the_list_of_options_is_up_to_date() -> None:
+    cure = "python -m tlresearch.config.reference > docs/configuration.md"
+    assert (REPOSITORY / "docs" / "configuration.md").read_text() == as_markdown(), f"run: {cure}"
+
+
+def test_the_list_of_options_shows_numbers_as_numbers() -> None:
+    lines = {line.split("`")[1]: line for line in as_markdown().splitlines() if line.startswith("| `")}
+    assert "| whole number | `0` |" in lines["data.split_seed"]
+    assert "| number | `1.0` |" in lines["optimizer.layer_lr_decay"]
+    assert "| whole number | `1` |" in lines["trainer.devices"]
+    assert "| true or false | `true` |" in lines["data.download"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    for link in LINK.findall(FENCE.sub("", (REPOSITORY / name).read_text())):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (REPOSITORY / name).parent / path if path else REPOSITORY / name
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_make_target_exists(name: str) -> None:
+    for words in commands(name, "make"):
+        assert words[0] in targets(), words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_is_understood(name: str) -> None:
+    for words in commands(name, "tlresearch"):
+        if words[0] in ("--help", "-h"):
+            continue
+        assert words[0] in subcommands(), words
+        _parser().parse_args([word.strip("'\"") for word in words])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_and_sweeps_that_are_named_exist(name: str) -> None:
+    text = (REPOSITORY / name).read_text()
+    for kind, folder in (("EXP", "experiments"), ("SWEEP", "sweeps")):
+        for value in re.findall(rf"\b{kind}=([\w/]+)\b(?![.…])", text):
+            if value.startswith(("torchvision/", "timm/")) or value == "small_cnn":
+                continue
+            assert (REPOSITORY / folder / f"{value}.yaml").is_file(), value
+
+
+def test_the_readme_names_the_test_command() -> None:
+    assert ["test"] in commands("README.md", "make")
+
+
+def test_make_help_names_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in targets() - {"test-all"}:
+        assert re.search(rf"^  {target} ", shown, re.MULTILINE), target
+
+
+def test_pictures_are_small() -> None:
+    pictures = sorted((REPOSITORY / "docs" / "images").glob("*"))
+    assert pictures
+    for picture in pictures:
+        assert picture.stat().st_size < PICTURE_LIMIT, picture.name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
+def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path) -> None:
+    for number, body in enumerate(blocks(name, "yaml")):
+        file = tmp_path / f"snippet{number}.yaml"
+        file.write_text(body)
+        if body.lstrip().startswith("experiment:"):
+            load_sweep(file)
+        else:
+            load_experiment(file)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a reader would: one after another, in a folder with the experiments and the examples.
+    for folder in ("experiments", "sweeps"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    shutil.copytree(REPOSITORY / "docs" / "examples", tmp_path / "docs" / "examples")
+    for module in (tmp_path / "docs" / "examples").glob("*.py"):
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "snippet"}
+    for body in blocks(name, "python"):
+        exec(compile(body, name, "exec"), names)

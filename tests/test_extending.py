@@ -1,0 +1,104 @@
+"""What docs/extending.md promises: data, backbone and task of a user's own, from outside the package, by dotted path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from tests.tracking.conftest import THIRD_PARTY
+from tlresearch import fit
+from tlresearch.backbones.build import build_backbone
+from tlresearch.config.schema import BackboneConfig
+
+EXAMPLES = REPOSITORY / "docs" / "examples"
+MODULES = tuple(sorted(path.stem for path in EXAMPLES.glob("*.py")))
+RUNS = tuple(sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.with_suffix(".py").exists()))
+pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+QUICK = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The examples in a folder of the user's own, importable as the guide says."""
+    folder = tmp_path / "mine"
+    shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in MODULES:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_example_is_tried() -> None:
+    assert RUNS == ("focal.yaml", "shapes.yaml", "two_conv.yaml")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_learns(name: str, outside: Path) -> None:
+    result = fit(name, QUICK)
+    assert result.status == "finished"
+    assert result.metrics["test/accuracy"] > 0.8
+    assert Path(sys.modules[Path(name).stem].__file__ or "").parent == outside
+
+
+def test_all_three_together_on_the_command_line(outside: Path, tmp_path: Path) -> None:
+    # From another folder: only PYTHONPATH leads to the modules.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    arguments = [
+        "backbone={name: two_conv.two_conv, weights: null, options: {width: 4}}",
+        "task={name: focal.focal, options: {gamma: 1.0}}",
+        "freeze.epochs=1",
+        *(f"{key}={str(value).lower()}" for key, value in QUICK.items()),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tlresearch", "run", str(outside / "shapes.yaml"), *arguments],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(outside), str(REPOSITORY)])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shapes: finished, epoch 1 of 1" in done.stdout
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_backbone_of_ones_own_starts_from_its_weights_file(tmp_path: Path) -> None:
+    config = BackboneConfig(name="two_conv.two_conv", weights=None, options={"width": 4})
+    before = build_backbone(config)
+    assert before.weights.random_stages == ("first", "second")
+    file = tmp_path / "two_conv.pth"
+    torch.save(before.original_state_dict(), file)
+    after = build_backbone(BackboneConfig(name=config.name, options={"width": 4, "file": str(file)}))
+    assert after.weights.random_stages == ()
+    assert len(after.weights.sha256) == 64
+    for name, tensor in before.original_state_dict().items():
+        assert torch.equal(after.original_state_dict()[name], tensor), name
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_backbone_of_ones_own_is_passed_on_and_served() -> None:
+    import mlflow
+
+    from tlresearch.tracking.store import connect
+
+    few = {"freeze.schedule": "linear_probe", "freeze.epochs": 1, "tracking.figures": False}
+    source = fit("two_conv.yaml", few)
+    target = fit("two_conv.yaml", {**few, **QUICK, "backbone.checkpoint": source.run_id, "data.classes": ["5", "6"]})
+    # Nothing of the backbone was trained in either run: random weights travelled with the first one.
+    for name, tensor in source.task.backbone.state_dict().items():
+        assert torch.equal(target.task.backbone.state_dict()[name], tensor), name
+    mlflow.set_tracking_uri(connect().uri)
+    served = mlflow.pyfunc.load_model(f"runs:/{source.run_id}/model")
+    frame = served.predict(np.zeros((2, 8, 8, 1), dtype=np.uint8))
+    assert list(frame.columns) == ["class", "probability", "p(0)", "p(1)", "p(2)", "p(3)"]

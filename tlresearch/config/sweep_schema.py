@@ -1,0 +1,57 @@
+"""What a sweep is: every option with its meaning, unit, default and range. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tlresearch.config.schema import setting
+
+
+# One option per line, whatever its length: read as a table.
+# fmt: off
+@dataclass
+class SpaceConfig:
+    """One dimension of a search space: a range, or choices."""
+
+    low: float | None = setting(None, "Smallest value.")
+    high: float | str | None = setting(None, "Largest value; 'all' is the backbone's number of stages.")
+    step: float | None = setting(None, "Distance of two values.", above=0)
+    log: bool = setting(False, "Sample on a logarithmic scale.")
+    choices: list[Any] = setting([], "The values to choose from, instead of a range.")
+    when: str | None = setting(None, "Sample only if another dimension fulfils this, such as 'freeze.unfreeze_depth > 0'.")
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the sweep optimises."""
+
+    metric: str = setting("val/accuracy", "Validation metric of the selected epoch.")
+    direction: Literal["maximize", "minimize"] = setting("maximize", "Whether more or less is better.")
+
+
+@dataclass
+class ComponentConfig:
+    """A sampler or pruner of Optuna by name."""
+
+    name: str = setting("", "Name, such as tpe, random, gp, grid, qmc; median, hyperband, successive_halving, none.")
+    options: dict[str, Any] = setting({}, "Arguments of its constructor.")
+
+
+@dataclass
+class SweepConfig:
+    """One sweep: an experiment, a search space over any of its keys, and how it is searched."""
+
+    name: str = setting("sweep", "Name of the study; the YAML's own name unless set.")
+    description: str = setting("", "Free text shown in MLflow; Markdown.")
+    experiment: str = setting("", "Experiment that is varied, as in `make run EXP=...`.")
+    overrides: dict[str, Any] = setting({}, "Values that differ from the experiment, by full key; a trial's own point goes before them.")
+    space: dict[str, SpaceConfig] = setting({}, "Search space: full key of the experiment to its range or choices.")
+    enqueue: list[dict[str, Any]] = setting([], "Points tried first, each a mapping of full key to value.")
+    objective: ObjectiveConfig = setting(ObjectiveConfig, "Objective.")
+    sampler: ComponentConfig = setting(ComponentConfig, "Sampler; tpe unless named.")
+    pruner: ComponentConfig = setting(ComponentConfig, "Pruner; none unless named.")
+    trials: int = setting(20, "Total number of trials; running the sweep again continues up to it.", unit="trials", at_least=1)
+    seed: int = setting(0, "Seed of the sampler.", at_least=0)
+    baselines: dict[str, dict[str, Any]] = setting({}, "Runs beside the trials, by name: overrides by full key, such as training from scratch.")
+    storage: str | None = setting(None, "Optuna storage URL; null is a local SQLite file.")

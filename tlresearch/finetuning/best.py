@@ -1,0 +1,54 @@
+"""The weights of the best epoch by a metric: kept while training goes on, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from tlresearch.errors import ConfigError
+from tlresearch.finetuning.schedule import Metrics, Plateau
+
+
+class Loadable(Protocol):
+    """What takes weights: any module."""
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
+        """Puts tensors in place."""
+
+
+@dataclass
+class BestWeights:
+    """Keeps a copy of the changing weights at the best epoch of a metric."""
+
+    rule: Plateau
+    value: float | None = None
+    epoch: int | None = None
+    tensors: dict[str, Tensor] | None = None
+
+    def offer(self, epoch: int, metrics: Metrics, weights: Mapping[str, Tensor]) -> None:
+        """Takes the weights if this epoch is the best so far."""
+        if self.rule.metric not in metrics:
+            raise ConfigError([f"'{self.rule.metric}' is not recorded; recorded: {', '.join(sorted(metrics))}"])
+        value = metrics[self.rule.metric]
+        if self.rule.improves(value, self.value):
+            self.value, self.epoch = value, epoch
+            self.tensors = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def restore(self, task: Loadable) -> None:
+        """Puts the best weights back."""
+        if self.tensors is not None:
+            task.load_state_dict(self.tensors, strict=False)
+
+
+def pack(best: BestWeights | None) -> dict[str, Any] | None:
+    """Returns plain containers and tensors for a checkpoint."""
+    return None if best is None else {"value": best.value, "epoch": best.epoch, "tensors": best.tensors}
+
+
+def unpack(best: BestWeights | None, state: dict[str, Any] | None) -> None:
+    """Takes up what `pack` gave."""
+    if best is not None and state is not None:
+        best.value, best.epoch, best.tensors = state["value"], state["epoch"], state["tensors"]

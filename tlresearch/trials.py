@@ -1,0 +1,154 @@
+"""The trials of a study: each is one run of the experiment, and the final ones report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from tlresearch import study as studies
+from tlresearch.config.load import Loaded, revise
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.search_space import suggest
+from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
+from tlresearch.errors import ConfigError, UserError
+from tlresearch.experiment import RunResult, Trial, fit
+from tlresearch.finetuning.callback import EpochReport, RunPrunedError
+from tlresearch.sweep_progress import SweepProgress
+from tlresearch.tracking.run import TrackedRun
+
+TRIAL_TRACKING = {
+    "tracking.figures": False,
+    "tracking.model": False,
+    "tracking.weights": False,
+    "tracking.system_metrics": False,
+}
+"""Trials record config and metrics; the best one is run again with everything."""
+
+
+class TrialFailedError(Exception):
+    """A trial ended with an error that is its own; the sweep goes on."""
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """A run that reports: the best trial run again in full, or a baseline.
+
+    Attributes:
+        name: ``best``, or the baseline's name.
+        run_id: Its MLflow run.
+        metrics: Metrics of the selected epoch, and of the test split where there is one.
+    """
+
+    name: str
+    run_id: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Runs the trials of a study, one after another in this process, and its final runs."""
+
+    config: SweepConfig
+    base: Loaded[ExperimentConfig]
+    space: dict[str, SpaceConfig]
+    study: Study
+    parent: TrackedRun
+    progress: SweepProgress
+
+    def optimise(self) -> None:
+        """Runs trials until the total is reached."""
+        left = self.config.trials - len(studies.ended(self.study))
+        if left > 0:
+            self.study.optimize(
+                self.objective,
+                n_trials=left,
+                catch=(TrialFailedError,),
+                callbacks=[self.progress.trial_ended],
+            )
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Runs one trial and returns its objective."""
+        point = suggest(trial, self.space)
+        trial.set_user_attr("overrides", point)
+        metric = self.config.objective.metric
+
+        def report(epoch: EpochReport) -> None:
+            if metric not in epoch.metrics:
+                known = ", ".join(name for name in sorted(epoch.metrics) if name.startswith("val/"))
+                raise ConfigError(
+                    [f"objective.metric: '{metric}' is not recorded; recorded: {known}"], self.config.name
+                )
+            if not math.isfinite(epoch.metrics["train/loss"]):
+                raise TrialFailedError(f"the training loss was {epoch.metrics['train/loss']} in epoch {epoch.epoch}")
+            trial.report(epoch.metrics[metric], epoch.epoch)
+            if trial.should_prune():
+                raise RunPrunedError(f"{metric} {epoch.metrics[metric]:.4f} after epoch {epoch.epoch}")
+
+        tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
+        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report)
+        try:
+            result = fit(revise(self.base, {**point, **TRIAL_TRACKING}), trial=setting)
+        except UserError:
+            raise
+        except Exception as error:
+            trial.set_user_attr(
+                "failure", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+            raise TrialFailedError(str(error)) from error
+        trial.set_user_attr("run_id", result.run_id)
+        trial.set_user_attr("seconds", round(result.seconds, 2))
+        if result.status == "pruned":
+            raise optuna.TrialPruned
+        return result.metrics[metric]
+
+    def finish(self) -> list[FinalRun]:
+        """Runs the best trial again in full, and the baselines; what has been run before is not run again."""
+        done = studies.complete(self.study)
+        if not done:
+            reasons = [
+                t.user_attrs["failure"] for t in self.study.get_trials(deepcopy=False) if "failure" in t.user_attrs
+            ]
+            raise UserError(
+                f"sweep '{self.config.name}': no trial was completed; "
+                + (f"the last one failed: {reasons[-1]}" if reasons else "all were pruned: let the pruner wait longer")
+            )
+        runs = [self._final("best", self.best_config(done[0]))]
+        for name, overrides in self.config.baselines.items():
+            runs.append(self._final(name, revise(self.base, overrides)))
+        return runs
+
+    def best_config(self, best: FrozenTrial) -> Loaded[ExperimentConfig]:
+        """The experiment with the values of a trial."""
+        return revise(self.base, best.user_attrs["overrides"])
+
+    def _final(self, name: str, experiment: Loaded[ExperimentConfig]) -> FinalRun:
+        key = f"final:{name}"
+        identity = hashlib.sha256(experiment.recorded.encode()).hexdigest()
+        before = self.study.user_attrs.get(key)
+        if before is None or before["identity"] != identity:
+            self.progress.note(f"final run: {name}")
+            tags = {"tlresearch.study": self.config.name, "tlresearch.final": name}
+            result: RunResult = fit(experiment, trial=Trial(self.parent.run_id, name, tags, test=True))
+            before = {"identity": identity, "run_id": result.run_id, "metrics": result.metrics}
+            self.study.set_user_attr(key, before)
+        return FinalRun(name, before["run_id"], before["metrics"])
+
+
+def trial_name(number: int, point: dict[str, Any]) -> str:
+    """Names a trial by what differs, shortest first: the MLflow UI cuts names after about 14 characters."""
+    return " ".join([f"{number:02d}", *(f"{_initials(key)}{_short(value)}" for key, value in point.items())])
+
+
+def _initials(key: str) -> str:
+    words = key.rpartition(".")[2].split("_")
+    return words[0] if len(words) == 1 else "".join(word[0] for word in words)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1e}".replace("e-0", "e-") if isinstance(value, float) else f"{value}"
