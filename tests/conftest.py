@@ -39,3 +39,11 @@ def _real(variable: str, what: str) -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip(f"{variable} does not name the folder with the real {what}")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small networks gain nothing from more threads, and processes that share two cores lose much."""
+    import torch
+
+    torch.set_num_threads(1)

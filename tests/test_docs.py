@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import shutil
 import subprocess
@@ -10,12 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
 
 from tests.conftest import REPOSITORY
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.cli import _parser
+from tlresearch.config import checks
 from tlresearch.config.load import load_experiment, load_sweep
 from tlresearch.config.reference import as_markdown
+from tlresearch.inspect import inspect_anything
 
 PAGES = tuple(sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]))
 NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)
@@ -23,6 +28,12 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 PICTURE_LIMIT = 150_000  # bytes: a clone stays small
+
+
+@pytest.fixture(scope="module")
+def one_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all: making a store takes seconds."""
+    return tmp_path_factory.mktemp("home")
 
 
 def blocks(name: str, *languages: str) -> list[str]:
@@ -112,8 +123,8 @@ def test_every_command_is_understood(name: str) -> None:
 def test_experiments_and_sweeps_that_are_named_exist(name: str) -> None:
     text = (REPOSITORY / name).read_text()
     for kind, folder in (("EXP", "experiments"), ("SWEEP", "sweeps")):
-        for value in re.findall(rf"\b{kind}=([\w/]+)\b(?![.…])", text):
-            if value.startswith(("torchvision/", "timm/")) or value == "small_cnn":
+        for value in re.findall(rf"\b{kind}=([\w./-]+)", text):
+            if value.startswith(("torchvision/", "timm/", "path/to/")) or value == "small_cnn":
                 continue
             assert (REPOSITORY / folder / f"{value}.yaml").is_file(), value
 
@@ -146,8 +157,28 @@ def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path) ->
             load_experiment(file)
 
 
+@pytest.mark.parametrize("experiment", ["hymenoptera/gradual", "docs/examples/probe_then_deep.yaml"])
+def test_the_plans_shown_are_what_inspect_prints(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_data", Path)  # the photos need not be here
+    console = Console(width=110, record=True, file=io.StringIO())
+    inspect_anything(experiment, [], console)
+    printed = {line.rstrip() for line in console.export_text().splitlines()}
+    shown = [body for body in blocks("docs/schedules.md", "text") if f"{Path(experiment).stem}: freeze" in body]
+    assert len(shown) == 1
+    for line in shown[0].splitlines():
+        assert line.rstrip() in printed or line.startswith("  ..."), line
+
+
+def test_the_schedule_shown_is_the_example() -> None:
+    example = load_experiment("docs/examples/probe_then_deep.yaml").config
+    shown = [body for body in blocks("docs/schedules.md", "yaml") if "norms too" in body]
+    assert OmegaConf.create(shown[0])["freeze"] == OmegaConf.load("docs/examples/probe_then_deep.yaml")["freeze"]
+    assert [phase.name for phase in example.freeze.phases] == ["probe", "last two", "norms too"]
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
-def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_page_runs(name: str, one_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLRESEARCH_HOME", str(one_home))
     # As a reader would: one after another, in a folder with the experiments and the examples.
     for folder in ("experiments", "sweeps"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)

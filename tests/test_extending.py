@@ -1,4 +1,4 @@
-"""What docs/extending.md promises: data, backbone and task of a user's own, from outside the package, by dotted path."""
+"""What docs/extending.md promises: data, backbone and task of a user's own by dotted path, from outside the package."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 QUICK = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
 
 
+@pytest.fixture(scope="module")
+def one_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all: making a store takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def outside(tmp_path: Path, one_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The examples in a folder of the user's own, importable as the guide says."""
+    monkeypatch.setenv("TLRESEARCH_HOME", str(one_home))
     folder = tmp_path / "mine"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for module in MODULES:

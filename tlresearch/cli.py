@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tlresearch.errors import UserError
+from tlresearch.ranks import is_leader
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,7 +116,7 @@ def demo(options: argparse.Namespace) -> int:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=not is_leader())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,9 +24,11 @@ from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
 from tlresearch.progress import RunProgress
+from tlresearch.ranks import is_leader
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task
 from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.silent import SilentRun
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,8 @@ def fit(
         if not pruned:
             if (trial is None or trial.test) and "test" in data.splits:
                 metrics |= training.evaluate_test(trainer, task, prefix, config)
-            results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
+            if is_leader():
+                results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
         folder.finish()
     return RunResult(
         run_id=tracked.run_id,
@@ -159,6 +162,8 @@ def fit(
 def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> TrackedRun:
     """Opens the run, or the one a killed process left, with config and provenance recorded before anything else."""
     config = loaded.config
+    if not is_leader():
+        return SilentRun(folder.read().get("run_id", ""), trial.name if trial else config.name)
     tracked = open_run(
         config.tracking,
         experiment=config.tracking.experiment or config.name,

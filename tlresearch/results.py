@@ -96,7 +96,7 @@ def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: 
     run.set_tags(tags)
     for name, split in data.splits.items():
         run.log_dataset(
-            data.name,
+            f"{data.name}/{name}",  # MLflow takes equal names for one data set
             data.fingerprint.digest,
             source=data.name,
             context=name,
@@ -165,7 +165,6 @@ def log_outcome(
                 Path(folder),
                 data.classes,
                 loader="tlresearch.serving.load_predictor",
-                metrics=metrics,
                 step=epoch,
                 extra_requirements=("timm",) if config.backbone.name.startswith("timm/") else (),
             )

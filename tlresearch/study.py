@@ -90,10 +90,14 @@ def requeue_interrupted(study: Study) -> int:
     Returns:
         Number of such trials.
     """
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in left:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
+    tried_again = study.user_attrs.get("tried_again", [])
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    left = [t for t in failed if INTERRUPTED in t.user_attrs and t.number not in tried_again]
+    study.set_user_attr("tried_again", [*tried_again, *(trial.number for trial in left)])
+    for trial in left:
         study.enqueue_trial(trial.params)
     return len(left)
 

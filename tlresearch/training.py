@@ -119,13 +119,19 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
     checkpoint = read_checkpoint(folder.checkpoint)
     if checkpoint is None:
         folder.forget()
-    trainer.fit(
-        task,
-        _loader(config, prefix, "train"),
-        _loader(config, prefix, "val"),
-        ckpt_path=folder.checkpoint if checkpoint else None,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            task,
+            _loader(config, prefix, "train"),
+            _loader(config, prefix, "val"),
+            ckpt_path=folder.checkpoint if checkpoint else None,
+            weights_only=True,
+        )
+    except SystemExit as leaving:
+        # Lightning turns Ctrl-C into an exit; here it stays what it was, so that every caller can tell.
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def evaluate_test(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> dict[str, float]:

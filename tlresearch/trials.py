@@ -96,6 +96,9 @@ class Worker:
             result = fit(revise(self.base, {**point, **TRIAL_TRACKING}), trial=setting)
         except UserError:
             raise
+        except (KeyboardInterrupt, SystemExit):
+            trial.set_user_attr(studies.INTERRUPTED, True)
+            raise
         except Exception as error:
             trial.set_user_attr(
                 "failure", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -63,5 +63,6 @@ def build_with_lineage(config: BackboneConfig, download: Download) -> StagedBack
         if name.startswith("backbone.")
     }
     backbone.load_state_dict(tensors, strict=False)
-    backbone.weights = WeightsRecord(f"run {config.checkpoint}", digest(backbone.original_state_dict()))
+    weights = digest(backbone.original_state_dict())
+    backbone.weights = WeightsRecord(f"run {config.checkpoint}", weights, random_stages=())
     return backbone

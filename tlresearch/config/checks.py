@@ -37,6 +37,7 @@ SCHEDULES = (
     "scratch",
     "phases",
 )
+STRATEGIES = ("auto", "ddp")
 SAMPLERS = ("tpe", "random", "gp", "qmc", "grid", "cmaes", "nsgaii", "brute_force")
 PRUNERS = (
     "none",
@@ -204,6 +205,7 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
             f"scheduler.warmup_epochs: must be less than freeze.epochs ({config.freeze.epochs}), "
             f"but got {config.scheduler.warmup_epochs:g}"
         )
+    yield from _one_of("trainer.strategy", config.trainer.strategy, STRATEGIES)
     for key, metric in _metrics(config):
         if not re.fullmatch(r"(train|val)/\w+", metric):
             cure = (

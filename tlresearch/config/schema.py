@@ -225,7 +225,7 @@ class TrainerConfig:
     early_stopping: EarlyStoppingConfig | None = setting(None, "Stop the run early; null never does.")
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu, mps.")
     devices: int = setting(1, "Devices, or processes on the CPU.", unit="devices", at_least=1)
-    strategy: str = setting("auto", "Lightning strategy: auto, ddp, ddp_spawn, fsdp.")
+    strategy: str = setting("auto", "How several devices work together: auto, ddp.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting("32-true", "Number format of the training step.")
     gradient_clip: float | None = setting(None, "Largest norm of the gradient; null does not clip.", above=0)
     accumulate: int = setting(1, "Batches whose gradients make one step.", unit="batches", at_least=1)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -156,7 +157,7 @@ class FreezeScheduleCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sets the modes again after evaluation."""
-        if trainer.training and not self.finished:
+        if trainer.state.fn == TrainerFn.FITTING and not self.finished:
             self._apply_modes(_task(pl_module))
 
     def on_train_batch_start(

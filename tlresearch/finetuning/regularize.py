@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
 from torchvision.ops import StochasticDepth
 
@@ -117,7 +118,7 @@ class WeightAverage(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average in place for evaluation."""
-        if trainer.training:
+        if trainer.state.fn == TrainerFn.FITTING:  # not `trainer.training`, which is false while it validates
             self._trained = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
             pl_module.load_state_dict(self.average, strict=False)
 

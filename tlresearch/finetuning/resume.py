@@ -9,13 +9,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from tlresearch.config.paths import home
+from tlresearch.ranks import is_leader
+
+SHARED = "TLRESEARCH_RUN_FOLDER"
+"""Environment variable by which rank 0 tells the others its folder."""
 
 
 class RunFolder:
@@ -23,7 +27,7 @@ class RunFolder:
 
     The same recorded config (and parent) leads to the same folder, so the command that was killed finds the MLflow
     run and the checkpoint it left. A folder that another living process holds is not shared: the second run gets
-    one of its own.
+    one of its own. Ranks above 0 of a distributed run share the folder of rank 0, which alone writes to it.
 
     Args:
         identity: What makes the run the same run: the recorded config, and the parent's id for a trial.
@@ -32,16 +36,26 @@ class RunFolder:
     def __init__(self, identity: str) -> None:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.path = home() / "unfinished" / key
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a")
+        self._lock: TextIO | None = None
+        if not is_leader():
+            self.path = Path(os.environ.get(SHARED, self.path))
+            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = self._take()
         except BlockingIOError:
-            self._lock.close()
             self.path = self.path.with_name(f"{key}-{os.getpid()}")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = self._take()
+        os.environ[SHARED] = str(self.path)  # the ranks that Lightning starts inherit it
+
+    def _take(self) -> TextIO:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise
+        return lock
 
     @property
     def checkpoint(self) -> Path:
@@ -58,22 +72,26 @@ class RunFolder:
 
     def write(self, **content: str) -> None:
         """Keeps what the next start needs: the MLflow run and what it was computed from."""
-        replace(self.path / "run.json", json.dumps(content).encode())
+        if self._lock is not None:
+            replace(self.path / "run.json", json.dumps(content).encode())
 
     def forget(self) -> None:
         """Drops a checkpoint that must not be gone on with."""
-        self.checkpoint.unlink(missing_ok=True)
+        if self._lock is not None:
+            self.checkpoint.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Removes the folder: the run has ended and MLflow holds its result."""
-        self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 class EpochCheckpoint(Checkpoint):

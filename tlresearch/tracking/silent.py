@@ -1,0 +1,90 @@
+"""The run as ranks above 0 see it: the same methods, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tlresearch.tracking.run import Status, TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SilentRun(TrackedRun):
+    """Stands in for the run that rank 0 records.
+
+    Args:
+        run_id: Its id; empty if it is not known yet.
+        name: Its name.
+    """
+
+    def __init__(self, run_id: str, name: str) -> None:
+        # Not `super().__init__`: it would open a store and start the thread that writes.
+        self.run_id, self.experiment_id, self.name = run_id, "", name
+        self.resumed = True  # what is recorded at the start is there already
+        self.description, self.params = "", dict[str, str]()
+        self.status = "RUNNING"
+
+    @property
+    def url(self) -> str:
+        """Rank 0 knows it."""
+        return ""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Does nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Does nothing."""
+
+    def last_step(self, metric: str) -> int:
+        """Nothing was recorded here."""
+        return -1
+
+    def flush(self) -> bool:
+        """Nothing waits."""
+        return True
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Does nothing."""
+
+    def log_text(self, text: str, path: str) -> None:
+        """Does nothing."""
+
+    def log_dict(self, content: Mapping[str, Any], path: str) -> None:
+        """Does nothing."""
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Does nothing."""
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Does nothing."""
+
+    def log_dataset(self, name: str, digest: str, **about: Any) -> None:
+        """Does nothing."""
+
+    def download(self, path: str) -> Path:
+        """Artifacts are rank 0's."""
+        raise NotImplementedError("only rank 0 reads the run's artifacts")
+
+    def start_system_metrics(self) -> None:
+        """Does nothing."""
+
+    def mark_pruned(self, reason: str) -> None:
+        """Does nothing."""
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Does nothing."""
+
+    def abandon(self) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Does nothing."""
