@@ -124,7 +124,7 @@ def test_experiments_and_sweeps_that_are_named_exist(name: str) -> None:
     text = (REPOSITORY / name).read_text()
     for kind, folder in (("EXP", "experiments"), ("SWEEP", "sweeps")):
         for value in re.findall(rf"\b{kind}=([\w./-]+)", text):
-            if value.startswith(("torchvision/", "timm/", "path/to/")) or value == "small_cnn":
+            if value.startswith(("torchvision/", "timm/", "path/to/", ".")) or value == "small_cnn":
                 continue
             assert (REPOSITORY / folder / f"{value}.yaml").is_file(), value
 

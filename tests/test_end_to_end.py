@@ -64,13 +64,22 @@ def test_a_run_records_what_it_takes_to_see_and_repeat_it(project: Path, capsys:
     data = run.data
     assert run.info.status == "FINISHED"
     assert data.params["optimizer.lr"] == "0.03"
-    assert {"train/loss", "val/accuracy", "val/auroc", "test/accuracy", "lr/head", "trainable/block4"} <= set(data.metrics)
+    assert {"train/loss", "val/accuracy", "val/auroc", "test/accuracy", "lr/head", "trainable/block4"} <= set(
+        data.metrics
+    )
     assert data.tags["tlresearch.weights"] == "random"
     assert len(client().get_metric_history(run.info.run_id, "val/accuracy")) == 2
     assert len(client().get_metric_history(run.info.run_id, "test/accuracy")) == 1  # touched once
     assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"train", "val", "test"}
-    artifacts = {item.path for folder in ("", "figures", "weights") for item in client().list_artifacts(run.info.run_id, folder)}
-    assert {"config.yaml", "figures/schedule.png", "figures/learning_curves.png", "figures/confusion_matrix.png"} <= artifacts
+    artifacts = {
+        item.path for folder in ("", "figures", "weights") for item in client().list_artifacts(run.info.run_id, folder)
+    }
+    assert {
+        "config.yaml",
+        "figures/schedule.png",
+        "figures/learning_curves.png",
+        "figures/confusion_matrix.png",
+    } <= artifacts
     assert "weights/trained.safetensors" in artifacts
 
     recorded = Path(client().download_artifacts(run.info.run_id, "config.yaml"))
@@ -173,7 +182,9 @@ def test_a_changed_sweep_does_not_mix_with_the_old_one(project: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_sweep_goes_on_and_leaves_nothing_running(kind: signal.Signals, project: Path, home: Path) -> None:
+def test_an_interrupted_sweep_goes_on_and_leaves_nothing_running(
+    kind: signal.Signals, project: Path, home: Path
+) -> None:
     code = "import sys; from tlresearch.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-W", "ignore", "-c", code, "sweep", "toy/s", "trials=3", "overrides.freeze.epochs=40"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -61,6 +61,7 @@ def test_all_three_together_on_the_command_line(outside: Path, tmp_path: Path) -
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     arguments = [
+        "backbone.options={}",  # those of the backbone that is replaced
         "backbone={name: two_conv.two_conv, weights: null, options: {width: 4}}",
         "task={name: focal.focal, options: {gamma: 1.0}}",
         "freeze.epochs=1",

@@ -48,6 +48,8 @@ def build_prefix(config: ExperimentConfig, data: Data, backbone: StagedBackbone)
         off = "cache.enabled is false"
     elif config.data.workers:
         off = "data.workers is above 0: loader processes read the raw inputs"
+    elif config.trainer.devices > 1:
+        off = "trainer.devices is above 1: each rank would compute its own share of an entry"
     store = ActivationStore(home() / "cache" / "activations", int(config.cache.max_gb * 1e9))
     return FrozenPrefix(
         data,

@@ -12,7 +12,7 @@ from tlresearch.errors import UserError, WeightsError
 @pytest.mark.parametrize("side", [8, 28, 64])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_takes_small_images_of_any_channels(side: int, channels: int) -> None:
-    backbone = build_small_cnn(in_channels=channels)
+    backbone = build_small_cnn(options={"in_channels": channels})
     assert backbone.stage_names == ("block1", "block2", "block3", "block4")
     assert backbone(torch.zeros(2, channels, side, side)).shape == (2, backbone.out_features) == (2, 64)
     assert backbone.preprocessing.crop is None

@@ -258,7 +258,10 @@ def test_a_bad_sweep_gives_one_clear_error(case: str, tmp_path: Path) -> None:
     "command", [["run", "no/such"], ["sweep", "no/such"], ["run", "digits/pretrain", "optimizer.lrr=1"]]
 )
 def test_the_command_line_exits_with_2_and_imports_no_torch(command: list[str]) -> None:
-    code = "import sys\nfrom tlresearch.cli import main\nc = main(sys.argv[1:])\nprint('torch' in sys.modules)\nsys.exit(c)"
+    code = (
+        "import sys\nfrom tlresearch.cli import main\nresult = main(sys.argv[1:])\n"
+        "print('torch' in sys.modules)\nsys.exit(result)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.strip() == "False"

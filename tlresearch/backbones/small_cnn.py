@@ -22,7 +22,6 @@ def build_small_cnn(
     weights_sha256: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
-    in_channels: int = 3,
 ) -> StagedBackbone:
     """Builds four stages of convolution, batch norm and ReLU for images of 8 to 64 pixels.
 
@@ -31,8 +30,7 @@ def build_small_cnn(
         weights: ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
         granularity: Of no effect; a stage is a single block.
-        options: ``width``, the number of channels of the first stage (16).
-        in_channels: Channels of the input.
+        options: ``width``, the number of channels of the first stage (16), and ``in_channels`` (3).
 
     Raises:
         WeightsError: If the weights cannot be had or do not fit.
@@ -40,9 +38,9 @@ def build_small_cnn(
     """
     given = dict(options or {})
     width = given.pop("width", 16)
-    in_channels = given.pop("in_channels", in_channels)
+    in_channels = given.pop("in_channels", 3)
     if given:
-        raise UserError(f"backbone.options: {model} has no option '{next(iter(given))}'; it has width")
+        raise UserError(f"backbone.options: {model} has no option '{next(iter(given))}'; it has width and in_channels")
     if not isinstance(width, int) or width < 1:
         raise UserError(f"backbone.options.width must be a whole number of at least 1 but got {width!r}")
     if weights == "default":
