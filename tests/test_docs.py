@@ -48,7 +48,7 @@ def commands(name: str, program: str) -> list[list[str]]:
     for body in blocks(name, "sh", "bash", "console"):
         for line in body.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|", line.partition(" #")[0]):
-                words = part.strip().removeprefix("$ ").split()
+                words = part.strip().removeprefix("$ ").replace(".venv/bin/", "").split()
                 while words and re.fullmatch(r"\w+=.*", words[0]):
                     words.pop(0)
                 if words and words[0] == program:

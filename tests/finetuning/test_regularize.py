@@ -50,7 +50,7 @@ def test_l2_sp_holds_weights_near_their_start_and_leaves_the_head_alone() -> Non
         task._penalty = L2SP(task.backbone, strength) if strength else None
         train(task, make_schedule(make_phase(3, epochs=3)))
         weights = dict(task.backbone.named_parameters())
-        distances.append(sum(float((weight - start[name]).square().sum()) for name, weight in weights.items()))
+        distances.append(sum(float((weight - start[name]).detach().square().sum()) for name, weight in weights.items()))
         heads.append(moved(head, copy(task.head)))
     assert distances[0] > 1.2 * distances[1] > 1.2 * distances[2]
     assert all(heads)
