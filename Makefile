@@ -34,7 +34,7 @@ demo: setup  ## The main job on digits: pretrain, transfer with few labels, swee
 	$(TLR) demo $(ARGS)
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff format --check .

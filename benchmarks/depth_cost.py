@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ STAGES = 5
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs at a depth: median seconds, peak memory above that of the loaded network, parameters."""
+    """What a step costs at a depth: seconds of the fastest step, peak memory above that of the loaded network, parameters."""
 
     depth: int
     seconds: float
@@ -92,7 +91,7 @@ def measure(depth: int, batch: int, size: int, steps: int, threads: int) -> Cost
         nn.functional.cross_entropy(head(backbone(inputs)), targets).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - began)
-    return Cost(depth, statistics.median(seconds[1:]), _peak() - before, trained)
+    return Cost(depth, min(seconds[1:]), _peak() - before, trained)
 
 
 def table(costs: Sequence[Cost], batch: int, size: int, steps: int, threads: int) -> str:
@@ -107,7 +106,7 @@ def table(costs: Sequence[Cost], batch: int, size: int, steps: int, threads: int
         [
             "# A training step of ResNet-50 by unfreeze depth",
             "",
-            f"Batch {batch}, {size} x {size} pixels, SGD with momentum, float32; median of {steps} steps after one "
+            f"Batch {batch}, {size} x {size} pixels, SGD with momentum, float32; the fastest of {steps} steps after one "
             "that is not counted. Memory is the peak of the process above that with the network loaded. Without an "
             "activation cache, which leaves out the frozen stages' forward pass too.",
             "",

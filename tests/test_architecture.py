@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tlresearch"
 
 FLOORS = [
-    ["errors"],
+    ["errors", "ranks"],
     ["config"],
     ["data.base"],
     ["tracking"],

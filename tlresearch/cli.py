@@ -21,6 +21,8 @@ OVERRIDES = "values by full key, such as optimizer.lr=3e-3; `tlresearch config` 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 (a result not reached) or 2 (bad input)."""
     options = _parser().parse_args(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -166,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = add(demo, "tlresearch demo")
-    command.add_argument("--trials", type=int, default=16, help="trials of the sweep (default 16)")
+    command.add_argument("--trials", type=int, default=20, help="trials of the sweep (default 20)")
     return parser
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 State = Literal["finished", "pruned", "failed", "killed", "running"]
 Direction = Literal["maximize", "minimize"]
 
-_HIDDEN_METRICS = ("system/", "time/", "optim/")
+_HIDDEN_METRICS = ("system/", "lr/", "trainable/", "selected/")
+_HIDDEN_PARAMS = ("tracking.", "name")
 _FALLING = ("loss", "error", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_COLUMNS = 4  # more runs are rows
 _MOST_IN_URL = 30
@@ -238,7 +239,7 @@ def _position(words: Sequence[str], word: str) -> int:
 def _differing(rows: Sequence[Row]) -> dict[str, tuple[str | None, ...]]:
     keys = sorted({key for row in rows for key in row.params})
     columns = {key: tuple(row.params.get(key) for row in rows) for key in keys}
-    return {key: cells for key, cells in columns.items() if len(set(cells)) > 1}
+    return {key: cells for key, cells in columns.items() if len(set(cells)) > 1 and not key.startswith(_HIDDEN_PARAMS)}
 
 
 def _best(rows: Sequence[Row], name: str, direction: Direction) -> str | None:

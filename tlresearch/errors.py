@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -83,7 +84,24 @@ def load_object(path: str, key: str) -> Any:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         raise UserError(
-            f"{key}: there is no module '{error.name}' for '{path}'; is its folder on PYTHONPATH?"
+            f"{key}: there is no module '{error.name}' for '{path}'; "
+            "run from the folder that holds it, or add that to PYTHONPATH"
         ) from None
     except AttributeError:
         raise UserError(f"{key}: the module '{module}' has no '{name}'") from None
+
+
+def call_object(path: str, key: str, arguments: Mapping[str, Any]) -> Any:
+    """Imports an object of the user's own and calls it; arguments it does not take are the config's mistake.
+
+    Raises:
+        UserError: If it cannot be imported or does not take the arguments.
+    """
+    target = load_object(path, key)
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        section = key.rpartition(".")[0]
+        given = ", ".join(arguments) or "none"
+        raise UserError(f"{section}.options: {path} does not take these arguments ({given}): {error}") from None
+    return target(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from tlresearch.data.base import Data, Split
 from tlresearch.errors import UserError
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
-from tlresearch.serving import save_predictor
+from tlresearch.serving import save_predictor, servable
 from tlresearch.tasks.base import Task
 from tlresearch.tracking import figures
 from tlresearch.tracking.model import log_model
@@ -30,6 +31,9 @@ from tlresearch.tracking.views import save_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+log = logging.getLogger(__name__)
 
 
 def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
@@ -157,7 +161,11 @@ def log_outcome(
             file = Path(folder) / Path(TRAINED).name
             save_file({name: _plain(tensor) for name, tensor in task.changing_state().items()}, file)
             run.log_file(file, str(Path(TRAINED).parent))
-    if config.tracking.model:
+    if config.tracking.model and not servable(task):
+        log.warning(
+            "no model is logged: a head of your own cannot be rebuilt for serving; tracking.model=false says so"
+        )
+    elif config.tracking.model:
         with tempfile.TemporaryDirectory() as folder:
             save_predictor(Path(folder), config, task, data)
             log_model(

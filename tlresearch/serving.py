@@ -18,6 +18,7 @@ from tlresearch.data.base import Data, Preprocessing, TargetKind
 from tlresearch.data.decoding import to_channels
 from tlresearch.data.transforms import Evaluation
 from tlresearch.tasks.base import Task
+from tlresearch.tasks.classification import ClassificationTask
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "predictor.json"
@@ -55,6 +56,11 @@ class Predictor:
         outputs = self.network(batch)
         probabilities = outputs.sigmoid() if self.kind == "multilabel" else outputs.softmax(dim=1)
         return probabilities.argmax(dim=1), probabilities
+
+
+def servable(task: Task) -> bool:
+    """Whether `load_predictor` can rebuild the network: its head must be the linear one."""
+    return isinstance(task, ClassificationTask) and set(task.head.state_dict()) == {"1.weight", "1.bias"}
 
 
 def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Data) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +10,9 @@ from torch.nn import functional
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
-from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.tasks.base import Task
+from tlresearch.tasks.build import task_arguments
 from tlresearch.tasks.classification import ClassificationTask
 
 
@@ -38,14 +37,11 @@ class FocalTask(ClassificationTask):
 
 def focal(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:
     """Builds the task of an experiment; `gamma` comes from `task.options`."""
-    random = {backbone.stage_names.index(stage) for stage in backbone.weights.random_stages}
     return FocalTask(
         backbone,
         gamma=float(config.task.options["gamma"]),
         classes=len(data.classes),
         kind=data.kind,
-        optimizer=partial(build_optimizer, config.optimizer),
-        # What checkpoints hold beside the head: stages that are trained, and those that were never loaded.
-        changing=frozenset(schedule.changing_stages | random),
         dropout=config.task.dropout,
+        **task_arguments(config, backbone, data, schedule),  # optimizer, mixup, L2-SP, what checkpoints hold
     )

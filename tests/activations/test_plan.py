@@ -82,9 +82,15 @@ def _another_statistic(data: Data, backbone: Any) -> Data:
     return data
 
 
+def _another_function(data: Data, backbone: Any) -> Data:
+    backbone.stages[1][2] = torch.nn.Tanh()
+    return data
+
+
 CHANGES = {
     "one weight": _another_weight,
     "one statistic": _another_statistic,
+    "one function": _another_function,
     "one image": lambda data, backbone: replace(data, fingerprint=Fingerprint("e" * 64)),
     "preprocessing": lambda data, backbone: replace(data, preprocessing=toy_backbone().preprocessing),
 }

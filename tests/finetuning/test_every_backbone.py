@@ -18,6 +18,7 @@ from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Batch, Preprocessing, SampleKey
 from tlresearch.data.loading import make_loader
+from tlresearch.errors import ConfigError
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.param_groups import is_norm
@@ -39,7 +40,7 @@ FAMILIES = {
     "swin_t": 32,
 }
 SCHEDULES = {
-    "gradual": "{schedule: gradual, epochs: 12}",
+    "gradual": "{schedule: gradual, epochs: 20}",
     "surgical": "{schedule: surgical, stages: ['1'], epochs: 1}",
     "norm_only": "{schedule: norm_only, epochs: 1}",
     "bias_only": "{schedule: bias_only, epochs: 1}",
@@ -140,6 +141,10 @@ def test_what_is_frozen_stays_and_what_is_trained_moves(name: str, preset: str) 
         kept = (*schedule.phases[:2], schedule.phases[-1])
         schedule = FreezeSchedule(tuple(_one_epoch(phase) for phase in kept), schedule.stage_names, schedule.course)
     with_weights = {n for n, stage in enumerate(backbone.stages) if any(True for _ in stage.parameters())}
+    if preset == "norm_only" and not any(is_norm(layer) for layer in backbone.modules()):
+        with pytest.raises(ConfigError, match="no parameter matches '@norm'"):
+            run(task, schedule, RandomSplit(FAMILIES[name]))
+        return
     seen = run(task, schedule, RandomSplit(FAMILIES[name]))
     if preset == "gradual":
         depths = [set(), {count - 1}, set(range(count))]
@@ -219,7 +224,7 @@ def test_a_text_encoder_whose_stages_pass_a_mask_needs_no_special_case(preset: s
     torch.manual_seed(0)
     stages = {"embed": Embed(), "layer0": Layer(), "layer1": Layer(), "pool": Pool()}
     backbone = StagedBackbone(stages, out_features=8, preprocessing=Preprocessing(crop=None, resize=None))
-    freeze = SCHEDULES[preset].replace("epochs: 12", "epochs: 5")
+    freeze = SCHEDULES[preset].replace("epochs: 20", "epochs: 5")
     seen = run(make_task(backbone), schedule_of(freeze, backbone.stage_names), TokenSplit())
     expected = {
         "gradual": [set(), {3}, {2, 3}, {1, 2, 3}, {0, 1, 2, 3}],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.store import ActivationStore, Array
@@ -99,7 +102,7 @@ class FrozenPrefix:
         if self.store is None:
             return
         frozen = self.backbone.stages[: phase.boundary]
-        self._stages = [digests(iter(stage.state_dict().items())) for stage in frozen]
+        self._stages = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in frozen]
         for name in ("train", "val"):
             split = self.splits[name]
             boundary = phase.boundary if phase.frozen_norm == "eval" else 0
@@ -168,3 +171,21 @@ class FrozenPrefix:
             "torch": torch.__version__,
             "precision": "float32",
         }
+
+
+def code_of(module: nn.Module) -> str:
+    """Returns a hash of what a module computes, weights aside: its layers with their settings, and their code."""
+    sources = {layer.code if isinstance(layer, GraphModule) else _source(type(layer)) for layer in module.modules()}
+    return hashlib.sha256("\n".join([repr(module), *sorted(sources)]).encode()).hexdigest()
+
+
+_sources: dict[type, str] = {}
+
+
+def _source(kind: type) -> str:
+    if kind not in _sources:
+        try:
+            _sources[kind] = inspect.getsource(kind)
+        except (OSError, TypeError):  # made in a notebook's cell that is gone, or in C
+            _sources[kind] = kind.__qualname__
+    return _sources[kind]

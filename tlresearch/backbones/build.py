@@ -11,7 +11,7 @@ from tlresearch.backbones.timm_models import build_timm
 from tlresearch.backbones.vision import build_torchvision
 from tlresearch.config.paths import find_weights
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError, load_object, nearest
+from tlresearch.errors import UserError, call_object, nearest
 
 FAMILIES: dict[str, Callable[..., StagedBackbone]] = {
     "torchvision": build_torchvision,
@@ -42,7 +42,7 @@ def build_backbone(config: BackboneConfig) -> StagedBackbone:
     # Random weights are drawn anew each time, or two seeds would start from the same ones; code of the user's own may
     # draw some too.
     if weights is None or "/" not in config.name:
-        return _build(config, None)
+        return _build(config, weights)
     key = f"{config} {_stamp(weights)}"
     if key not in _last:
         built = _build(config, weights)
@@ -65,7 +65,7 @@ def _build(config: BackboneConfig, weights: str | None) -> StagedBackbone:
             options=config.options,
         )
     if not slash and "." in config.name:
-        built = load_object(config.name, "backbone.name")(**config.options)
+        built = call_object(config.name, "backbone.name", config.options)
         if not isinstance(built, StagedBackbone):
             raise UserError(f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}")
         return built

@@ -123,6 +123,8 @@ def _backbone(backbone: BackboneConfig) -> Iterator[str]:
             yield str(error)
     if backbone.weights_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", backbone.weights_sha256):
         yield f"backbone.weights_sha256: must be 64 hexadecimal digits, but got '{backbone.weights_sha256}'"
+    if "." in backbone.name and "/" not in backbone.name and weights not in ("default", None):
+        yield "backbone.weights: a backbone of your own loads its weights itself; pass the file in backbone.options"
     if backbone.checkpoint is not None and weights not in ("default", None):
         yield "backbone.checkpoint: replaces backbone.weights; give one of them"
 

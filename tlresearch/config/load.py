@@ -142,7 +142,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    if isinstance(value, Mapping) and value and isinstance(values.get(key), dict):
+    # Free-form mappings are one value: the options of one backbone are nothing to another.
+    if isinstance(value, Mapping) and value and isinstance(values.get(key), dict) and key not in ("options", "tags"):
         for name, entry in value.items():
             _put(values[key], str(name), entry)
     else:

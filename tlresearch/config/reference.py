@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -68,10 +69,10 @@ def as_markdown() -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else []
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "empty"
-    )
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "empty"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _words(hint: Any) -> str:

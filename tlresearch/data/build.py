@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from tlresearch.data.splits import assign_splits, subset
 from tlresearch.data.table import Checked, Table, refuse
 from tlresearch.data.torchvision_sets import read_torchvision
 from tlresearch.data.transforms import Evaluation, build_augmentation, resized
-from tlresearch.errors import DataError, nearest
+from tlresearch.errors import DataError, call_object, nearest
 
 
 def _root(config: DataConfig) -> Path:
@@ -124,20 +123,15 @@ def build_data(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -
 def _read(config: DataConfig) -> Table:
     if config.name in SOURCES:
         return SOURCES[config.name](config)
-    module, _, attribute = config.name.rpartition(".")
-    if not module:
+    if "." not in config.name:
         raise DataError(
             f"data.name: unknown source '{config.name}'{nearest(config.name, list(SOURCES))}; "
             f"choose from {', '.join(SOURCES)}, or give the dotted path of your own"
         )
-    try:
-        source = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"data.name: {config.name} cannot be imported: {error}") from None
     arguments = dict(config.options)
     if config.root is not None:
         arguments["root"] = find_data(config.root)
-    table = source(**arguments)
+    table = call_object(config.name, "data.name", arguments)
     if not isinstance(table, Table):
         raise DataError(f"data.name: {config.name} must return a tlresearch Table but got {type(table).__name__}")
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypedDict
 
 import torch
 
@@ -15,8 +16,18 @@ from tlresearch.errors import ConfigError, load_object
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
 from tlresearch.finetuning.schedule import FreezeSchedule
-from tlresearch.tasks.base import Mixer, Task
+from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.classification import ClassificationTask, balanced_weights
+
+
+class TaskArguments(TypedDict):
+    """What every task is built with, whatever it learns; see `Task`."""
+
+    optimizer: OptimizerFactory
+    changing: frozenset[int]
+    mixer: Mixer | None
+    penalty: Penalty | None
+
 
 TaskBuilder = Callable[[ExperimentConfig, StagedBackbone, Data, FreezeSchedule], Task]
 
@@ -31,19 +42,14 @@ def classification(
     weights = None
     if config.task.class_weights == "balanced":
         weights = balanced_weights(data.splits["train"].targets, data.kind, classes)
-    names = list(backbone.stage_names)
-    random = {names.index(stage) for stage in backbone.weights.random_stages}
     return ClassificationTask(
         backbone,
         classes=classes,
         kind=data.kind,
-        optimizer=partial(build_optimizer, config.optimizer),
-        changing=frozenset(schedule.changing_stages | random),
         dropout=config.task.dropout,
         label_smoothing=config.task.label_smoothing,
         class_weights=weights,
-        mixer=_mixer(config.data, classes, config.seed),
-        penalty=L2SP(backbone, config.regularize.l2_sp) if config.regularize.l2_sp > 0 else None,
+        **task_arguments(config, backbone, data, schedule),
     )
 
 
@@ -59,6 +65,20 @@ def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return builder(config, backbone, data, schedule)
+
+
+def task_arguments(
+    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
+) -> TaskArguments:
+    """Builds what a config says of every task; a task of one's own passes it on to `Task`."""
+    names = list(backbone.stage_names)
+    random = {names.index(stage) for stage in backbone.weights.random_stages}
+    return TaskArguments(
+        optimizer=partial(build_optimizer, config.optimizer),
+        changing=frozenset(schedule.changing_stages | random),
+        mixer=_mixer(config.data, len(data.classes), config.seed),
+        penalty=L2SP(backbone, config.regularize.l2_sp) if config.regularize.l2_sp > 0 else None,
+    )
 
 
 def _mixer(config: DataConfig, classes: int, seed: int) -> Mixer | None:
