@@ -25,7 +25,7 @@ STAGES = 5
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs at a depth: seconds of the fastest step, peak memory above that of the loaded network, parameters."""
+    """What a step costs at a depth: seconds of the fastest step, peak memory beyond the loaded network, parameters."""
 
     depth: int
     seconds: float
@@ -106,8 +106,8 @@ def table(costs: Sequence[Cost], batch: int, size: int, steps: int, threads: int
         [
             "# A training step of ResNet-50 by unfreeze depth",
             "",
-            f"Batch {batch}, {size} x {size} pixels, SGD with momentum, float32; the fastest of {steps} steps after one "
-            "that is not counted. Memory is the peak of the process above that with the network loaded. Without an "
+            f"Batch {batch}, {size} x {size} pixels, SGD with momentum, float32; the fastest of {steps} steps after "
+            "one that is not counted. Memory is the peak of the process above that with the network loaded. Without an "
             "activation cache, which leaves out the frozen stages' forward pass too.",
             "",
             f"{_processor()}, {threads} threads, {platform.system()}, torch {_torch()}.",

@@ -107,6 +107,35 @@ def ui(options: argparse.Namespace) -> int:
     return serve(port=options.port, host=options.host)
 
 
+def cache(options: argparse.Namespace) -> int:
+    """Lists, checks or removes stored activations."""
+    import shutil
+
+    from rich.table import Table
+
+    from tlresearch.activations.store import default_store
+
+    store = default_store()
+    console = _console()
+    entries = store.entries()
+    if options.action == "rm":
+        for entry in entries:
+            shutil.rmtree(entry.path, ignore_errors=True)
+        console.print(f"removed {len(entries)} entries, {sum(entry.size for entry in entries) / 1e9:.2f} GB")
+        return 0
+    if options.action == "verify":
+        damaged = [entry.key for entry in entries if not store.verify(entry)]
+        console.print(f"{len(entries) - len(damaged)} entries are sound, {len(damaged)} were damaged and removed")
+        return 1 if damaged else 0
+    table = Table("entry", "split", "boundary", "stages", "MB", title=str(store.root), title_justify="left")
+    for entry in entries:
+        about = entry.about
+        stages = ", ".join(about["stages"]) or "network inputs"
+        table.add_row(entry.key[:8], about["split"], str(about["boundary"]), stages, f"{entry.size / 1e6:.1f}")
+    console.print(table)
+    return 0
+
+
 def demo(options: argparse.Namespace) -> int:
     """Runs the main job on digits that ship with scikit-learn."""
     from tlresearch.demo import run_demo
@@ -166,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
+
+    command = add(cache, "tlresearch cache ls\ntlresearch cache verify")
+    command.add_argument("action", choices=["ls", "rm", "verify"], help="list, remove all, or check the hashes")
 
     command = add(demo, "tlresearch demo")
     command.add_argument("--trials", type=int, default=20, help="trials of the sweep (default 20)")

@@ -12,9 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.plan import FrozenPrefix
-from tlresearch.activations.store import ActivationStore
+from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.config.paths import home
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
@@ -50,7 +49,7 @@ def build_prefix(config: ExperimentConfig, data: Data, backbone: StagedBackbone)
         off = "data.workers is above 0: loader processes read the raw inputs"
     elif config.trainer.devices > 1:
         off = "trainer.devices is above 1: each rank would compute its own share of an entry"
-    store = ActivationStore(home() / "cache" / "activations", int(config.cache.max_gb * 1e9))
+    store = default_store(int(config.cache.max_gb * 1e9))
     return FrozenPrefix(
         data,
         backbone,

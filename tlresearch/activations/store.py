@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlresearch.config.paths import home
 from tlresearch.finetuning.resume import replace
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,11 @@ class ActivationStore:
         with (folder / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def default_store(max_bytes: int = 0) -> ActivationStore:
+    """Returns the store that runs use, under the home folder."""
+    return ActivationStore(home() / "cache" / "activations", max_bytes)
 
 
 _verified: set[tuple[str, int, int]] = set()

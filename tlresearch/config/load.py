@@ -42,8 +42,12 @@ class Loaded(Generic[ConfigT]):
     source: str
 
     def flat(self) -> dict[str, Any]:
-        """Every option by full key, as in `recorded`; what MLflow shows as parameters."""
-        return dict(_flatten(yaml.safe_load(self.recorded)))
+        """Every option by full key, as in `recorded`; what MLflow shows as parameters.
+
+        How much is recorded is no property of an experiment, and would only differ in every comparison.
+        """
+        flat = dict(_flatten(yaml.safe_load(self.recorded)))
+        return {key: value for key, value in flat.items() if not key.startswith("tracking.")}
 
 
 def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[ExperimentConfig]:
