@@ -110,7 +110,8 @@ def table(costs: Sequence[Cost], batch: int, size: int, steps: int, threads: int
             "one that is not counted. Memory is the peak of the process above that with the network loaded. Without an "
             "activation cache, which leaves out the frozen stages' forward pass too.",
             "",
-            f"{_processor()}, {threads} threads, {platform.system()}, torch {_torch()}.",
+            f"{_processor()}, {threads} threads, {platform.system()}, torch {_torch()}. Load average at the end "
+            f"{os.getloadavg()[0]:.1f}: times are to be trusted where it is near the number of threads.",
             "",
             "| depth | trained parameters | s per step | of all | MiB | of all |",
             "| ---: | ---: | ---: | ---: | ---: | ---: |",
