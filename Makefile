@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format run sweep compare inspect ui lock clean
+.PHONY: help setup demo test bench lint format run sweep compare inspect ui lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -35,6 +35,9 @@ demo: setup  ## The main job on digits: pretrain, transfer with few labels, swee
 
 test: setup  ## Run the tests
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+bench: setup  ## Measure what an unfreeze depth costs: benchmarks/ (needs a quiet machine)
+	$(BIN)/python benchmarks/depth_cost.py --write $(ARGS)
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff format --check .

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
@@ -15,6 +16,8 @@ from tlresearch.backbones.describe import describe_stages
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.errors import UserError
+from tlresearch.finetuning import lora
+from tlresearch.finetuning.param_groups import apply_phase
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 
@@ -31,6 +34,8 @@ def inspect_anything(what: str, overrides: Sequence[str], console: Console) -> N
         backbone = _skeleton(loaded.config.backbone)
         schedule = build_schedule(loaded.config, backbone.stage_names)
         console.print(stage_table(loaded.config.backbone, backbone, loaded.config.data.image_size))
+        if schedule.adapters:
+            lora.inject(backbone, **asdict(loaded.config.freeze.lora))
         console.print(plan_table(loaded, backbone, schedule))
         return
     config = BackboneConfig(name=what, weights=None)
@@ -78,11 +83,12 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
         title_justify="left",
         title_style="bold",
     )
-    for column in ("phase", "epochs", "stage", "parameters", "highest rate", "last rate", "frozen norm"):
+    for column in ("phase", "epochs", "stage", "trained", "highest rate", "last rate", "frozen norm"):
         table.add_column(column, justify="left" if column in ("phase", "stage", "frozen norm") else "right")
-    sizes = [sum(p.numel() for p in stage.parameters()) for stage in backbone.stages]
     for index, (phase, start) in enumerate(zip(schedule.phases, schedule.starts, strict=True)):
         end = start + phase.epochs
+        apply_phase(phase, backbone, nn.Identity())
+        sizes = [sum(p.numel() for p in stage.parameters() if p.requires_grad) for stage in backbone.stages]
         first = schedule.rates(index, schedule.starts, start + min(phase.warmup_epochs, phase.epochs))
         last = schedule.rates(index, schedule.starts, end - 1e-6)
         names = [*schedule.stage_names, "head"]
@@ -97,7 +103,7 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
                 f"{sizes[number]:,}" if number < len(sizes) else "",
                 _rate(first[number]),
                 _rate(last[number]),
-                phase.frozen_norm if line == 0 else "",
+                (phase.frozen_norm if phase.boundary else "-") if line == 0 else "",
             )
         table.add_section()
     return table

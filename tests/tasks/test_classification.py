@@ -1,0 +1,98 @@
+"""Classification: losses and metrics against hand-computed values, for every kind of target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.toy import toy_backbone, toy_data
+from tlresearch.config.schema import OptimizerConfig
+from tlresearch.data.base import Batch
+from tlresearch.finetuning.optimizers import build_optimizer
+from tlresearch.tasks.classification import ClassificationTask, balanced_weights
+
+
+def make(kind: str = "multiclass", classes: int = 3, **options: Any) -> ClassificationTask:
+    optimizer = partial(build_optimizer, OptimizerConfig())
+    return ClassificationTask(
+        toy_backbone(),
+        classes=classes,
+        kind=kind,  # type: ignore[arg-type]
+        optimizer=optimizer,
+        changing=frozenset(),
+        **options,
+    )
+
+
+def batch(targets: Tensor) -> Batch:
+    return Batch(None, targets, torch.arange(len(targets)))
+
+
+def test_metrics_of_a_split_by_hand() -> None:
+    task = make()
+    logits = torch.tensor([[5.0, 0, 0], [0, 5.0, 0], [5.0, 0, 0], [0, 0, 5.0]])
+    targets = torch.tensor([0, 1, 1, 2])
+    for part in (slice(0, 3), slice(3, 4)):  # a smaller last batch weighs less
+        loss = task.loss(logits[part], targets[part])
+        task.update_metrics("val", logits[part], batch(targets[part]), loss)
+    found = task.compute_metrics("val")
+    assert found["accuracy"] == pytest.approx(0.75)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found["loss"] == pytest.approx(float(functional.cross_entropy(logits, targets)), rel=1e-5)
+    task.update_metrics("val", logits[:1], batch(targets[:1]), torch.tensor(0.0))
+    assert task.compute_metrics("val")["accuracy"] == 1.0  # nothing is left of the epoch before
+
+
+def test_a_class_without_a_sample_is_no_warning() -> None:
+    task = make()
+    task.update_metrics("val", torch.randn(2, 3), batch(torch.tensor([0, 1])), torch.tensor(1.0))
+    assert "auroc" in task.compute_metrics("val")
+
+
+def test_label_smoothing_is_for_training_only() -> None:
+    task = make(label_smoothing=0.2)
+    logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    plain = functional.cross_entropy(logits, targets)
+    assert not torch.isclose(task.train().loss(logits, targets), plain)
+    assert torch.isclose(task.eval().loss(logits, targets), plain)
+
+
+def test_balanced_weights_make_every_class_count_alike() -> None:
+    targets = torch.tensor([0] * 6 + [1] * 2)
+    weights = balanced_weights(targets, "binary", 2)
+    assert weights.tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
+    assert float((weights[targets] * (targets == 0)).sum()) == pytest.approx(float((weights[targets] * targets).sum()))
+    several = torch.tensor([[1.0, 0], [0, 0], [0, 1], [0, 1]])
+    assert balanced_weights(several, "multilabel", 2).tolist() == [3.0, 1.0]
+
+
+def test_several_labels_are_independent() -> None:
+    task = make("multilabel", classes=2, class_weights=torch.tensor([3.0, 1.0]))
+    logits, targets = torch.tensor([[2.0, -2.0], [-1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    expected = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=torch.tensor([3.0, 1.0]))
+    assert torch.isclose(task.loss(logits, targets), expected)
+    task.update_metrics("val", logits, batch(targets), expected)
+    assert task.compute_metrics("val")["accuracy"] == pytest.approx(0.75)
+    assert task.figures(replace(toy_data(), kind="multilabel")) == {}
+
+
+def test_mixed_targets_are_learnt_as_shares() -> None:
+    shares = torch.tensor([[0.7, 0.3, 0.0]])
+    logits = torch.randn(1, 3)
+    expected = -(shares * logits.log_softmax(1)).sum()
+    assert torch.isclose(make().loss(logits, shares), expected)
+
+
+def test_figures_show_the_wrong_ones() -> None:
+    task, data = make("binary", classes=2), toy_data()
+    split = data.splits["val"]
+    logits = functional.one_hot(1 - split.targets, 2).float() * 9  # every answer is wrong
+    task.update_metrics("val", logits, Batch(None, split.targets, torch.arange(len(split))), torch.tensor(1.0))
+    assert set(task.figures(data)) == {"confusion_matrix.png", "wrong_samples.png"}
