@@ -14,6 +14,7 @@ from torch.nn import functional
 from tests.toy import toy_backbone, toy_data
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Batch
+from tlresearch.errors import ConfigError
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.tasks.classification import ClassificationTask, balanced_weights
 
@@ -96,3 +97,10 @@ def test_figures_show_the_wrong_ones() -> None:
     logits = functional.one_hot(1 - split.targets, 2).float() * 9  # every answer is wrong
     task.update_metrics("val", logits, Batch(None, split.targets, torch.arange(len(split))), torch.tensor(1.0))
     assert set(task.figures(data)) == {"confusion_matrix.png", "wrong_samples.png"}
+
+
+def test_a_parameter_in_no_group_is_an_error() -> None:
+    task = make()
+    task.temperature = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match="temperature would never be trained"):
+        task.configure_optimizers()

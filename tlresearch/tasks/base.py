@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data
+from tlresearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,8 +110,20 @@ class Task(L.LightningModule, ABC):
         return {f"{s}/{name}": value for s in ("train", "val") for name, value in self.results.get(s, {}).items()}
 
     def configure_optimizers(self) -> Optimizer:
-        """Makes the optimizer; the freeze schedule sets its rates, so there is no scheduler."""
-        return self._optimizer(self.backbone, self.head)
+        """Makes the optimizer; the freeze schedule sets its rates, so there is no scheduler.
+
+        Raises:
+            ConfigError: If a parameter of the task is in no group: it would silently stay as it is.
+        """
+        optimizer = self._optimizer(self.backbone, self.head)
+        grouped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        left_out = [name for name, parameter in self.named_parameters() if id(parameter) not in grouped]
+        if left_out:
+            raise ConfigError(
+                [f"task: {', '.join(left_out)} would never be trained; parameters belong to the backbone or the head"],
+                "parameter groups",
+            )
+        return optimizer
 
     def changing_state(self) -> dict[str, Tensor]:
         """Returns the tensors that training can change: head, trained stages, stages that were not loaded."""
