@@ -303,7 +303,7 @@ CASES: dict[Case, tuple[str, ...]] = {
     unknown_class: ("data.classes", "'dgo' (did you mean 'dog'?)", "cat, dog"),
     class_named_twice: ("named twice: cat",),
     unknown_source: ("'image_foldr' (did you mean 'image_folder'?)", "npz"),
-    unknown_dotted_path: ("no_such_module.source cannot be imported",),
+    unknown_dotted_path: ("there is no module 'no_such_module'", "PYTHONPATH"),
     zero_byte_image: ("unreadable images (1)", "cat/2.png", "0 bytes", "on_error=skip"),
     truncated_jpeg: ("dog/cut.jpg", "truncated"),
     truncated_tiff: ("dog/cut.tif",),
