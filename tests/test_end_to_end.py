@@ -215,3 +215,8 @@ def test_the_command_needs_no_repository(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text(toy_text(freeze="{schedule: linear_probe, epochs: 1}"))
     monkeypatch.chdir(tmp_path)
     assert main(["run", os.fspath(path)]) == 0
+
+
+def test_a_sweep_over_several_devices_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "toy/s", "overrides.trainer.devices=2", "overrides.trainer.strategy=ddp"]) == 2
+    assert "overrides.trainer.devices=1" in capsys.readouterr().err

@@ -80,6 +80,11 @@ def run(
     loaded = sweep if isinstance(sweep, Loaded) else load_sweep(sweep, overrides)
     config = loaded.config
     base = pin_checkpoint(revise(load_experiment(config.experiment), config.overrides))
+    if base.config.trainer.devices > 1:
+        raise UserError(
+            f"trainer.devices: a trial of a sweep runs in one process, but it is {base.config.trainer.devices}; "
+            "set overrides.trainer.devices=1 and train the best configuration on more devices"
+        )
     space = resolve_all(config.space, _stages(base) if _needs_stages(config.space) else 0)
     _check_space(base, space)
     folder = home() / "sweeps" / config.name

@@ -67,7 +67,7 @@ class SilentRun(TrackedRun):
 
     def download(self, path: str) -> Path:
         """Artifacts are rank 0's."""
-        raise NotImplementedError("only rank 0 reads the run's artifacts")
+        raise RuntimeError("only rank 0 reads the run's artifacts")
 
     def start_system_metrics(self) -> None:
         """Does nothing."""

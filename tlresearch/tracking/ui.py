@@ -37,7 +37,11 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
         str(port),
     ]
     # By the environment: a command line can be read by everybody on the machine.
-    settings = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": store.uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",  # what the server's own libraries have deprecated
+    }
     try:
         return subprocess.call(command, env={**os.environ, **settings})
     except KeyboardInterrupt:
