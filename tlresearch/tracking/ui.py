@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -42,7 +43,13 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONWARNINGS": "ignore",  # what the server's own libraries have deprecated
     }
+    # In a session of its own, so that Ctrl-C reaches this process alone, which ends the server without its complaints.
+    server = subprocess.Popen(command, env={**os.environ, **settings}, start_new_session=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return subprocess.call(command, env={**os.environ, **settings})
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        server.terminate()
+        server.wait()
