@@ -54,12 +54,13 @@ class RunProgress(L.Callback):
         """Shows an epoch's metrics; as a listener of the freeze schedule."""
         shown = [name for name in ("train/loss", self.monitor) if name in report.metrics]
         status = "  ".join(f"{name} {report.metrics[name]:.4f}" for name in shown)
-        self.bar.update(self.bar_id, status=f"[{report.phase.name}]  {status}")
+        self.bar.update(self.bar_id, status=f"{report.phase.name}:  {status}")
         if report.phase_end:
             self.console.print(
                 f"  epoch {report.epoch + 1:>3}: phase '{report.phase.name}' ends ({report.phase_end})  {status}",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
 
     def stop(self) -> None:

@@ -59,7 +59,7 @@ class SweepProgress:
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(f"  {text}", markup=False, highlight=False)
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self.bar.start()
