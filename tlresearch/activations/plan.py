@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.store import ActivationStore, Array
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.base import StagedBackbone, evaluating
 from tlresearch.data.base import Batch, Data, SampleKey, Split, SplitName
 from tlresearch.data.loading import collate, make_loader
 from tlresearch.finetuning.param_groups import digests
@@ -116,48 +116,41 @@ class FrozenPrefix:
 
     def _activations(self, name: SplitName, split: Split, boundary: int) -> Array | None:
         assert self.store is not None
-        shapes = self._shapes(split, boundary)
-        start, stored = boundary - 1, None
-        while start >= 0 and stored is None:
-            stored = self.store.peek(self._key(name, start), shapes[start])
-            start -= stored is None
+        store, shapes = self.store, self._shapes(split, boundary)
 
         def fill(array: Array) -> None:
-            self._compute(split, stored, max(start, 0), boundary, array)
+            """Starts from the deepest stored boundary; looked for only where there is something to compute."""
+            for start in reversed(range(boundary)):
+                stored = store.peek(self._key(name, start), shapes[start])
+                if stored is not None:
+                    break
+            else:
+                start, stored = 0, None
+            self._compute(split, stored, start, boundary, array)
 
-        return self.store.get(self._key(name, boundary), shapes[boundary], fill)
+        return store.get(self._key(name, boundary), shapes[boundary], fill)
 
     @torch.no_grad()
     def _compute(self, split: Split, stored: Array | None, start: int, boundary: int, out: Array) -> None:
         """Runs stages ``start`` to ``boundary - 1`` over a split, in eval mode and without a graph."""
-        stages = self.backbone.stages[start:boundary]
-        modes = [(layer, layer.training) for layer in stages.modules()]
-        stages.eval()
         source = BoundarySplit(split)
         source.stored, source.boundary = stored, start
         device = next(self.backbone.parameters()).device
         loader: DataLoader[Any] = make_loader(source, batch_size=self.batch_size, shuffle=False, seed=0)
-        try:
+        with evaluating(self.backbone):
             for batch in loader:
                 outputs = self.backbone(batch.inputs.to(device), start=start, stop=boundary)
                 out[batch.indices.numpy()] = outputs.float().cpu().numpy()
-        finally:
-            for layer, training in modes:
-                layer.training = training
 
     def _shapes(self, split: Split, boundary: int) -> list[tuple[int, ...]]:
         """Shape of the whole split's activations at each boundary up to this one."""
         device = next(self.backbone.parameters()).device
         x = split[SampleKey(0, 0)][0].unsqueeze(0).to(device)
         shapes = [(len(split), *x.shape[1:])]
-        modes = [(layer, layer.training) for layer in self.backbone.modules()]
-        self.backbone.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.backbone):
             for stage in self.backbone.stages[:boundary]:
                 x = stage(x)
                 shapes.append((len(split), *x.shape[1:]))
-        for layer, training in modes:
-            layer.training = training
         return shapes
 
     def _key(self, name: SplitName, boundary: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class ActivationStore:
                 "cache: %s needs %.1f GB, more than cache.max_gb allows; going on without", _words(key), size / 1e9
             )
             return None
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        name = _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with self._lock(name):
@@ -103,7 +103,7 @@ class ActivationStore:
 
     def peek(self, key: Mapping[str, Any], shape: tuple[int, ...]) -> Array | None:
         """Returns an array if it is stored, without computing it."""
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        name = _name(key)
         return self._open(name, shape) if (self.root / name).is_dir() else None
 
     def entries(self) -> list[Entry]:
@@ -203,6 +203,10 @@ def _checksum(path: Path) -> str:
         while chunk := file.read(CHUNK):
             value = zlib.crc32(chunk, value)
     return f"{value:08x}"
+
+
+def _name(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _words(key: Mapping[str, Any]) -> str:

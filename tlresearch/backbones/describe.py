@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.base import StagedBackbone, evaluating
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,19 @@ def describe_stages(backbone: StagedBackbone, input_shape: Sequence[int]) -> lis
         backbone: The backbone; it is left as it was.
         input_shape: Shape of one input without the batch dimension, such as ``(3, 224, 224)``.
     """
-    modes = {module: module.training for module in backbone.modules()}
     like = next(backbone.parameters(), torch.empty(0))
     rows = []
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            x = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
-            for index, (name, stage) in enumerate(backbone.named_stages()):
-                x = stage(x)
-                rows.append(
-                    StageRow(
-                        name=name,
-                        parameters=sum(parameter.numel() for parameter in stage.parameters()),
-                        buffers=sum(buffer.numel() for buffer in stage.buffers()),
-                        output_shape=tuple(x.shape[1:]),
-                        depth=len(backbone.stage_names) - index,
-                    )
+    with torch.no_grad(), evaluating(backbone):
+        x = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
+        for index, (name, stage) in enumerate(backbone.named_stages()):
+            x = stage(x)
+            rows.append(
+                StageRow(
+                    name=name,
+                    parameters=sum(parameter.numel() for parameter in stage.parameters()),
+                    buffers=sum(buffer.numel() for buffer in stage.buffers()),
+                    output_shape=tuple(x.shape[1:]),
+                    depth=len(backbone.stage_names) - index,
                 )
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            )
     return rows
