@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.base import Data, Fingerprint, SampleKey
+from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey
 from tlresearch.data.loading import make_loader
+from tlresearch.data.values import Value
 from tlresearch.finetuning.callback import FreezeScheduleCallback
-from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.finetuning.schedule import Course, FreezeSchedule
 
 THREE_PHASES = make_schedule(make_phase(0, 2), make_phase(2, 2), make_phase(1, 2))
 
@@ -29,10 +31,10 @@ def store(tmp_path: Path) -> ActivationStore:
 
 
 def history(
-    schedule: FreezeSchedule, store: ActivationStore | None, *, data: Data | None = None, mixes: bool = False
+    schedule: FreezeSchedule, store: ActivationStore, *, data: Data | None = None, **options: Any
 ) -> list[dict[str, float]]:
     data, task = data or toy_data(), make_task()
-    prefix = FrozenPrefix(data, task.backbone, store, batch_size=16, mixes=mixes)
+    prefix = FrozenPrefix(data, task.backbone, store, batch_size=16, **options)
     plan = FreezeScheduleCallback(schedule, seed=0, on_phase=prefix.enter)
     loaders = [
         make_loader(prefix.splits["train"], batch_size=16, shuffle=True, seed=0),
@@ -48,9 +50,9 @@ def close(first: list[dict[str, float]], second: list[dict[str, float]]) -> None
 
 
 def test_a_cached_run_equals_the_uncached_one_over_three_phases(store: ActivationStore) -> None:
-    cached, uncached = history(THREE_PHASES, store), history(THREE_PHASES, None)
+    cached, uncached = history(THREE_PHASES, store), history(THREE_PHASES, store, off="for comparison")
     close(cached, uncached)
-    assert store.computed == 6  # two splits, three boundaries
+    assert store.computed == 8  # two splits: their inputs and three boundaries
 
 
 def test_a_second_run_computes_nothing(store: ActivationStore) -> None:
@@ -58,7 +60,7 @@ def test_a_second_run_computes_nothing(store: ActivationStore) -> None:
     first = history(schedule, store)
     again = ActivationStore(store.root, store.max_bytes)
     assert history(schedule, again) == first
-    assert (again.computed, again.reused) == (0, 2)
+    assert (again.computed, again.reused) == (0, 2)  # not even the inputs are looked at
 
 
 def test_a_deeper_boundary_starts_from_the_stored_one(store: ActivationStore) -> None:
@@ -67,7 +69,7 @@ def test_a_deeper_boundary_starts_from_the_stored_one(store: ActivationStore) ->
     ran: list[int] = []
     for number, stage in enumerate(task.backbone.stages):
         stage.register_forward_hook(lambda _m, inputs, _o, n=number: ran.append(n) if len(inputs[0]) > 1 else None)
-    FrozenPrefix(data, task.backbone, store, batch_size=16, mixes=False).enter(make_phase(0))
+    FrozenPrefix(data, task.backbone, store, batch_size=16).enter(make_phase(0))
     assert set(ran) == {1, 2}
 
 
@@ -99,34 +101,35 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_foreign_entry_is_never_used(change: str, store: ActivationStore) -> None:
     data = toy_data()
-    FrozenPrefix(data, toy_backbone(), store, batch_size=16, mixes=False).enter(make_phase(0))
-    before = store.computed
+    FrozenPrefix(data, toy_backbone(), store, batch_size=16).enter(make_phase(0))
     backbone = toy_backbone()
-    FrozenPrefix(CHANGES[change](data, backbone), backbone, store, batch_size=16, mixes=False).enter(make_phase(0))
-    assert store.computed == before + 2
+    prefix = FrozenPrefix(CHANGES[change](data, backbone), backbone, store, batch_size=16)
+    prefix.enter(make_phase(0))
+    assert prefix.passes == 2
 
 
 def test_a_weight_behind_the_boundary_changes_nothing(store: ActivationStore) -> None:
     backbone = toy_backbone()
-    FrozenPrefix(toy_data(), backbone, store, batch_size=16, mixes=False).enter(make_phase(1))
+    FrozenPrefix(toy_data(), backbone, store, batch_size=16).enter(make_phase(1))
     with torch.no_grad():
         backbone.stages[2][0].weight += 1.0
-    FrozenPrefix(toy_data(), backbone, store, batch_size=16, mixes=False).enter(make_phase(1))
-    assert (store.computed, store.reused) == (2, 2)
+    again = FrozenPrefix(toy_data(), backbone, store, batch_size=16)
+    again.enter(make_phase(1))
+    assert (again.passes, store.reused) == (0, 2)
 
 
 def test_random_augmentation_leaves_training_at_raw_inputs(store: ActivationStore) -> None:
-    prefix = FrozenPrefix(toy_data(noisy=True), toy_backbone(), store, batch_size=16, mixes=False)
+    prefix = FrozenPrefix(toy_data(noisy=True), toy_backbone(), store, batch_size=16)
     prefix.enter(make_phase(0))
     assert (prefix.splits["train"].boundary, prefix.splits["val"].boundary) == (0, 3)
-    assert prefix.splits["train"].stored is None
+    assert not prefix.splits["train"].activations
 
 
 def test_mixed_batches_and_moving_statistics_start_at_raw_inputs(store: ActivationStore) -> None:
     mixed = FrozenPrefix(toy_data(), toy_backbone(), store, batch_size=16, mixes=True)
     mixed.enter(make_phase(0))
     assert (mixed.splits["train"].boundary, mixed.splits["val"].boundary) == (0, 3)
-    moving = FrozenPrefix(toy_data(), toy_backbone(), store, batch_size=16, mixes=False)
+    moving = FrozenPrefix(toy_data(), toy_backbone(), store, batch_size=16)
     moving.enter(make_phase(0, frozen_norm="train"))
     assert moving.splits["train"].boundary == 0
 
@@ -134,7 +137,7 @@ def test_mixed_batches_and_moving_statistics_start_at_raw_inputs(store: Activati
 def test_frozen_statistics_do_not_move_while_the_prefix_is_computed(store: ActivationStore) -> None:
     backbone = toy_backbone().train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    FrozenPrefix(toy_data(), backbone, store, batch_size=16, mixes=False).enter(make_phase(0))
+    FrozenPrefix(toy_data(), backbone, store, batch_size=16).enter(make_phase(0))
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     assert all(layer.training for layer in backbone.modules())
 
@@ -145,36 +148,82 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_boundary_of_a_real_backbone_gives_the_same_features(family: str, store: ActivationStore) -> None:
+class Photos:
+    """Eight random images; made in two steps, so that views of them can be kept."""
+
+    targets = torch.arange(8) % 2
+    names = tuple("abcdefgh")
+
+    def __init__(self, *, noise: float = 0.0) -> None:
+        self.images = torch.randint(0, 255, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+        self.noise = noise
+        self.deterministic = noise == 0
+        self.load_key = "64 pixels"
+        self.augment_key = f"noise {noise}" if noise else ""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def load(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        inputs = torch.stack([value / 255 - 0.5 for value in values if isinstance(value, torch.Tensor)])
+        for row, key in enumerate(keys):
+            generator = torch.Generator().manual_seed(key.index * 1009 + key.epoch)
+            inputs[row] += self.noise * torch.randn(inputs[row].shape, generator=generator)
+        indices = [key.index for key in keys]
+        return Batch(inputs, self.targets[indices], torch.tensor(indices))
+
+    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor, int]:
+        batch = self.finish([self.load(key.index)], [key])
+        assert isinstance(batch.inputs, torch.Tensor)
+        return batch.inputs[0], self.targets[key.index], key.index
+
+    def raw(self, index: int) -> Any:
+        return self.images[index]
+
+
+def trained(family: str, depth: int, store: ActivationStore, **options: Any) -> tuple[list[dict[str, float]], int]:
+    """History and number of prefix passes of two epochs on eight images."""
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig(name=f"torchvision/{family}", weights=None)).eval()
+    task = make_task(backbone=build_backbone(BackboneConfig(name=f"torchvision/{family}", weights=None)))
+    stages = len(task.backbone.stages)
+    data = replace(toy_data(), splits={"train": Photos(noise=options.pop("noise", 0.0)), "val": Photos()})
+    prefix = FrozenPrefix(data, task.backbone, store, batch_size=4, **options)
+    phase = replace(make_phase(0), stages=tuple(range(stages - depth, stages)), rates=(0.01,) * (stages + 1), epochs=2)
+    schedule = FreezeSchedule((phase,), task.backbone.stage_names, Course())
+    plan = FreezeScheduleCallback(schedule, seed=0, on_phase=prefix.enter)
+    loaders = [
+        make_loader(prefix.splits["train"], batch_size=4, shuffle=True, seed=0),
+        make_loader(prefix.splits["val"], batch_size=8, shuffle=False, seed=0),
+    ]
+    make_trainer(plan).fit(task, *loaders)
+    return plan.history, prefix.passes
 
-    class Images:
-        targets = torch.tensor([0, 1])
-        names = ("a", "b")
-        deterministic = True
-        images = torch.randn(2, 3, 64, 64)
 
-        def __len__(self) -> int:
-            return 2
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_curve_of_a_real_backbone_is_that_of_the_uncached_run(family: str, store: ActivationStore) -> None:
+    cached, passes = trained(family, 1, store)
+    uncached, none = trained(family, 1, store, off="for comparison")
+    assert (passes, none) == (2, 0)
+    close(cached, uncached)
 
-        def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor, int]:
-            return self.images[key.index], self.targets[key.index], key.index
 
-        def raw(self, index: int) -> Any:
-            raise NotImplementedError
+def test_kept_views_are_those_that_are_drawn_without_the_store(store: ActivationStore) -> None:
+    options = {"noise": 0.3, "views": 2}
+    cached, passes = trained("squeezenet1_1", 1, store, **options)
+    uncached, _ = trained("squeezenet1_1", 1, store, off="for comparison", **options)
+    fresh, _ = trained("squeezenet1_1", 1, store, noise=0.3)
+    assert passes == 3  # two views of the training samples, and the validation samples
+    close(cached, uncached)
+    assert fresh == uncached  # of two views in two epochs none is shown twice
+    one_view, _ = trained("squeezenet1_1", 1, store, noise=0.3, views=1)
+    assert one_view[0] == cached[0]
+    assert one_view[1] != cached[1]
 
-    data = replace(toy_data(), splits={"train": Images(), "val": Images()})
-    prefix = FrozenPrefix(data, backbone, store, batch_size=2, mixes=False)
-    stages = len(backbone.stage_names)
-    with torch.no_grad():
-        expected = backbone(Images.images)
-        for depth in (stages, stages // 2, 0):
-            rates = (0.1,) * (stages + 1)
-            phase = replace(make_phase(0), stages=tuple(range(stages - depth, stages)), rates=rates)
-            prefix.enter(phase)
-            split = prefix.splits["train"]
-            assert split.boundary == stages - depth
-            batch = split.__getitems__([SampleKey(0, 0), SampleKey(1, 0)])
-            torch.testing.assert_close(backbone(batch.inputs, start=batch.boundary), expected, rtol=1e-4, atol=1e-5)
+
+def test_another_augmentation_has_views_of_its_own(store: ActivationStore) -> None:
+    trained("squeezenet1_1", 0, store, noise=0.3, views=1)
+    _, passes = trained("squeezenet1_1", 0, store, noise=0.2, views=1)
+    assert passes == 1

@@ -63,7 +63,8 @@ def test_augmentations_give_images_of_the_input_size(name: str, channels: int) -
     augment = build_augmentation(name, evaluation)
     assert augment is not None
     image = torch.randint(0, 256, (channels, 40, 50), dtype=torch.uint8)
-    results = [augment(image) for _ in range(20)]
+    given = evaluation.frame(image) if augment.framed else image
+    results = [augment(given) for _ in range(20)]
     assert all(result.shape == (channels, 24, 24) and result.dtype == torch.uint8 for result in results)
     assert any(not torch.equal(result, results[0]) for result in results)
 
@@ -74,11 +75,11 @@ def test_flip_is_the_frame_or_its_mirror_image() -> None:
     assert augment is not None
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     frame = evaluation.frame(image)
-    seen = {torch.equal(result, frame) for result in (augment(image) for _ in range(30))}
+    seen = {torch.equal(result, frame) for result in (augment(frame) for _ in range(30))}
     assert seen == {True, False}
     assert all(
         torch.equal(result, frame) or torch.equal(result, frame.flip(-1))
-        for result in (augment(image) for _ in range(10))
+        for result in (augment(frame) for _ in range(10))
     )
 
 

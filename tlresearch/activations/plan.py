@@ -5,165 +5,180 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
-from torch.utils.data import DataLoader
 
-from tlresearch.activations.store import ActivationStore, Array
-from tlresearch.backbones.base import StagedBackbone, evaluating
-from tlresearch.data.base import Batch, Data, SampleKey, Split, SplitName
-from tlresearch.data.loading import collate, make_loader
+from tlresearch.activations.entry import Stored
+from tlresearch.activations.inference import Inference, frozen
+from tlresearch.activations.splits import BoundarySplit
+from tlresearch.activations.store import ActivationStore
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Data, SampleKey, SplitName, TwoStepSplit
+from tlresearch.data.values import Value, unstack
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.finetuning.schedule import Phase
 
 log = logging.getLogger(__name__)
 
 
-class BoundarySplit:
-    """A split that yields samples at the boundary chosen last: raw inputs, or stored activations behind it.
-
-    Args:
-        split: The split itself.
-    """
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-        self.targets = split.targets
-        self.names = split.names
-        self.deterministic = split.deterministic
-        self.boundary = 0
-        self.stored: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def raw(self, index: int) -> Any:
-        """Returns the sample before preprocessing."""
-        return self.split.raw(index)
-
-    def __getitem__(self, key: SampleKey) -> tuple[Any, Tensor, int]:
-        """Returns one sample at the boundary."""
-        if self.stored is None:
-            return self.split[key]
-        return torch.from_numpy(self.stored[key.index].copy()), self.targets[key.index], key.index
-
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """Assembles a whole batch at the boundary at once."""
-        if self.stored is None:
-            together = getattr(self.split, "__getitems__", None)
-            return collate(together(keys) if together else [self.split[key] for key in keys])
-        indices = [key.index for key in keys]
-        inputs = torch.from_numpy(self.stored[indices])
-        return Batch(inputs, self.targets[indices], torch.tensor(indices), self.boundary)
-
-
 class FrozenPrefix:
     """Computes the frozen stages of each phase once per split, and shares the result through the store.
 
     The activations of a sample are a function of the weights in front of the boundary, the preprocessing and the
-    sample alone, so epochs, seeds, trials and later commands read the same entry. Boundary 0 stores the network's
-    inputs: decoded and preprocessed once. A deeper boundary is computed from the deepest stored one in front of it.
+    sample alone, so epochs, seeds, trials and later commands read the same entry. At boundary 0 the decoded inputs
+    are kept. A deeper boundary is computed from the deepest stored one in front of it.
 
     Args:
         data: The data set; its splits are replaced by `splits`.
         backbone: The backbone, whose stages are looked at when a phase begins.
-        store: Where activations are kept; ``None`` keeps none.
+        store: Where activations are kept.
         batch_size: Samples per forward pass of the prefix.
         mixes: Whether training batches are mixed, which is only right on raw inputs.
+        views: See `BoundarySplit`.
+        how: Precision and memory format of the frozen stages.
         off: Why nothing is stored, if so.
+        say: Told in one line why a split is not served from the store.
+
+    Attributes:
+        splits: The splits, at the boundary of the phase entered last.
+        passes: How often frozen stages were run over a split; 0 if all was there already.
     """
 
     def __init__(
         self,
         data: Data,
         backbone: StagedBackbone,
-        store: ActivationStore | None,
+        store: ActivationStore,
         *,
         batch_size: int,
-        mixes: bool,
+        mixes: bool = False,
+        views: int = 0,
+        how: Inference | None = None,
         off: str = "",
+        say: Callable[[str], None] = log.info,
     ) -> None:
-        self.splits: dict[SplitName, BoundarySplit] = {n: BoundarySplit(s) for n, s in data.splits.items()}
+        self.splits: dict[SplitName, BoundarySplit] = {n: BoundarySplit(s, views) for n, s in data.splits.items()}
         self.backbone = backbone
         self.store = store
         self.batch_size = batch_size
-        self.mixes = mixes
+        self.how = how or Inference()
+        self.passes = 0
+        self._mixes = mixes
+        self._off = off
+        self._say = say
+        self._said: set[str] = set()
         self._data = {"data": data.fingerprint.digest, "preprocessing": repr(data.preprocessing)}
         self._stages: list[dict[str, str]] = []
-        if off:
-            log.info("activation cache: off, %s", off)
 
     def enter(self, phase: Phase) -> None:
-        """Moves every split to the phase's boundary; splits with random augmentation stay at raw inputs."""
-        if self.store is None:
+        """Moves every split to the phase's boundary, or as far as it can be served from the store."""
+        if self._off:
+            self._once(f"activation cache off: {self._off}")
             return
-        frozen = self.backbone.stages[: phase.boundary]
-        self._stages = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in frozen]
-        for name in ("train", "val"):
-            split = self.splits[name]
-            boundary = phase.boundary if phase.frozen_norm == "eval" else 0
-            if name == "train" and self.mixes:
-                boundary = 0
-            if not split.deterministic:
-                log.info("activation cache: off for %s, its augmentation is random", name)
-                continue
-            split.stored = self._activations(name, split.split, boundary)
-            split.boundary = boundary if split.stored is not None else 0
+        boundaries = {name: self._boundary(name, phase) for name in ("train", "val") if name in self.splits}
+        prefix = self.backbone.stages[: max(boundaries.values())]
+        self._stages = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in prefix]
+        for name, boundary in boundaries.items():
+            self._move(name, boundary)
 
-    def _activations(self, name: SplitName, split: Split, boundary: int) -> Array | None:
-        assert self.store is not None
-        store, shapes = self.store, self._shapes(split, boundary)
+    def serves(self, name: SplitName) -> bool:
+        """Whether a split is read from the store alone, which needs no loader processes."""
+        return not self._off and self.splits[name].views > 0
 
-        def fill(array: Array) -> None:
-            """Starts from the deepest stored boundary; looked for only where there is something to compute."""
-            for start in reversed(range(boundary)):
-                stored = store.peek(self._key(name, start), shapes[start])
+    def _boundary(self, name: SplitName, phase: Phase) -> int:
+        """The boundary at which a split can be served in a phase."""
+        if phase.boundary == 0:
+            return 0
+        reason = ""
+        if phase.frozen_norm != "eval":
+            reason = f"frozen_norm is {phase.frozen_norm}, so the frozen stages depend on the batch"
+        elif name == "train" and self._mixes:
+            reason = "mixup and cutmix mix raw inputs"
+        elif not self.splits[name].views:
+            reason = "its augmentation is random (cache.views=K would keep K views of each sample)"
+        if reason:
+            self._once(f"activation cache off for {name}: {reason}")
+        return 0 if reason else phase.boundary
+
+    def _once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def _move(self, name: SplitName, boundary: int) -> None:
+        """Opens what a split needs at a boundary; where it cannot be stored, the split yields raw inputs."""
+        split = self.splits[name]
+        split.boundary, split.activations = 0, ()
+        if boundary == 0:
+            split.inputs = split.inputs or self._inputs(name)
+            return
+        views: list[Stored] = []
+        for view in range(split.views):
+            stored = self._activations(name, boundary, view)
+            if stored is None:
+                return
+            views.append(stored)
+        split.boundary, split.activations = boundary, tuple(views)
+
+    def _inputs(self, name: SplitName) -> Stored | None:
+        """What `load` gives of every sample; for a split without it, the inputs, if they do not change."""
+        split = self.splits[name].split
+        key = {"data": self._data["data"], "split": name, "boundary": 0, "stages": []}
+        if isinstance(split, TwoStepSplit):
+            load, key["load"] = split.load, split.load_key  # which tells all of the preprocessing that it does
+        elif split.deterministic:
+            load, key = lambda index: split[SampleKey(index, 0)][0], {**key, **self._data, "load": "inputs"}
+        else:
+            return None
+
+        def compute() -> Iterator[Sequence[Value]]:
+            for first in range(0, len(split), self.batch_size):
+                yield [load(index) for index in range(first, min(first + self.batch_size, len(split)))]
+
+        return self.store.get(key, len(split), compute) if key["load"] else None
+
+    def _activations(self, name: SplitName, boundary: int, view: int) -> Stored | None:
+        """The activations of one view of a split, started from the deepest boundary that is stored."""
+
+        def compute() -> Iterator[Sequence[Value]]:
+            source = BoundarySplit(self.splits[name].split)
+            for start in reversed(range(1, boundary)):
+                stored = self.store.peek(self._key(name, start, view))
                 if stored is not None:
+                    source.boundary, source.activations = start, (stored,)
                     break
             else:
-                start, stored = 0, None
-            self._compute(split, stored, start, boundary, array)
+                source.inputs = self.splits[name].inputs or self._inputs(name)
+            self.passes += 1
+            device = next(self.backbone.parameters()).device
+            run = frozen(self.backbone, self.how, device, source.boundary, boundary)
+            for first in range(0, len(source), self.batch_size):
+                indices = range(first, min(first + self.batch_size, len(source)))
+                yield unstack(run(source.__getitems__([SampleKey(index, view) for index in indices]).inputs))
 
-        return store.get(self._key(name, boundary), shapes[boundary], fill)
+        return self.store.get(self._key(name, boundary, view), len(self.splits[name]), compute)
 
-    @torch.no_grad()
-    def _compute(self, split: Split, stored: Array | None, start: int, boundary: int, out: Array) -> None:
-        """Runs stages ``start`` to ``boundary - 1`` over a split, in eval mode and without a graph."""
-        source = BoundarySplit(split)
-        source.stored, source.boundary = stored, start
-        device = next(self.backbone.parameters()).device
-        loader: DataLoader[Any] = make_loader(source, batch_size=self.batch_size, shuffle=False, seed=0)
-        with evaluating(self.backbone):
-            for batch in loader:
-                outputs = self.backbone(batch.inputs.to(device), start=start, stop=boundary)
-                out[batch.indices.numpy()] = outputs.float().cpu().numpy()
-
-    def _shapes(self, split: Split, boundary: int) -> list[tuple[int, ...]]:
-        """Shape of the whole split's activations at each boundary up to this one."""
-        device = next(self.backbone.parameters()).device
-        x = split[SampleKey(0, 0)][0].unsqueeze(0).to(device)
-        shapes = [(len(split), *x.shape[1:])]
-        with torch.no_grad(), evaluating(self.backbone):
-            for stage in self.backbone.stages[:boundary]:
-                x = stage(x)
-                shapes.append((len(split), *x.shape[1:]))
-        return shapes
-
-    def _key(self, name: SplitName, boundary: int) -> dict[str, Any]:
+    def _key(self, name: SplitName, boundary: int, view: int) -> dict[str, Any]:
         """What activations depend on. Versions are in it: another torch may round differently."""
-        return {
+        split = self.splits[name]
+        key = {
             **self._data,
             "split": name,
             "boundary": boundary,
             "stages": list(self.backbone.stage_names[:boundary]),
             "weights": self._stages[:boundary],
             "torch": torch.__version__,
-            "precision": "float32",
+            "precision": self.how.precision,
+            "memory_format": self.how.memory_format,
         }
+        if not split.deterministic:
+            augment = split.split.augment_key if isinstance(split.split, TwoStepSplit) else ""
+            key |= {"view": view, "augment": augment}
+        return key
 
 
 def code_of(module: nn.Module) -> str:

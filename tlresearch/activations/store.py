@@ -1,4 +1,4 @@
-"""Arrays on disk that are computed once: found by key, written in one step, checked on opening, bounded in size."""
+"""Values on disk that are computed once: found by key, written in one step, checked on opening, bounded in size."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ import logging
 import os
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from tlresearch.activations import entry as entries_on_disk
+from tlresearch.activations.entry import Stored, TooLargeError
 from tlresearch.config.paths import home
-from tlresearch.finetuning.resume import replace
+from tlresearch.data.values import Value
 
 log = logging.getLogger(__name__)
 
-Array = NDArray[np.float32]
-CHUNK = 1 << 24  # bytes that are hashed at once
+ABANDONED = 24 * 3600  # seconds after which what a killed process was writing is removed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored array.
+    """One stored entry.
 
     Attributes:
         key: Its key.
@@ -48,11 +45,11 @@ class Entry:
 
 
 class ActivationStore:
-    """Float32 arrays by key, in memory-mapped files.
+    """The values of splits by key: activations at a boundary, or decoded inputs.
 
-    An entry is a folder with ``data.bin`` and ``meta.json``; the folder gets its name by one rename when both are
-    complete, so that a killed process leaves nothing that is taken for an entry. Several processes that want the
-    same entry wait for the one that computes it.
+    An entry is a folder of memory-mapped files; it gets its name by one rename when it is complete, so that a killed
+    process leaves nothing that is taken for an entry. Several processes that want the same entry wait for the one
+    that computes it.
 
     Args:
         root: Folder of all entries.
@@ -65,102 +62,93 @@ class ActivationStore:
         self.computed = 0
         self.reused = 0
 
-    def get(self, key: Mapping[str, Any], shape: tuple[int, ...], fill: Callable[[Array], None]) -> Array | None:
-        """Returns an array, computed by `fill` unless it is stored already.
+    def get(
+        self, key: Mapping[str, Any], samples: int, compute: Callable[[], Iterable[Sequence[Value]]]
+    ) -> Stored | None:
+        """Returns an entry, computed unless it is stored already.
 
         Args:
-            key: What the array depends on; equal keys mean equal content.
-            shape: Its shape.
-            fill: Writes the content into an array of that shape.
+            key: What the values depend on; equal keys mean equal content.
+            samples: Number of samples.
+            compute: Yields their values in order, some samples at a time.
 
         Returns:
-            The array, read-only; ``None`` where it cannot be stored: too large, disk full, folder read-only. The
-            reason is logged, and the caller goes on without.
+            The entry; ``None`` where it cannot be stored: too large, disk full, folder read-only. The reason is
+            logged, and the caller goes on without.
         """
-        size = int(np.prod(shape)) * 4
-        if size > self.max_bytes:
-            log.warning(
-                "cache: %s needs %.1f GB, more than cache.max_gb allows; going on without", _words(key), size / 1e9
-            )
-            return None
         name = _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with self._lock(name):
-                found = self._open(name, shape)
+                found = self._open(name)
                 if found is None:
-                    self._make_room(size)
-                    self._write(name, key, shape, fill)
-                    found = self._open(name, shape)
+                    self._write(name, key, samples, compute)
+                    found = self._open(name)
                     self.computed += 1
                 else:
                     self.reused += 1
                 os.utime(self.root / name)
             return found
+        except TooLargeError as size:
+            log.warning("cache: %s would take %s, more than cache.max_gb; going on without", _words(key), size)
         except OSError as error:
             log.warning("cache: %s cannot be stored (%s); going on without", _words(key), error.strerror or error)
-            return None
+        return None
 
-    def peek(self, key: Mapping[str, Any], shape: tuple[int, ...]) -> Array | None:
-        """Returns an array if it is stored, without computing it."""
+    def peek(self, key: Mapping[str, Any]) -> Stored | None:
+        """Returns an entry if it is stored, without computing it."""
         name = _name(key)
-        return self._open(name, shape) if (self.root / name).is_dir() else None
+        return self._open(name) if (self.root / name).is_dir() else None
 
     def entries(self) -> list[Entry]:
         """All entries, least recently used first."""
         found = []
-        for path in self.root.glob("*"):
+        for path in self.root.glob("[!.]*"):
             try:
-                about = json.loads((path / "meta.json").read_text())["about"]
+                about = entries_on_disk.read_meta(path)["about"]
                 size = sum(file.stat().st_size for file in path.iterdir())
                 found.append(Entry(path.name, path, about, size, path.stat().st_mtime))
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError):
                 continue
         return sorted(found, key=lambda entry: entry.used)
 
     def verify(self, entry: Entry) -> bool:
         """Whether the content still has the hash it was written with; an entry that has not is removed."""
         try:
-            meta = json.loads((entry.path / "meta.json").read_text())
-            sound = _checksum(entry.path / "data.bin") == str(meta["checksum"])
-        except (OSError, ValueError, KeyError):
-            sound = False
-        if not sound:
+            entries_on_disk.check(entry.path, entries_on_disk.read_meta(entry.path))
+        except (OSError, ValueError):
             shutil.rmtree(entry.path, ignore_errors=True)
-        return sound
+            return False
+        return True
 
-    def _open(self, name: str, shape: tuple[int, ...]) -> Array | None:
+    def _open(self, name: str) -> Stored | None:
         """Opens an entry; one that is damaged is removed. The whole content is checked once per process."""
         path = self.root / name
         try:
-            meta = json.loads((path / "meta.json").read_text())
-            state = (path / "data.bin").stat()
-            seen = (str(path), state.st_size, state.st_mtime_ns)
+            meta = entries_on_disk.read_meta(path)
+            seen = (str(path), *((f.name, s.st_size, s.st_mtime_ns) for f in _files(path) for s in [f.stat()]))
             if seen not in _verified:
-                if state.st_size != int(np.prod(shape)) * 4 or _checksum(path / "data.bin") != meta["checksum"]:
-                    raise ValueError("its content has changed")
+                entries_on_disk.check(path, meta)
                 _verified.add(seen)
-            return np.memmap(path / "data.bin", dtype=np.float32, mode="r", shape=shape)
+            return entries_on_disk.open_entry(path, meta)
         except FileNotFoundError:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             return None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             log.warning("cache: entry %s is damaged (%s) and is computed again", name, error)
             shutil.rmtree(path, ignore_errors=True)
             return None
 
-    def _write(self, name: str, key: Mapping[str, Any], shape: tuple[int, ...], fill: Callable[[Array], None]) -> None:
+    def _write(
+        self, name: str, key: Mapping[str, Any], samples: int, compute: Callable[[], Iterable[Sequence[Value]]]
+    ) -> None:
         temporary = self.root / f".{name}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            array = np.memmap(temporary / "data.bin", dtype=np.float32, mode="w+", shape=shape)
-            # Reserved now: a disk that runs full while a mapped page is written kills the process instead.
-            with (temporary / "data.bin").open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, array.nbytes)
-            fill(array)
-            array.flush()
-            meta = {"about": dict(key), "shape": shape, "checksum": _checksum(temporary / "data.bin")}
-            replace(temporary / "meta.json", json.dumps(meta).encode())
+            entries_on_disk.write(temporary, compute(), samples, dict(key), max_bytes=self.max_bytes)
+            self._make_room(sum(file.stat().st_size for file in temporary.iterdir()))
             shutil.rmtree(self.root / name, ignore_errors=True)
             temporary.rename(self.root / name)
         except BaseException:
@@ -176,7 +164,7 @@ class ActivationStore:
             shutil.rmtree(entry.path, ignore_errors=True)
             total -= entry.size
         for left in self.root.glob(".*.*"):  # what killed processes were writing
-            if left.is_dir() and time.time() - left.stat().st_mtime > 24 * 3600:
+            if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -193,16 +181,12 @@ def default_store(max_bytes: int = 0) -> ActivationStore:
     return ActivationStore(home() / "cache" / "activations", max_bytes)
 
 
-_verified: set[tuple[str, int, int]] = set()
-"""Files this process has hashed: path, size, time of change."""
+_verified: set[tuple[Any, ...]] = set()
+"""Entries this process has hashed: path, and name, size and time of change of each file."""
 
 
-def _checksum(path: Path) -> str:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            value = zlib.crc32(chunk, value)
-    return f"{value:08x}"
+def _files(path: Path) -> list[Path]:
+    return sorted(path.iterdir())
 
 
 def _name(key: Mapping[str, Any]) -> str:

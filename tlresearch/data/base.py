@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from tlresearch.data.values import Value
+
 SplitName = Literal["train", "val", "test"]
-TargetKind = Literal["binary", "multiclass", "multilabel"]
+TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Preprocessing:
         std: Standard deviation of each channel.
         interpolation: Name in `torchvision.transforms.InterpolationMode`, such as ``"bilinear"``.
         antialias: Whether resizing filters before it samples.
+        fit: How an image gets square: ``crop`` cuts what the resized image has too much, ``stretch`` changes its
+            proportions, ``letterbox`` resizes it to fit in and fills up with the mean colour on the right and below.
     """
 
     crop: int | None
@@ -31,11 +36,17 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     antialias: bool = True
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"
 
     @property
     def channels(self) -> int:
         """Number of input channels."""
         return len(self.mean)
+
+    def example(self) -> Value:
+        """Returns an input of one sample (32 pixels where the size is free), without a batch dimension."""
+        side = self.crop or 32
+        return torch.zeros(self.channels, side, side)
 
 
 class SampleKey(NamedTuple):
@@ -55,13 +66,14 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: Network inputs, or the activations at `boundary`; the first dimension is the batch.
-        targets: Class numbers ``(batch,)`` int64, or one column per label ``(batch, classes)`` float32.
+        targets: Class numbers ``(batch,)`` int64, one column per label ``(batch, classes)`` float32, or whatever the
+            task takes; targets of unequal shape are a list.
         indices: Positions of the samples in their split, ``(batch,)`` int64.
         boundary: Stages that have already been applied to `inputs`; 0 for raw inputs.
     """
 
-    inputs: Any
-    targets: Tensor
+    inputs: Value
+    targets: Any
     indices: Tensor
     boundary: int = 0
 
@@ -69,10 +81,15 @@ class Batch(NamedTuple):
 class Split(Protocol):
     """One split of a data set."""
 
-    targets: Tensor
-    """All targets, as in `Batch.targets`."""
-    names: Sequence[str]
-    """Name of each sample, such as its path relative to the root."""
+    @property
+    def targets(self) -> Tensor | Sequence[Any]:
+        """All targets: a tensor whose rows they are, or one by one."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each sample, such as its path relative to the root."""
+        ...
 
     @property
     def deterministic(self) -> bool:
@@ -81,12 +98,38 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, key: SampleKey) -> tuple[Any, Tensor, int]:
+    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
         """Returns network input, target and index of one sample."""
         ...
 
     def raw(self, index: int) -> Any:
         """Returns a sample before preprocessing, as a served model takes it: images uint8 ``(C, H, W)``."""
+        ...
+
+
+@runtime_checkable
+class TwoStepSplit(Protocol):
+    """A split whose samples are made in two steps, so that the first can be kept even if the second is random.
+
+    Implemented beside `Split`, by sources whose first step costs something: decoding, resizing, tokenising.
+    """
+
+    def load(self, index: int) -> Value:
+        """Returns a sample as it is in every epoch: decoded, and at the needed size where nothing random follows."""
+        ...
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        """Makes a batch of what `load` gave: augmented by the keys, normalised, with its targets."""
+        ...
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on beside the data set's content, in words; empty if it is not worth keeping."""
+        ...
+
+    @property
+    def augment_key(self) -> str:
+        """What a random `finish` depends on beside its keys, such as a seed; empty if it is not random."""
         ...
 
 
@@ -122,5 +165,5 @@ class Data:
     classes: tuple[str, ...]
     kind: TargetKind
     fingerprint: Fingerprint
-    preprocessing: Preprocessing | None = None
+    preprocessing: Any = None
     skipped: Mapping[str, str] = field(default_factory=dict)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 from torch import Tensor
 
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import Batch, SampleKey
-from tlresearch.data.loading import collate
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images
 from tlresearch.data.transforms import Augmentation, Evaluation
+from tlresearch.data.values import Value
 from tlresearch.errors import DataError
 
 
@@ -66,24 +68,60 @@ class ImageSplit:
         except ValueError as error:
             raise DataError(f"{self.names[index]} cannot be read any more: {error}; restore the file") from None
 
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on; empty where loading is no work that is worth keeping."""
+        wanted = self._evaluation.preprocessing
+        if not self._framed:
+            return f"decoded, {wanted.channels} channels"
+        if isinstance(self._images, ArrayImages) and wanted.resize is None:
+            return ""
+        return (
+            f"{wanted.channels} channels, resize {wanted.resize}, crop {wanted.crop}, "
+            f"{wanted.interpolation}, antialias {wanted.antialias}"
+        )
+
+    @property
+    def augment_key(self) -> str:
+        """What `finish` draws its random numbers from; empty if it draws none."""
+        return f"{self._augmentation.name}, seed {self._seed}" if self._augmentation else ""
+
+    def load(self, index: int) -> Tensor:
+        """Returns a decoded image, uint8 ``(C, H, W)``: framed, unless a random crop follows."""
+        image = self.raw(index)
+        return self._evaluation.frame(image) if self._framed else image
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        """Augments and normalises images, and adds their targets."""
+        images = cast(Sequence[Tensor], values)
+        if self._augmentation is not None:
+            images = [self._augment(image, key) for image, key in zip(images, keys, strict=True)]
+        indices = [key.index for key in keys]
+        inputs = self._evaluation.normalise(torch.stack(list(images)))
+        return Batch(inputs, self.targets[indices], torch.tensor(indices, dtype=torch.int64))
+
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, int]:
         """Returns network input, target and index of one sample."""
-        index, epoch = key
-        image = self.raw(index)
-        if self._augmentation is None:
-            return self._evaluation(image), self.targets[index], index
-        # Seeded by the key alone: neither order nor process nor resume can change a sample.
-        with seeded("augment", self._seed, epoch, index):
-            image = self._augmentation(image)
-        return self._evaluation.normalise(image), self.targets[index], index
+        batch = self.finish([self.load(key.index)], [key])
+        return cast(Tensor, batch.inputs)[0], self.targets[key.index], key.index
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """Assembles a whole batch, at once where images in memory are only preprocessed."""
-        if self._augmentation is None and isinstance(self._images, ArrayImages):
-            indices = [key.index for key in keys]
+        """Assembles a whole batch at once."""
+        return self.finish(self._load_all([key.index for key in keys]), keys)
+
+    @property
+    def _framed(self) -> bool:
+        return self._augmentation is None or self._augmentation.framed
+
+    def _load_all(self, indices: Sequence[int]) -> Sequence[Tensor]:
+        if isinstance(self._images, ArrayImages):
             channels = self._evaluation.preprocessing.channels
             images = self._images.load_batch([self._rows[index] for index in indices], channels)
-            return collate(
-                [(image, self.targets[i], i) for image, i in zip(self._evaluation(images), indices, strict=True)]
-            )
-        return collate([self[key] for key in keys])
+            return list(self._evaluation.frame(images) if self._framed else images)
+        return [self.load(index) for index in indices]
+
+    def _augment(self, image: Tensor, key: SampleKey) -> Tensor:
+        assert self._augmentation is not None
+        # Seeded by the key alone: neither order nor process nor resume can change a sample.
+        with seeded("augment", self._seed, key.epoch, key.index):
+            return self._augmentation(image)

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
 from tlresearch.data.base import Batch, SampleKey, Split
 from tlresearch.data.seeding import derive_seed
+from tlresearch.data.values import stack
 from tlresearch.errors import DataError
+
+POOL = 50
+"""Batches whose samples are sorted by length together."""
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -25,18 +29,25 @@ class EpochSampler(Sampler[SampleKey]):
     on a single value. Dropping the whole remainder instead could cost most of a small data set; and as the
     order changes, it is another sample in every epoch.
 
+    With `lengths`, batches of training hold samples of about one length, so that little of them is padding: the
+    permutation is cut into pools of `POOL` batches, a pool is sorted by length, and its batches are shuffled.
+
     Args:
         size: Number of samples in the split.
         shuffle: Whether this is training.
         seed: Seed of the order.
         batch_size: Size of the batches the keys are cut into.
+        lengths: Length of each sample, in whatever unit; ``None`` where all are of one.
     """
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int, batch_size: int, lengths: Sequence[int] | None = None
+    ) -> None:
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.batch_size = batch_size
+        self.lengths = lengths
         self.epoch = 0
         self._skipped = (0, 0)
 
@@ -75,7 +86,20 @@ class EpochSampler(Sampler[SampleKey]):
         order = torch.randperm(self.size, generator=generator).tolist()
         # Repeated as often as needed: there may be more processes than samples.
         filled = [order[position % self.size] for position in range(-(-self.size // world) * world)]
-        return filled[rank::world][: len(self)]
+        share = filled[rank::world][: len(self)]
+        return share if self.lengths is None else _bucketed(share, self.lengths, self.batch_size, generator)
+
+
+def _bucketed(order: list[int], lengths: Sequence[int], size: int, generator: torch.Generator) -> list[int]:
+    """Reorders samples within pools so that the batches they are cut into are of about one length each."""
+    batches = []
+    for start in range(0, len(order), POOL * size):
+        pool = sorted(order[start : start + POOL * size], key=lambda index: lengths[index])
+        batches += [pool[first : first + size] for first in range(0, len(pool), size)]
+    # A smaller batch stays the last one, or those behind it would be cut elsewhere.
+    last = [] if len(batches[-1]) == size else batches.pop()
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [index for number in shuffled for index in batches[number]] + last
 
 
 def _place() -> tuple[int, int]:
@@ -85,13 +109,25 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def collate(samples: Batch | Sequence[tuple[Any, Tensor, int]]) -> Batch:
+def collate(samples: Batch | Sequence[tuple[Any, Any, int]]) -> Batch:
     """Stacks samples to a batch; a batch that a split has assembled itself passes through."""
     if isinstance(samples, Batch):
         return samples
     inputs, targets, indices = zip(*samples, strict=True)
-    stacked = torch.stack(inputs) if isinstance(inputs[0], Tensor) else default_collate(list(inputs))
-    return Batch(stacked, torch.stack(targets), torch.tensor(indices, dtype=torch.int64))
+    return Batch(stack(inputs), stack_targets(targets), torch.tensor(indices, dtype=torch.int64))
+
+
+def stack_targets(targets: Sequence[Any]) -> Any:
+    """Stacks targets that are tensors of one shape; others stay a list, which their task understands."""
+    first = targets[0]
+    if isinstance(first, Tensor) and all(isinstance(t, Tensor) and t.shape == first.shape for t in targets):
+        return torch.stack(list(targets))
+    return list(targets)
+
+
+def take_targets(targets: Tensor | Sequence[Any], indices: Sequence[int]) -> Any:
+    """Returns the targets of a batch, from all targets of its split."""
+    return targets[list(indices)] if isinstance(targets, Tensor) else stack_targets([targets[i] for i in indices])
 
 
 def make_loader(
@@ -110,7 +146,8 @@ def make_loader(
     Raises:
         DataError: If `drop_last` would leave no batch.
     """
-    sampler = EpochSampler(len(split), shuffle=shuffle, seed=seed, batch_size=batch_size)
+    lengths = getattr(split, "lengths", None)
+    sampler = EpochSampler(len(split), shuffle=shuffle, seed=seed, batch_size=batch_size, lengths=lengths)
     if drop_last and len(sampler) < batch_size:
         raise DataError(
             f"{len(split)} samples do not fill one batch of {batch_size} and the last one is dropped: "

@@ -15,6 +15,19 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_all(seed: int) -> None:
+    """Seeds torch's random numbers on the CPU and on the GPUs that are there.
+
+    `torch.manual_seed` does the same, but where there is no GPU it keeps a traceback for a later one in each call,
+    which takes longer than a small step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Runs the block with torch's CPU random numbers seeded from the parts, then puts the old state back.

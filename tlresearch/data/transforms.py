@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,18 +11,42 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
 from tlresearch.data.base import Preprocessing
+from tlresearch.data.framing import framed
 from tlresearch.errors import DataError, nearest
 
-Augmentation = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A random transform of uint8 images; it draws from torch's global generator.
+
+    Attributes:
+        name: The value of ``data.augment``.
+        transform: From a framed or a decoded image to one of input size.
+        framed: Whether it takes framed images, which are of one size; else whole decoded ones.
+    """
+
+    name: str
+    transform: Callable[[Tensor], Tensor]
+    framed: bool
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Augments one image."""
+        return self.transform(image)
 
 
-def resized(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:
-    """Returns the preprocessing for another input size; the resize keeps its proportion to the crop."""
-    if image_size is None:
-        return preprocessing
-    crop, resize = preprocessing.crop, preprocessing.resize
-    scaled = round(resize * image_size / crop) if resize is not None and crop is not None else image_size
-    return replace(preprocessing, crop=image_size, resize=scaled)
+def resized(preprocessing: Preprocessing, image_size: int | None, resize: int | None = None) -> Preprocessing:
+    """Returns the preprocessing for another input size.
+
+    Args:
+        preprocessing: The backbone's own.
+        image_size: Side of the input; ``None`` keeps it.
+        resize: Length the shorter edge is brought to in front of the crop; ``None`` keeps its proportion to the crop.
+    """
+    crop, edge = preprocessing.crop, preprocessing.resize
+    if image_size is not None:
+        edge = round(edge * image_size / crop) if edge is not None and crop is not None else image_size
+        crop = image_size
+    return replace(preprocessing, crop=crop, resize=resize if resize is not None else edge)
 
 
 class Evaluation:
@@ -44,18 +68,15 @@ class Evaluation:
         return self.normalise(self.frame(image))
 
     def frame(self, image: Tensor) -> Tensor:
-        """Resizes and crops; the result is still uint8."""
+        """Resizes, crops or fills up; the result is still uint8."""
         wanted = self.preprocessing
-        if wanted.resize is not None:
-            image = F.resize(image, [wanted.resize], self.interpolation, antialias=wanted.antialias)
-        if wanted.crop is not None:
-            image = F.center_crop(image, [wanted.crop, wanted.crop])
-        return image
+        fill = torch.tensor([round(255 * mean) for mean in wanted.mean], dtype=image.dtype)
+        return framed(image, wanted, self.interpolation, antialias=wanted.antialias, fill=fill)
 
     def normalise(self, image: Tensor) -> Tensor:
         """Turns uint8 into float32 with the channels' mean and spread taken out."""
         scaled = F.convert_image_dtype(image, torch.float32)
-        result: Tensor = F.normalize(scaled, list(self.preprocessing.mean), list(self.preprocessing.std))
+        result: Tensor = F.normalize(scaled, list(self.preprocessing.mean), list(self.preprocessing.std), inplace=True)
         return result
 
 
@@ -77,7 +98,7 @@ def interpolation(preprocessing: Preprocessing) -> InterpolationMode:
 def build_augmentation(
     name: str, evaluation: Evaluation, *, size: tuple[int, int] | None = None
 ) -> Augmentation | None:
-    """Builds the random transform from a stored image to a uint8 image of input size; ``None`` for `none`.
+    """Builds the random transform to a uint8 image of input size; ``None`` for `none`.
 
     Args:
         name: none, flip (the frame of evaluation, mirrored half of the time), crop_flip (a random part of
@@ -92,7 +113,7 @@ def build_augmentation(
     if name == "none":
         return None
     if name == "flip":
-        return _chain([evaluation.frame, v2.RandomHorizontalFlip()])
+        return Augmentation(name, v2.RandomHorizontalFlip(), framed=True)
     crop = evaluation.preprocessing.crop
     target = size if crop is None else (crop, crop)
     if target is None:
@@ -106,9 +127,4 @@ def build_augmentation(
     if name not in further:
         known = ["none", "flip", *further]
         raise DataError(f"data.augment: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}")
-    return _chain([*crop_flip, *further[name]])
-
-
-def _chain(steps: list[Augmentation]) -> Augmentation:
-    composed: Augmentation = v2.Compose(steps)
-    return composed
+    return Augmentation(name, v2.Compose([*crop_flip, *further[name]]), framed=False)

@@ -1,0 +1,228 @@
+"""One stored entry: the values of a split's samples in memory-mapped files, with their checksums."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from tlresearch.data.values import SINGLE, Value, from_leaves, leaves, stack
+from tlresearch.finetuning.resume import replace
+
+CHUNK = 1 << 24  # bytes that are hashed at once
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One leaf of all samples: a tensor of rows, or samples of various shapes one behind the other."""
+
+    rows: Tensor
+    shapes: Tensor | None = None
+    starts: Tensor | None = None
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.shapes is None or self.starts is None:
+            return self.rows[index]
+        shape = tuple(self.shapes[index].tolist())
+        start = int(self.starts[index])
+        return self.rows[start : start + _numel(shape)].view(shape)
+
+
+class Stored:
+    """The samples of an entry, by position.
+
+    A position that is read is a view into the file; writing to it changes this process's copy alone.
+
+    Args:
+        leaves: The leaves by name.
+        samples: Number of samples.
+    """
+
+    def __init__(self, leaves: dict[str, _Leaf], samples: int) -> None:
+        self._leaves = leaves
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Value:
+        """Returns one sample."""
+        return from_leaves({name: leaf[index] for name, leaf in self._leaves.items()})
+
+    def batch(self, indices: Sequence[int]) -> Value:
+        """Returns samples as a batch; sequences are padded to the longest."""
+        if all(leaf.shapes is None for leaf in self._leaves.values()):
+            rows = torch.tensor(list(indices), dtype=torch.int64)
+            return from_leaves({name: leaf.rows.index_select(0, rows) for name, leaf in self._leaves.items()})
+        return stack([self[index] for index in indices])
+
+
+class TooLargeError(Exception):
+    """Raised when an entry would be larger than its bound."""
+
+
+def write(
+    folder: Path, batches: Iterable[Sequence[Value]], samples: int, about: dict[str, Any], *, max_bytes: int
+) -> None:
+    """Writes the values of all samples, batch by batch and in order; the last file, `META`, makes it whole.
+
+    Args:
+        folder: An empty folder.
+        batches: Some samples at a time; a sample has no batch dimension.
+        samples: How many samples there are in all.
+        about: What the entry holds, kept in its description.
+        max_bytes: Bound on the size.
+
+    Raises:
+        TooLargeError: As soon as the batches so far foretell a larger size.
+    """
+    with _Files(folder) as files:
+        done = 0
+        for batch in batches:
+            for sample in batch:
+                files.append(leaves(sample))
+            done += len(batch)
+            foretold = files.size * samples // done
+            if foretold > max_bytes:
+                raise TooLargeError(f"{foretold / 1e9:.1f} GB")
+        if done != samples:
+            raise ValueError(f"an entry of {samples} samples was given {done}")
+        described = files.finish()
+    meta = {"about": about, "samples": samples, "leaves": described}
+    replace(folder / META, json.dumps(meta).encode())
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Reads an entry's description.
+
+    Raises:
+        ValueError: If it is damaged.
+        OSError: If it is missing.
+    """
+    meta = json.loads((folder / META).read_text())
+    if not isinstance(meta, dict) or not {"about", "samples", "leaves"} <= meta.keys():
+        raise ValueError("its description is not complete")
+    return meta
+
+
+def check(folder: Path, meta: dict[str, Any]) -> None:
+    """Compares the content of every file with its checksum.
+
+    Raises:
+        ValueError: If one has changed.
+    """
+    for leaf in meta["leaves"].values():
+        for file, expected in leaf["checksums"].items():
+            if _checksum(folder / file) != expected:
+                raise ValueError(f"{file} has changed")
+
+
+def open_entry(folder: Path, meta: dict[str, Any]) -> Stored:
+    """Maps the files of an entry.
+
+    Raises:
+        ValueError, KeyError: If files and description do not agree.
+    """
+    samples = int(meta["samples"])
+    return Stored({name: _open_leaf(folder, leaf, samples) for name, leaf in meta["leaves"].items()}, samples)
+
+
+def _open_leaf(folder: Path, leaf: dict[str, Any], samples: int) -> _Leaf:
+    dtype = getattr(torch, leaf["dtype"])
+    file = folder / leaf["file"]
+    if leaf["shape"] is not None:
+        shape = (samples, *leaf["shape"])
+        return _Leaf(_map(file, dtype, _numel(shape)).view(shape))
+    shapes = _map(folder / leaf["shapes"], torch.int64, samples * leaf["ndim"]).view(samples, leaf["ndim"])
+    sizes = shapes.prod(dim=1)
+    ends = sizes.cumsum(0)
+    return _Leaf(_map(file, dtype, int(ends[-1])), shapes, ends - sizes)
+
+
+def _map(file: Path, dtype: torch.dtype, numel: int) -> Tensor:
+    if file.stat().st_size != numel * dtype.itemsize:
+        raise ValueError(f"{file.name} is not as long as it should be")
+    # Private: what is read is the file, what is written stays in this process.
+    return torch.from_file(str(file), shared=False, size=numel, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
+
+
+class _Files:
+    """The files of an entry that is being written: one per leaf, and one for shapes that vary."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, IO[bytes]] = {}
+        self._checksums: dict[str, int] = {}
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self.size = 0
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def append(self, sample: dict[str, Tensor]) -> None:
+        for name, tensor in sample.items():
+            self._dtypes.setdefault(name, tensor.dtype)
+            self._shapes.setdefault(name, []).append(tuple(tensor.shape))
+            self._write(_file(name), tensor)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        return dict(self._describe())
+
+    def _describe(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, shapes in self._shapes.items():
+            file = _file(name)
+            leaf: dict[str, Any] = {
+                "file": file,
+                "dtype": str(self._dtypes[name]).removeprefix("torch."),
+                "shape": list(shapes[0]) if len(set(shapes)) == 1 else None,
+                "ndim": len(shapes[0]),
+            }
+            files = [file]
+            if leaf["shape"] is None:
+                leaf["shapes"] = f"{name}.shapes.bin"
+                self._write(leaf["shapes"], torch.tensor(shapes, dtype=torch.int64))
+                files.append(leaf["shapes"])
+            leaf["checksums"] = {each: f"{self._checksums[each]:08x}" for each in files}
+            yield name, leaf
+        for opened in self._open.values():
+            opened.close()
+
+    def _write(self, file: str, tensor: Tensor) -> None:
+        if file not in self._open:
+            self._open[file] = (self._folder / file).open("wb")
+            self._checksums[file] = 0
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        self._open[file].write(content)
+        self._checksums[file] = zlib.crc32(content, self._checksums[file])
+        self.size += len(content)
+
+
+def _file(name: str) -> str:
+    return f"{name}.bin" if name != SINGLE else "data.bin"
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
+
+
+def _numel(shape: Sequence[int]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
