@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import toy_text
+from tests.toy import TRAINER, toy_text
 
 DRIVER = '''
 import json, os, signal, sys, warnings
@@ -80,7 +80,7 @@ SCHEDULES = {
         "data": "{name: digits, classes: ['0', '1'], labels_per_class: 24, test_fraction: 0.2, batch_size: 16, "
         "augment: flip, mixup: 0.2}",
         "task": "{name: classification, dropout: 0.3}",
-        "trainer": "{select: best, accumulate: 2, gradient_clip: 1.0}",
+        "trainer": TRAINER.replace("}", ", select: best, accumulate: 2, gradient_clip: 1.0}"),
         "regularize": "{ema: 0.9, l2_sp: 0.01}",
     },
     "plateau with best weights restored": {

@@ -71,6 +71,10 @@ def toy_data(*, noisy: bool = False) -> Data:
     return Data("toy", splits, CLASSES, "binary", Fingerprint("f" * 64))
 
 
+TRAINER = "{precision: 32-true, memory_format: contiguous, checkpoint_seconds: 0}"
+"""Nothing is timed, and every epoch leaves a checkpoint."""
+
+
 def toy_text(**sections: str) -> str:
     """An experiment over the toy backbone and the digits 0 and 1, as YAML text; `sections` are added or replaced."""
     base = {
@@ -78,6 +82,7 @@ def toy_text(**sections: str) -> str:
         "backbone": "{name: small_cnn, weights: null, options: {in_channels: 1, width: 4}}",
         "freeze": "{schedule: full, epochs: 3}",
         "optimizer": "{name: sgd, lr: 0.05, momentum: 0.9}",
+        "trainer": TRAINER,
         "tracking": "{figures: false, model: false, system_metrics: false}",
     }
     return "\n".join(f"{key}: {value}" for key, value in {**base, **sections}.items())

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from tlresearch.activations.inference import Inference
 from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
+from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, read_checkpoint
@@ -37,26 +40,39 @@ def prepare_process(config: ExperimentConfig) -> None:
     torch.use_deterministic_algorithms(config.trainer.deterministic)
     # Filling new memory would cost time and only shows bugs of reading what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
 
 
-def build_prefix(config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> FrozenPrefix:
-    """Builds the activation cache's view of the data; without a store it hands the data through."""
-    off = ""
-    if not config.cache.enabled:
-        off = "cache.enabled is false"
-    elif config.data.workers:
-        off = "data.workers is above 0: loader processes read the raw inputs"
-    elif config.trainer.devices > 1:
-        off = "trainer.devices is above 1: each rank would compute its own share of an entry"
-    store = default_store(int(config.cache.max_gb * 1e9))
+def device(config: TrainerConfig) -> torch.device:
+    """The kind of device that Lightning will take."""
+    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return torch.device(next((kind for kind in wanted.get(config.accelerator, ()) if there[kind]), "cpu"))
+
+
+def settle(config: ExperimentConfig, settings: Mapping[str, str]) -> ExperimentConfig:
+    """Puts what `auto` has become into a config."""
+    sections: dict[str, Any] = {"trainer": config.trainer, "cache": config.cache}
+    for key, value in settings.items():
+        section, _, option = key.partition(".")
+        sections[section] = replace(sections[section], **{option: value})
+    return replace(config, **sections)
+
+
+def build_prefix(
+    config: ExperimentConfig, data: Data, backbone: StagedBackbone, say: Callable[[str], None]
+) -> FrozenPrefix:
+    """Builds the activation cache's view of the data."""
     return FrozenPrefix(
         data,
         backbone,
-        None if off else store,
+        default_store(int(config.cache.max_gb * 1e9)),
         batch_size=config.data.eval_batch_size,
         mixes=bool(config.data.mixup or config.data.cutmix),
-        off=off,
+        views=config.cache.views,
+        how=Inference(config.cache.precision, config.cache.memory_format),
+        off="" if config.cache.enabled else "cache.enabled is false",
+        say=say,
     )
 
 
@@ -86,6 +102,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them."""
     options = config.trainer
+    task.arrange(options.memory_format)
     callbacks: list[L.Callback] = [plan]
     if config.regularize.ema > 0:
         average = WeightAverage(config.regularize.ema, task.changing_state)
@@ -94,12 +111,14 @@ def build_trainer(
     if progress is not None:
         callbacks.append(progress)
     if options.checkpoint_every:
-        callbacks.append(EpochCheckpoint(folder.checkpoint, options.checkpoint_every, tracked.flush))
+        callbacks.append(
+            EpochCheckpoint(folder.checkpoint, options.checkpoint_every, options.checkpoint_seconds, tracked.flush)
+        )
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
-        precision=options.precision,
+        precision=cast(Any, options.precision),
         max_epochs=plan.schedule.max_epochs,
         gradient_clip_val=options.gradient_clip,
         accumulate_grad_batches=options.accumulate,
@@ -113,6 +132,20 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, Any]:
+    """What decides about the last bits of a result beside code, versions and hardware; a repetition compares it."""
+    return {
+        "threads": torch.get_num_threads(),
+        **settings,
+        "device": trainer.strategy.root_device.type,
+        "devices": trainer.num_devices,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda or "none",
+    }
 
 
 def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig, folder: RunFolder) -> None:
@@ -158,5 +191,5 @@ def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) ->
         batch_size=config.data.batch_size if training else config.data.eval_batch_size,
         shuffle=training,
         seed=config.seed,
-        workers=config.data.workers,
+        workers=0 if prefix.serves(split) else config.data.workers,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.toy import STAGES, toy_backbone, toy_data
+from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Data
 from tlresearch.data.loading import make_loader
@@ -31,11 +32,11 @@ def make_schedule(*phases: Phase) -> FreezeSchedule:
     return FreezeSchedule(phases, STAGES, Course())
 
 
-def make_task(optimizer: str = "sgd", **options: Any) -> ClassificationTask:
+def make_task(optimizer: str = "sgd", *, backbone: StagedBackbone | None = None, **options: Any) -> ClassificationTask:
     torch.manual_seed(0)
     config = OptimizerConfig(name=optimizer, lr=0.05, momentum=0.9 if optimizer == "sgd" else None)  # type: ignore[arg-type]
     return ClassificationTask(
-        toy_backbone(),
+        backbone or toy_backbone(),
         classes=2,
         kind="binary",
         optimizer=partial(build_optimizer, config),
@@ -226,7 +227,7 @@ def test_full_equals_plain_lightning_training() -> None:
             return nn.functional.cross_entropy(self.head(self.backbone(batch.inputs)), batch.targets)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, fused=True)
 
     plain = Plain()
     loader = make_loader(data.splits["train"], batch_size=16, shuffle=True, seed=0)

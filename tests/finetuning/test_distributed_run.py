@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toy import toy_text
+from tests.toy import TRAINER, toy_text
 from tlresearch.config.load import load_text
 from tlresearch.errors import ConfigError
 from tlresearch.ranks import is_leader
@@ -22,7 +22,7 @@ from tlresearch.tracking.store import Store, connect
 
 NOLOAD = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")
 TWO_RANKS = toy_text(
-    trainer="{devices: 2, strategy: ddp, accelerator: cpu, threads: 1}",
+    trainer=TRAINER.replace("}", ", devices: 2, strategy: ddp, accelerator: cpu, threads: 1}"),
     freeze="{schedule: lp_ft, probe_epochs: 1, epochs: 3}",
     regularize="{ema: 0.9}",
 )

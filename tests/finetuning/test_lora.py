@@ -23,7 +23,7 @@ from tlresearch.config.schema import BackboneConfig
 from tlresearch.errors import ConfigError, MissingExtraError
 from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
-from tlresearch.serving import load_predictor, save_predictor
+from tlresearch.serving.classification import load_predictor, save_predictor
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("peft")
@@ -144,7 +144,7 @@ def test_a_run_serves_and_hands_on_merged_weights(tmp_path: Path, monkeypatch: p
     assert torch.equal(served(x), result.task.eval()(x))
     script = (
         "import sys; sys.modules['peft'] = None; from pathlib import Path; "
-        "from tlresearch.serving import load_predictor; load_predictor(Path(sys.argv[1]))"
+        "from tlresearch.serving.classification import load_predictor; load_predictor(Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning import param_groups
 from tlresearch.finetuning.best import BestWeights, pack, unpack
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
@@ -165,7 +166,7 @@ class FreezeScheduleCallback(L.Callback):
     ) -> None:
         """Seeds the step and sets the rate of each group."""
         step = len(self.history) * 1_000_003 + batch_idx
-        torch.manual_seed((self.seed * 1_000_033 + step) * 1_009 + trainer.global_rank)
+        seed_all((self.seed * 1_000_033 + step) * 1_009 + trainer.global_rank)
         here = self.position
         epoch = len(self.history) + batch_idx / self._batches
         rates = self.schedule.rates(here.phase, here.starts, epoch)

@@ -108,7 +108,7 @@ def _adaptable(stage: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         called = {str(node.target) for node in stage.graph.nodes if node.op == "call_module"}
     hidden: list[str] = []
     for name, module in stage.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention) or getattr(module, "weights_are_read", False):
             hidden.append(f"{name}.")
         if any(name.startswith(prefix) for prefix in hidden):
             continue

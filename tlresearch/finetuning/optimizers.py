@@ -23,13 +23,21 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, backbone: StagedBackbone, head: nn.Module) -> Optimizer:
+FUSED = {"sgd", "adam", "adamw", "adagrad"}
+"""Optimizers whose step torch can do in one kernel over all parameters."""
+
+
+def build_optimizer(
+    config: OptimizerConfig, backbone: StagedBackbone, head: nn.Module, *, fused: bool = True
+) -> Optimizer:
     """Makes the optimizer with one group per stage and decay split; the freeze schedule sets the rates.
 
     Args:
         config: The experiment's optimizer section.
         backbone: The staged backbone.
         head: The head.
+        fused: Whether one kernel may update all parameters. A fused step unscales 16-bit gradients itself, which
+            does not go with clipping them.
     """
     groups = build_groups(backbone, head, decay_norm_and_bias=config.decay_norm_and_bias)
     given: dict[str, Any] = {
@@ -39,5 +47,7 @@ def build_optimizer(config: OptimizerConfig, backbone: StagedBackbone, head: nn.
         "rho": config.rho,
     }
     arguments = {name: value for name, value in given.items() if value is not None}
+    if fused and config.name in FUSED:
+        arguments["fused"] = True
     # `lr` of the groups is 0 until the first phase writes it; some optimizers refuse 0 as a default.
     return OPTIMIZERS[config.name](groups, lr=config.lr, **arguments)

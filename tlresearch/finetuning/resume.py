@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -70,10 +71,10 @@ class RunFolder:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def write(self, **content: str) -> None:
-        """Keeps what the next start needs: the MLflow run and what it was computed from."""
+    def write(self, **content: Any) -> None:
+        """Adds to what the next start finds: the MLflow run, what it was computed from and how."""
         if self._lock is not None:
-            replace(self.path / "run.json", json.dumps(content).encode())
+            replace(self.path / "run.json", json.dumps(self.read() | content).encode())
 
     def forget(self) -> None:
         """Drops a checkpoint that must not be gone on with."""
@@ -103,22 +104,28 @@ class EpochCheckpoint(Checkpoint):
     Args:
         path: The file; replaced in one step.
         every: Epochs between two checkpoints.
+        seconds: Least time between two checkpoints, and before the first.
         before: Called before writing, so that nothing of the epochs a checkpoint holds is still unrecorded.
     """
 
-    def __init__(self, path: Path, every: int, before: Callable[[], object]) -> None:
+    def __init__(self, path: Path, every: int, seconds: float, before: Callable[[], object]) -> None:
         self.path = path
         self.every = every
+        self.seconds = seconds
         self.before = before
+        self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes after every other callback: Lightning runs checkpoints last."""
-        if (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop:
+        due = (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop
+        # Saving is the work of all ranks together, so rank 0 decides for all.
+        if trainer.strategy.broadcast(due and time.monotonic() - self._written >= self.seconds):
             self.before()
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary, weights_only=False)  # the optimizer too
             if trainer.is_global_zero:
                 os.replace(temporary, self.path)
+            self._written = time.monotonic()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
