@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 
@@ -66,7 +67,12 @@ def redact_command(arguments: list[str]) -> str:
     return shlex.join(shown).replace(f"'{HIDDEN}'", HIDDEN)
 
 
+@functools.cache
+def _names_secret(variable: str) -> bool:
+    return is_secret(variable) and variable not in _FOLDERS
+
+
 def _environment_secrets() -> list[str]:
-    values = {value for key, value in os.environ.items() if is_secret(key) and key not in _FOLDERS}
+    values = {os.environ.get(key, "") for key in os.environ if _names_secret(key)}
     # Shorter values ("1", "none") would tear ordinary text apart.
     return sorted((value for value in values if len(value) >= 8), key=len, reverse=True)

@@ -1,0 +1,93 @@
+"""Several worker processes: the total is met exactly, also when one of them is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.toy import toy_text
+from tlresearch import run_sweep
+from tlresearch.tracking.store import connect
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("experiments", "sweeps"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "experiments" / "base.yaml").write_text(toy_text(freeze="{schedule: full, epochs: 2}"))
+    sweep = {
+        "experiment": "base",
+        "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+        "trials": 4,
+        "workers": 2,
+    }
+    (tmp_path / "sweeps" / "s.yaml").write_text(yaml.safe_dump(sweep))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def trial_runs(run_id: str) -> list[Any]:
+    client = connect().client
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [
+        run
+        for run in client.search_runs(ids)
+        if run.data.tags.get("mlflow.parentRunId") == run_id and "tlresearch.trial" in run.data.tags
+    ]
+
+
+def test_two_workers_run_the_total_and_a_killed_one_loses_no_trial(project: Path, home: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            # The first trial that has a checkpoint: its process is killed in the middle.
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    if "tlresearch.launch.worker" in child.cmdline() and list(home.glob("unfinished/*/last.ckpt")):
+                        os.kill(child.pid, signal.SIGKILL)
+                        killed.append(child.pid)
+                        return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    result = run_sweep("s", ["overrides.freeze.epochs=6"])
+    thread.join()
+    assert killed
+    states = [trial.state.name for trial in result.trials]
+    assert states.count("COMPLETE") == 4
+    assert states.count("FAIL") <= 1  # the interrupted try, which does not count; none if it was between two trials
+    ends = sorted(run.info.status for run in trial_runs(result.run_id))
+    # The second try is the same run, unless the first was killed before it had trained.
+    assert ends in (["FINISHED"] * 4, ["FINISHED"] * 4 + ["KILLED"])
+
+
+def test_a_users_mistake_reaches_the_sweep_as_its_one_line(project: Path) -> None:
+    """The worker's side of the socket, in this process."""
+    import socket
+    from multiprocessing.connection import Connection
+
+    from tlresearch.config.load import load_experiment, load_sweep
+    from tlresearch.launch.local import Brief
+    from tlresearch.launch.worker import serve
+
+    sweep = load_sweep("s", ["objective.metric=val/nonsense"]).config
+    ours, theirs = (Connection(each.detach()) for each in socket.socketpair())
+    ours.send(Brief(sweep, load_experiment("base"), sweep.space, "0" * 32, threads=1))
+    ours.send("next")
+    assert serve(theirs) == 2
+    assert ours.recv() == ("began", 0)
+    kind, text = ours.recv()
+    assert kind == "error"
+    assert "'val/nonsense' is not recorded" in text

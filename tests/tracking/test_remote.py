@@ -1,0 +1,93 @@
+"""Runs that another process writes: the same record, kept also when the training is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.errors import TrackingError
+from tlresearch.tracking.remote import RemoteTracker
+from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.store import connect
+
+ABOUT = {"experiment": "remote", "params": {"optimizer.lr": 0.1}, "tags": {"a": "b"}}
+
+
+def record(run: TrackedRun) -> None:
+    with run:
+        for epoch in range(3):
+            run.log_metrics({"val/accuracy": epoch / 3}, epoch)
+        run.log_text("text", "folder/file.txt")
+        run.set_tags({"c": "d"})
+
+
+def test_the_record_is_that_of_a_run_written_here() -> None:
+    config = TrackingConfig(system_metrics=False)
+    here = open_run(config, name="here", **ABOUT)  # type: ignore[arg-type]
+    record(here)
+    with RemoteTracker() as tracker:
+        there = tracker.open_run(config, name="there", **ABOUT)
+        record(there)
+        run_id, url = there.run_id, there.url
+    client = connect().client
+    one, other = (client.get_run(each) for each in (here.run_id, run_id))
+    assert one.data.metrics == other.data.metrics
+    assert one.data.params == other.data.params
+    assert one.info.status == other.info.status == "FINISHED"
+    assert {"a": "b", "c": "d"}.items() <= other.data.tags.items()
+    history = [(p.step, p.value) for p in client.get_metric_history(run_id, "val/accuracy")]
+    assert history == [(epoch, epoch / 3) for epoch in range(3)]
+    assert [item.path for item in client.list_artifacts(run_id, "folder")] == ["folder/file.txt"]
+    assert run_id in url
+
+
+def test_a_failed_run_is_recorded_as_failed() -> None:
+    with RemoteTracker() as tracker:
+        run = tracker.open_run(TrackingConfig(system_metrics=False), name="fails", **ABOUT)
+        with pytest.raises(ValueError, match="broken"), run:
+            raise ValueError("broken")
+        run_id = run.run_id
+    found = connect().client.get_run(run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["tlresearch.failure"] == "ValueError: broken"
+
+
+def test_what_the_store_refuses_is_raised() -> None:
+    tracker = RemoteTracker()
+    run = tracker.open_run(TrackingConfig(system_metrics=False), name="x", run_id="no-such-run", **ABOUT)
+    with pytest.raises(TrackingError, match="no-such-run"):
+        _ = run.run_id
+    with pytest.raises(TrackingError, match="no-such-run"):
+        tracker.__exit__(None, None, None)
+
+
+def test_what_was_flushed_outlives_a_killed_training() -> None:
+    code = """
+import time
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.tracking.remote import RemoteTracker
+tracker = RemoteTracker()
+run = tracker.open_run(TrackingConfig(system_metrics=False), name="killed", experiment="remote", params={}, tags={})
+for epoch in range(200):
+    run.log_metrics({"val/accuracy": epoch / 200}, epoch)
+run.flush()
+print(run.run_id, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    client = connect().client
+    deadline = time.monotonic() + 30
+    while client.get_run(run_id).info.status == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert len(client.get_metric_history(run_id, "val/accuracy")) == 200

@@ -1,0 +1,66 @@
+"""The process that writes runs to MLflow for a `RemoteTracker`: calls come in order through a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tlresearch.errors import UserError
+from tlresearch.tracking.remote import Message, Opened
+from tlresearch.tracking.run import TrackedRun, open_run
+
+
+def serve(connection: Connection) -> None:
+    """Does what it is told until the other side is done, or gone: then the runs still open were killed."""
+    runs: dict[int, TrackedRun] = {}
+    failed: set[int] = set()
+    for number, method, arguments, named, wanted in _messages(connection):
+        if number in failed:
+            continue
+        try:
+            if method == "open":
+                run = runs[number] = open_run(*arguments, **named)
+                _reply(connection, ("opened", number), Opened(run.run_id, run.experiment_id, run.url))
+                continue
+            answer = getattr(runs[number], method)(*arguments, **named)
+            if wanted:
+                _reply(connection, ("answer", number, method), answer)
+            if method == "close":
+                del runs[number]
+        except UserError as error:
+            failed.add(number)
+            _reply(connection, "error", str(error))
+    for run in runs.values():
+        run.close("KILLED")
+
+
+def _reply(connection: Connection, key: Any, value: Any) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more, but what was said before is still written
+        connection.send((key, value))
+
+
+def _messages(connection: Connection) -> Iterator[Message]:
+    while True:
+        try:
+            message: Message | None = connection.recv()
+        except (EOFError, OSError):
+            return
+        if message is None:
+            return
+        yield message
+
+
+def main(arguments: list[str]) -> Any:
+    """Serves the socket whose number is given."""
+    # Ctrl-C and a scheduler's signal reach the whole group: the training ends its runs, and they are written here.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    serve(Connection(int(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

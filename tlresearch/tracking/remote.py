@@ -1,0 +1,251 @@
+"""Runs that another process writes to MLflow, so that recording is never in the step's way.
+
+A short trial takes a few hundred milliseconds, and so do the database calls that record it. They are handed to one
+process that stays for the whole sweep and does them in order, while the next epochs train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.errors import TrackingError
+from tlresearch.tracking.ending import TerminationGuard
+from tlresearch.tracking.run import Status, TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Message = tuple[int, str, tuple[Any, ...], dict[str, Any], bool]
+"""Number of the run, method, arguments, keyword arguments, and whether an answer is wanted."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the writing process says of a run it has opened."""
+
+    run_id: str
+    experiment_id: str
+    url: str
+
+
+class RemoteTracker:
+    """Opens runs in a process of its own; leaving the context waits until everything is written.
+
+    Errors of the store come back with the next run that is opened or closed, or when the context is left.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "tlresearch.tracking.deliver", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._numbers = itertools.count()
+        self._answers: dict[int, Any] = {}
+        self._errors: list[str] = []
+        self._outbox: queue.Queue[Message | None] = queue.Queue()
+        # A slow store fills the socket; the thread waits for it instead of the training.
+        self._sender = threading.Thread(target=self._send_all, name="tlresearch-outbox", daemon=True)
+        self._sender.start()
+
+    def open_run(self, config: TrackingConfig, *, name: str, run_id: str | None = None, **about: Any) -> RemoteRun:
+        """Opens a run as `tracking.run.open_run` does, without waiting for it."""
+        self.raise_errors()
+        number = next(self._numbers)
+        self.call(number, "open", config, name=name, run_id=run_id, **about)
+        return RemoteRun(self, number, name, resumed=run_id is not None)
+
+    def call(self, number: int, method: str, *arguments: Any, **named: Any) -> None:
+        """Has a method of a run called, some time soon and in order."""
+        self._outbox.put((number, method, arguments, named, False))
+
+    def ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
+        """Has a method of a run called and waits for what it returns."""
+        self._outbox.put((number, method, arguments, named, True))
+        return self.answer(("answer", number, method))
+
+    def answer(self, key: Any) -> Any:
+        """Waits for an answer; that to an opened run stays.
+
+        Raises:
+            TrackingError: If the run cannot be recorded, or the writing process has died.
+        """
+        while key not in self._answers:
+            self._receive()
+            if key not in self._answers:
+                self.raise_errors()
+        return self._answers[key] if key[0] == "opened" else self._answers.pop(key)
+
+    def sent(self) -> None:
+        """Waits until the writing process has been told everything so far: it writes that even if we are killed."""
+        self._outbox.join()
+
+    def raise_errors(self) -> None:
+        """Raises what the store refused, if it did.
+
+        Raises:
+            TrackingError: With the first reason.
+        """
+        while self._connection.poll():
+            self._receive()
+        if self._errors:
+            raise TrackingError(self._errors[0])
+
+    def _receive(self) -> None:
+        try:
+            key, value = self._connection.recv()
+        except (EOFError, OSError):
+            raise TrackingError("the process that writes to MLflow has died; the same command continues") from None
+        if key == "error":
+            self._errors.append(value)
+        else:
+            self._answers[key] = value
+
+    def _send_all(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            with contextlib.suppress(OSError):  # it has died; whoever waits for an answer is told
+                self._connection.send(message)
+            self._outbox.task_done()
+        self._outbox.task_done()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            TrackingError: If the store refused something and nothing else went wrong.
+        """
+        self._outbox.put(None)
+        self._sender.join()
+        try:
+            self._connection.send(None)
+            while True:
+                self._receive()
+        except (TrackingError, OSError):
+            self._process.wait()
+        self._connection.close()
+        if error is None and self._errors:
+            raise TrackingError(self._errors[0])
+        if error is None and self._process.returncode:
+            raise TrackingError("the process that writes to MLflow has died; the same command continues")
+
+
+class RemoteRun(TrackedRun):
+    """A run that is written by the process of a `RemoteTracker`.
+
+    Args:
+        tracker: The tracker.
+        number: The run's number there.
+        name: Its name.
+        resumed: Whether it is continued.
+    """
+
+    def __init__(self, tracker: RemoteTracker, number: int, name: str, *, resumed: bool) -> None:
+        # Not `super().__init__`: store and writer are in the other process.
+        self._tracker, self._number = tracker, number
+        self.name, self.resumed = name, resumed
+        self.description, self.params = "", dict[str, str]()
+        self.status = "RUNNING"
+        self._pruned = False
+        self._signals = TerminationGuard()
+
+    @property
+    def _opened(self) -> Opened:
+        opened: Opened = self._tracker.answer(("opened", self._number))
+        return opened
+
+    @property
+    def run_id(self) -> str:  # type: ignore[override]
+        """Its id, known as soon as it has been opened."""
+        return self._opened.run_id
+
+    @property
+    def experiment_id(self) -> str:  # type: ignore[override]
+        """The experiment it belongs to."""
+        return self._opened.experiment_id
+
+    @property
+    def url(self) -> str:
+        """Address of the run in the UI."""
+        return self._opened.url
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Stores params."""
+        self._tracker.call(self._number, "log_params", dict(params))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Takes metrics."""
+        self._tracker.call(self._number, "log_metrics", {key: float(value) for key, value in metrics.items()}, step)
+
+    def last_step(self, metric: str) -> int:
+        """The largest step recorded for a metric."""
+        return int(self._tracker.ask(self._number, "last_step", metric))
+
+    def flush(self) -> bool:
+        """Makes sure that what was logged outlives this process."""
+        self._tracker.sent()
+        return True
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self._tracker.call(self._number, "set_tags", dict(tags))
+
+    def log_text(self, text: str, path: str) -> None:
+        """Stores text as an artifact."""
+        self._tracker.call(self._number, "log_text", text, path)
+
+    def log_dict(self, content: Mapping[str, Any], path: str) -> None:
+        """Stores a mapping as an artifact."""
+        self._tracker.call(self._number, "log_dict", dict(content), path)
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Stores a file or a folder, and waits: it may be gone the next moment."""
+        self._tracker.ask(self._number, "log_file", file, folder)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Stores a figure as an artifact."""
+        TrackedRun.log_figure(self, figure, path)  # draws here, and stores by `log_file`
+
+    def log_dataset(self, name: str, digest: str, **about: Any) -> None:
+        """Records a split of the data."""
+        self._tracker.call(self._number, "log_dataset", name, digest, **about)
+
+    def download(self, path: str) -> Path:
+        """Returns a local copy of an artifact."""
+        return Path(self._tracker.ask(self._number, "download", path))
+
+    def start_system_metrics(self) -> None:
+        """Would measure the other process."""
+        raise NotImplementedError("a run that another process writes has no system metrics")
+
+    def mark_pruned(self, reason: str) -> None:
+        """Marks a run that a pruner stopped."""
+        self._pruned = True
+        self._tracker.call(self._number, "mark_pruned", reason)
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Ends the run; a second call does nothing."""
+        if self.status == "RUNNING":
+            self.status = status
+            self._tracker.call(self._number, "close", status)
+            self._tracker.raise_errors()
+
+    def abandon(self) -> None:
+        """The writing process closes what is left open."""
