@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.build import build_backbone
+from tlresearch.backbones.build import FAMILIES, OURS, build_backbone
 from tlresearch.backbones.describe import describe_stages
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
+from tlresearch.data.base import Preprocessing
+from tlresearch.data.transforms import resized
+from tlresearch.data.values import leaves
 from tlresearch.errors import UserError
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.tasks.build import needed_end
 
 
 def inspect_anything(what: str, overrides: Sequence[str], console: Console) -> None:
@@ -29,9 +34,9 @@ def inspect_anything(what: str, overrides: Sequence[str], console: Console) -> N
         UserError: If it is neither.
     """
     is_experiment = what.endswith(".yaml") or Path("experiments", f"{what}.yaml").is_file()
-    if is_experiment or not what.startswith(("torchvision/", "timm/", "small_cnn")):
+    if is_experiment or not (what in OURS or what.partition("/")[0] in FAMILIES):
         loaded = load_experiment(what, overrides)
-        backbone = _skeleton(loaded.config.backbone)
+        backbone = _skeleton(loaded.config)
         schedule = build_schedule(loaded.config, backbone.stage_names)
         console.print(stage_table(loaded.config.backbone, backbone, loaded.config.data.image_size))
         if schedule.adapters:
@@ -50,16 +55,18 @@ def inspect_anything(what: str, overrides: Sequence[str], console: Console) -> N
 def stage_table(config: BackboneConfig, backbone: StagedBackbone, image_size: int | None) -> Table:
     """Stages with parameters and output shape, and from which unfreeze depth on each is trained."""
     preprocessing = backbone.preprocessing
-    side = image_size or preprocessing.crop or 32
+    if isinstance(preprocessing, Preprocessing):
+        preprocessing = resized(preprocessing, image_size)
+    example = preprocessing.example()
+    given = " x ".join(map(str, max(leaves(example).values(), key=torch.numel).shape))
     table = Table(
-        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, "
-        f"input {preprocessing.channels} x {side} x {side}",
+        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, input {given}",
         title_justify="left",
         title_style="bold",
     )
     for column in ("stage", "name", "parameters", "output", "trained from depth", "trained at that depth"):
         table.add_column(column, justify="left" if column in ("name", "output") else "right")
-    rows = describe_stages(backbone, (preprocessing.channels, side, side))
+    rows = describe_stages(backbone, example)
     for number, row in enumerate(rows):
         trained = sum(later.parameters for later in rows[number:])
         table.add_row(
@@ -113,6 +120,6 @@ def _rate(rate: float) -> str:
     return f"{rate:.3g}" if rate > 1e-12 else "0"
 
 
-def _skeleton(config: BackboneConfig) -> StagedBackbone:
+def _skeleton(config: ExperimentConfig) -> StagedBackbone:
     """The backbone with random weights: its stages are all that is looked at."""
-    return build_backbone(replace(config, weights=None, checkpoint=None))
+    return build_backbone(replace(config.backbone, weights=None, checkpoint=None), needed_end(config.task))

@@ -10,7 +10,7 @@ def test_rows_of_resnet18() -> None:
     backbone = build_torchvision("resnet18", weights=None)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone.stages[1].eval()
-    rows = describe_stages(backbone, (3, 224, 224))
+    rows = describe_stages(backbone, torch.zeros(3, 224, 224))
     assert [(row.name, row.depth) for row in rows] == [
         ("stem", 5),
         ("layer1", 4),

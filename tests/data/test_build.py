@@ -49,7 +49,7 @@ def test_pneumoniamnist_and_its_known_repeats(
     data = build(real("pneumoniamnist"), name="npz", preprocessing=Preprocessing(None, None, (0.5,), (0.5,)))
     assert counts(data) == {"train": [1214, 3494], "val": [135, 389], "test": [234, 390]}
     assert data.splits["train"][SampleKey(0, 0)][0].shape == (1, 28, 28)
-    assert "8 images are in two splits with the same content" in caplog.text
+    assert "8 samples are in two splits with the same content" in caplog.text
 
 
 def test_digits_keep_classes_in_the_order_asked_for(build: Build) -> None:

@@ -6,10 +6,16 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tlresearch.data.base import Preprocessing
+from tlresearch.data.values import Value
+
+End = Literal["pooled", "sequence", "maps"]
+"""What a backbone gives at its end, as the task needs it: a tensor ``(batch, out_features)``; hidden states
+``{"hidden": (batch, length, out_features), "mask": (batch, length)}``; or feature
+maps ``(batch, C, H, W)`` by name, finest first."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class StagedBackbone(nn.Module):
     Args:
         stages: The stages in order, by name.
         out_features: Width of the output, a tensor of shape ``(batch, out_features)``.
-        preprocessing: What the inputs must look like.
+        preprocessing: What the inputs must look like: `Preprocessing` of images, or what other samples have instead.
         weights: Where the weights came from.
     """
 
@@ -46,7 +52,7 @@ class StagedBackbone(nn.Module):
         stages: Mapping[str, nn.Module],
         *,
         out_features: int,
-        preprocessing: Preprocessing,
+        preprocessing: Any,
         weights: WeightsRecord | None = None,
     ) -> None:
         super().__init__()
@@ -56,20 +62,24 @@ class StagedBackbone(nn.Module):
         self.preprocessing = preprocessing
         self.weights = weights or WeightsRecord()
 
-    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    def forward(self, x: Value, start: int = 0, stop: int | None = None) -> Any:
         """Runs the stages ``start`` to ``stop - 1``.
 
         Args:
-            x: The network's input if `start` is 0, else the output of stage ``start - 1``.
+            x: The network's input if `start` is 0, else the output of stage ``start - 1``; see `Value`.
             start: First stage to run.
             stop: Stage to stop before; ``None`` runs to the end.
 
         Returns:
             The output of the last stage that ran; of shape ``(batch, out_features)`` at the end.
         """
-        for stage in self.stages[start:stop]:
-            x = stage(x)
+        for number, stage in enumerate(self.stages[start:stop], start):
+            x = self.step(number, stage, x)
         return x
+
+    def step(self, number: int, stage: nn.Module, x: Value) -> Any:
+        """Runs one stage, or a copy of it; a backbone that carries more than a stage takes does that here."""
+        return stage(x)
 
     def named_stages(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields ``(name, stage)`` from the input to the head."""

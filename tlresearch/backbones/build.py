@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.base import End, StagedBackbone
+from tlresearch.backbones.channels import adapt_channels
+from tlresearch.backbones.dense import DETECTION, SEGMENTATION, build_dense
+from tlresearch.backbones.log_mel import with_log_mel
+from tlresearch.backbones.mnist_cnn import build_mnist_cnn
+from tlresearch.backbones.pyramid import PyramidBackbone, to_maps
 from tlresearch.backbones.small_cnn import build_small_cnn
+from tlresearch.backbones.speech_embedding import build_speech_embedding
 from tlresearch.backbones.timm_models import build_timm
+from tlresearch.backbones.transformers import build_transformer
 from tlresearch.backbones.vision import build_torchvision
+from tlresearch.backbones.word_cnn import build_word_cnn
 from tlresearch.config.paths import find_weights
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError, call_object, nearest
+from tlresearch.errors import UserError, call_object, load_object, nearest
+
+
+def _torchvision(model: str, **arguments: Any) -> StagedBackbone:
+    return (build_dense if model in (*SEGMENTATION, *DETECTION) else build_torchvision)(model, **arguments)
+
+
+def _log_mel(model: str, *, weights: str | None, options: Mapping[str, Any], **arguments: Any) -> StagedBackbone:
+    """An image backbone behind a spectrogram, whose arguments are `options.log_mel`."""
+    inner = {name: value for name, value in options.items() if name != "log_mel"}
+    backbone = _make(BackboneConfig(name=model, weights=weights, options=inner, **arguments), weights, "pooled")
+    front = options.get("log_mel", {})
+    try:
+        inspect.signature(with_log_mel).bind(backbone, **front)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(with_log_mel).parameters)[1:])
+        raise UserError(f"backbone.options.log_mel: {error}; it takes {known}") from None
+    return with_log_mel(backbone, **front)
+
 
 FAMILIES: dict[str, Callable[..., StagedBackbone]] = {
-    "torchvision": build_torchvision,
+    "torchvision": _torchvision,
     "timm": build_timm,
+    "hf": build_transformer,
+    "log_mel": _log_mel,
 }
 """Libraries by the part of the name before the slash."""
 
 OURS: dict[str, Callable[..., StagedBackbone]] = {
+    "mnist_cnn": build_mnist_cnn,
     "small_cnn": build_small_cnn,
+    "word_cnn": build_word_cnn,
+    "speech_embedding": build_speech_embedding,
 }
 """Backbones of our own by name."""
 
@@ -29,11 +62,12 @@ _last: dict[str, StagedBackbone] = {}
 """The backbone with loaded weights that was built last; the trials of a sweep ask for the same one."""
 
 
-def build_backbone(config: BackboneConfig) -> StagedBackbone:
+def build_backbone(config: BackboneConfig, end: End = "pooled") -> StagedBackbone:
     """Builds the backbone that a config describes; the same one again is a copy of the first.
 
     Args:
         config: The `backbone` section. With a `checkpoint` the weights stay random: the caller loads them.
+        end: What the task needs at the backbone's end.
 
     Raises:
         UserError: If there is no such backbone, or its options or weights are wrong.
@@ -42,10 +76,10 @@ def build_backbone(config: BackboneConfig) -> StagedBackbone:
     # Random weights are drawn anew each time, or two seeds would start from the same ones; code of the user's own may
     # draw some too.
     if weights is None or "/" not in config.name:
-        return _build(config, weights)
-    key = f"{config} {_stamp(weights)}"
+        return _build(config, weights, end)
+    key = f"{config} {end} {_stamp(weights)}"
     if key not in _last:
-        built = _build(config, weights)
+        built = _build(config, weights, end)
         if built.weights.random_stages:
             return built
         _last.clear()
@@ -53,7 +87,19 @@ def build_backbone(config: BackboneConfig) -> StagedBackbone:
     return copy.deepcopy(_last[key])
 
 
-def _build(config: BackboneConfig, weights: str | None) -> StagedBackbone:
+def _build(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbone:
+    # Every image backbone has maps on its way, so its builder need not know of them.
+    backbone = _make(config, weights, "pooled" if end == "maps" else end)
+    if config.in_channels is not None:
+        adapt_channels(backbone, config.in_channels)
+    if end == "maps":
+        return to_maps(backbone, config.name)
+    if isinstance(backbone, PyramidBackbone):
+        raise UserError(f"backbone.name: {config.name} ends in feature maps: it is for segmentation or detection")
+    return backbone
+
+
+def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbone:
     family, slash, model = config.name.partition("/")
     build = FAMILIES.get(family) if slash else OURS.get(config.name)
     if build is not None:
@@ -63,13 +109,27 @@ def _build(config: BackboneConfig, weights: str | None) -> StagedBackbone:
             weights_sha256=config.weights_sha256,
             granularity=config.granularity,
             options=config.options,
+            **_end(build, config.name, end),
         )
     if not slash and "." in config.name:
-        built = call_object(config.name, "backbone.name", config.options)
+        built = call_object(
+            config.name,
+            "backbone.name",
+            {**config.options, **_end(load_object(config.name, "backbone.name"), config.name, end)},
+        )
         if not isinstance(built, StagedBackbone):
             raise UserError(f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}")
         return built
     raise UserError(_unknown(config.name))
+
+
+def _end(build: Callable[..., StagedBackbone], name: str, end: End) -> dict[str, End]:
+    """The argument that asks for another end than the usual one."""
+    if end == "pooled":
+        return {}
+    if "end" not in inspect.signature(build).parameters:
+        raise UserError(f"backbone.name: {name} has no end of the kind '{end}', which the task needs")
+    return {"end": end}
 
 
 def _stamp(weights: str) -> str:

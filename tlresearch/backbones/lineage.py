@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tlresearch.backbones.base import StagedBackbone, WeightsRecord
+from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.weights import digest
 from tlresearch.config.load import load_text
@@ -22,19 +22,20 @@ Download = Callable[[str, str], Path]
 """Fetches an artifact of a run: ``(run id, path) -> local file``."""
 
 
-def build_with_lineage(config: BackboneConfig, download: Download) -> StagedBackbone:
+def build_with_lineage(config: BackboneConfig, download: Download, end: End = "pooled") -> StagedBackbone:
     """Builds a backbone from its weights, or from an earlier run's: its own weights first, then what it trained.
 
     Args:
         config: The `backbone` section.
         download: Fetches artifacts of earlier runs.
+        end: What the task needs at the backbone's end.
 
     Raises:
         ConfigError: If the earlier run had another backbone.
         WeightsError: If the earlier run kept no weights.
     """
     if config.checkpoint is None:
-        return build_backbone(config)
+        return build_backbone(config, end)
     source = load_text(download(config.checkpoint, CONFIG).read_text(), source=f"run {config.checkpoint}").config
     if (source.backbone.name, source.backbone.options) != (config.name, config.options):
         raise ConfigError(
@@ -56,7 +57,7 @@ def build_with_lineage(config: BackboneConfig, download: Download) -> StagedBack
             f"backbone.checkpoint: run {config.checkpoint} kept no weights ({error}); "
             "run it again with tracking.weights=true"
         ) from None
-    backbone = build_with_lineage(source.backbone, download)
+    backbone = build_with_lineage(source.backbone, download, end)
     tensors = {
         name.removeprefix("backbone."): tensor
         for name, tensor in load_file(file).items()

@@ -62,12 +62,12 @@ def build_torchvision(
         raise UserError(
             f"backbone.name: torchvision has no model '{model}'{nearest(model, known)}; it has {', '.join(known)}"
         )
-    published = _published(model, weights)
+    published = find_published(model, weights)
     file = None
     if published is not None:
-        file = _download_published(published, weights_sha256)
+        file = download_published(published, weights_sha256)
     elif weights is not None:
-        file = _locate(model, weights, weights_sha256)
+        file = locate_weights(model, weights, weights_sha256)
     arguments = {**_defaults(model, pretrained=weights is not None), **(options or {})}
     if "aux_logits" in _defaults(model, pretrained=False):
         arguments["aux_logits"] = False
@@ -91,7 +91,8 @@ def build_torchvision(
     return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
 
 
-def _published(model: str, weights: str | None) -> models.WeightsEnum | None:
+def find_published(model: str, weights: str | None) -> models.WeightsEnum | None:
+    """Returns the published weights of this name; ``None`` if there are none, as for a file."""
     if weights is None:
         return None
     enum = models.get_model_weights(model)
@@ -103,7 +104,8 @@ def _published(model: str, weights: str | None) -> models.WeightsEnum | None:
     return enum[name] if name in enum.__members__ else None
 
 
-def _locate(model: str, weights: str, expected: str | None) -> Path:
+def locate_weights(model: str, weights: str, expected: str | None) -> Path:
+    """Finds a weights file or downloads it from a URL; an error names the published weights of the model."""
     enum = models.get_model_weights(model)
     looks_like_file = is_url(weights) or Path(weights).suffix or "/" in weights
     try:
@@ -120,7 +122,8 @@ def _locate(model: str, weights: str, expected: str | None) -> Path:
         ) from None
 
 
-def _download_published(published: models.WeightsEnum, expected: str | None) -> Path:
+def download_published(published: models.WeightsEnum, expected: str | None) -> Path:
+    """Downloads published weights unless they are there, and checks their hash."""
     # torchvision does not look at the hash of a file that is there already.
     path = cache_folder() / published.url.rpartition("/")[2]
     return check_hash(download(published.url, path, hash_in_name(path)), expected)

@@ -17,13 +17,13 @@ class ArrayImages:
     """Images of one size, kept as a tensor ``(samples, C, H, W)``.
 
     Args:
-        array: uint8 array ``(samples, H, W)`` or ``(samples, H, W, C)`` with 1 or 3 channels.
+        array: uint8 array ``(samples, H, W)`` or ``(samples, H, W, C)``.
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        if array.dtype != np.uint8 or array.ndim not in (3, 4):
             raise ValueError(
-                f"images must be uint8 (samples, height, width[, 1 or 3]) but got {array.dtype} {array.shape}"
+                f"images must be uint8 (samples, height, width[, channels]) but got {array.dtype} {array.shape}"
             )
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         self.tensor = (tensor[:, None] if array.ndim == 3 else tensor.permute(0, 3, 1, 2)).contiguous()

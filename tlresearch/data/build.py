@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from tlresearch.config.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Data, Preprocessing, Split, SplitName, TargetKind
-from tlresearch.data.checks import check_sizes, check_splits, check_table, keep_classes, warn_of_duplicates
+from tlresearch.data.audio import build_audio
+from tlresearch.data.base import Data, Preprocessing, Split, SplitName
+from tlresearch.data.checks import check_sizes
+from tlresearch.data.detection import READERS as BOX_READERS
+from tlresearch.data.detection import build_boxes
 from tlresearch.data.digits import read_digits
-from tlresearch.data.fingerprint import fingerprint
+from tlresearch.data.download import ensure_here
 from tlresearch.data.image_csv import read_image_csv
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
 from tlresearch.data.npz import read_npz
-from tlresearch.data.splits import assign_splits, subset
-from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.prepared import Prepared, prepare
+from tlresearch.data.segmentation import build_masks
+from tlresearch.data.table import Table
+from tlresearch.data.text import TEXT_SOURCES, build_text
 from tlresearch.data.torchvision_sets import read_torchvision
 from tlresearch.data.transforms import Evaluation, build_augmentation, resized
 from tlresearch.errors import DataError, call_object, nearest
@@ -70,8 +76,18 @@ SOURCES: dict[str, Callable[[DataConfig], Table]] = {
 }
 
 
-def build_data(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -> Data:
-    """Reads, checks and splits the images of a config.
+BUILDERS: dict[str, Callable[..., Data]] = {
+    "audio_folder": build_audio,
+    "audio_manifest": build_audio,
+    **dict.fromkeys(TEXT_SOURCES, build_text),
+    "masks": build_masks,
+    **dict.fromkeys(BOX_READERS, build_boxes),
+}
+"""Sources of other samples than images, which build their splits themselves."""
+
+
+def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
+    """Reads, checks and splits the samples of a config.
 
     Args:
         config: The `data` section.
@@ -81,42 +97,24 @@ def build_data(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -
     Raises:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
+    ensure_here(config)
+    if config.name in BUILDERS:
+        return BUILDERS[config.name](config, preprocessing=preprocessing, seed=seed)
+    if not isinstance(preprocessing, Preprocessing):
+        raise DataError(f"data.name: {config.name} gives images, which this backbone does not take")
     if preprocessing.channels not in (1, 3):
         raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
     table = _read(config)
-    check_table(table)
-    labels, classes, rows = keep_classes(table, config.classes)
-    checked, skipped = _check_images(table, rows, config.on_error)
-    splits = assign_splits(
-        labels,
-        table.names,
-        rows=list(checked),
-        given=table.splits,
-        classes=classes,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        split_seed=config.split_seed,
-    )
-    check_splits(table.name, splits, labels, classes)
-    warn_of_duplicates(table.name, splits, table.names, checked)
-    splits["train"] = subset(
-        splits["train"],
-        labels,
-        table.names,
-        classes=classes,
-        labels_per_class=config.labels_per_class,
-        train_fraction=config.train_fraction,
-        split_seed=config.split_seed,
-    )
-    prepared = resized(preprocessing, config.image_size)
+    found = prepare(table, config)
+    prepared = resized(preprocessing, config.image_size, config.resize)
     return Data(
         name=table.name,
-        splits=_build_splits(table, splits, labels, checked, config, prepared, seed),
-        classes=classes,
-        kind=_kind(labels, classes),
-        fingerprint=fingerprint(splits, labels=labels, names=table.names, classes=classes, checked=checked),
+        splits=_build_splits(table, found, config, prepared, seed),
+        classes=found.classes,
+        kind=found.kind,
+        fingerprint=found.fingerprint,
         preprocessing=prepared,
-        skipped=skipped,
+        skipped=found.skipped,
     )
 
 
@@ -125,8 +123,8 @@ def _read(config: DataConfig) -> Table:
         return SOURCES[config.name](config)
     if "." not in config.name:
         raise DataError(
-            f"data.name: unknown source '{config.name}'{nearest(config.name, list(SOURCES))}; "
-            f"choose from {', '.join(SOURCES)}, or give the dotted path of your own"
+            f"data.name: unknown source '{config.name}'{nearest(config.name, [*SOURCES, *BUILDERS])}; "
+            f"choose from {', '.join([*SOURCES, *BUILDERS])}, or give the dotted path of your own"
         )
     arguments = dict(config.options)
     if config.root is not None:
@@ -137,49 +135,21 @@ def _read(config: DataConfig) -> Table:
     return table
 
 
-def _check_images(table: Table, rows: Sequence[int], on_error: str) -> tuple[dict[int, Checked], dict[str, str]]:
-    """Reads every image once; returns the readable ones by row, and why the others were skipped by name."""
-    checked = dict(zip(rows, table.images.check(rows), strict=True))
-    problems = {table.names[row]: record.problem for row, record in checked.items() if record.problem is not None}
-    if on_error == "raise":
-        refuse(
-            [f"{name}: {problem}" for name, problem in problems.items()],
-            what=f"{table.name}: unreadable images",
-            cure="Replace or remove them, or set data.on_error=skip",
-        )
-    readable = {row: record for row, record in checked.items() if record.problem is None}
-    if not readable:
-        raise DataError(f"{table.name}: none of {len(rows)} images can be read; check data.root")
-    return readable, problems
-
-
 def _build_splits(
-    table: Table,
-    splits: dict[SplitName, list[int]],
-    labels: Tensor,
-    checked: dict[int, Checked],
-    config: DataConfig,
-    preprocessing: Preprocessing,
-    seed: int,
+    table: Table, found: Prepared, config: DataConfig, preprocessing: Preprocessing, seed: int
 ) -> dict[SplitName, Split]:
-    size = check_sizes(table.names, checked, preprocessing)
+    size = check_sizes(table.names, found.checked, preprocessing)
     evaluation = Evaluation(preprocessing)
     augmentation = build_augmentation(config.augment, evaluation, size=size)
     return {
         split: ImageSplit(
             table.images,
             rows,
-            targets=labels[rows],
+            targets=torch.as_tensor(found.targets_of(split)),
             names=[table.names[row] for row in rows],
             evaluation=evaluation,
             augmentation=augmentation if split == "train" else None,
             seed=seed,
         )
-        for split, rows in splits.items()
+        for split, rows in found.splits.items()
     }
-
-
-def _kind(labels: Tensor, classes: Sequence[str]) -> TargetKind:
-    if labels.ndim == 2:
-        return "multilabel"
-    return "binary" if len(classes) == 2 else "multiclass"

@@ -130,7 +130,7 @@ def check_sizes(
 def warn_of_duplicates(
     name: str, splits: Mapping[SplitName, Sequence[int]], names: Sequence[str], checked: Mapping[int, Checked]
 ) -> None:
-    """Warns of images that are in two splits with the same content: they flatter the result."""
+    """Warns of samples that are in two splits with the same content: they flatter the result."""
     first: dict[str, tuple[SplitName, int]] = {}
     found = []
     for split, rows in splits.items():
@@ -140,4 +140,4 @@ def warn_of_duplicates(
                 found.append(f"{names[row]} ({split}) = {names[other]} ({where})")
     if found:
         listing = "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
-        logger.warning("%s: %d images are in two splits with the same content: %s", name, len(found), listing)
+        logger.warning("%s: %d samples are in two splits with the same content: %s", name, len(found), listing)

@@ -49,9 +49,16 @@ def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
-    """Repeats grey ``(..., 1, H, W)`` to three channels, or turns RGB to grey."""
-    if image.shape[-3] == channels:
+    """Repeats grey ``(..., 1, H, W)``, or turns RGB to grey.
+
+    Raises:
+        ValueError: If the image has another number of channels.
+    """
+    given = image.shape[-3]
+    if given == channels:
         return image
+    if given not in (1, 3) or (given == 3 and channels != 1):
+        raise ValueError(f"it has {given} channels but the network takes {channels}: set backbone.in_channels={given}")
     if channels == 1:
         grey: Tensor = F.rgb_to_grayscale(image)
         return grey

@@ -1,4 +1,4 @@
-"""Remembers which image files were verified, so that the next run need not decode them again."""
+"""Remembers which image and sound files were verified, so that the next run need not decode them again."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _TICK_NS = 20_000_000
 
 
 class FileCache:
-    """Hash and size of the readable images below one root, by name, size and times of change.
+    """Hash and size of the readable files below one root, by name, size and times of change.
 
     The time of the last status change is compared too: it cannot be set back as the modification time can.
     Unreadable files are never remembered. A cache that cannot be read or written is ignored.
 
     Args:
         root: Folder the names are relative to.
+        kind: What the files are: ``images`` or ``audio``.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: str = "images") -> None:
         place = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:32]
-        self._path = home() / "cache" / "images" / f"{place}.json"
+        self._path = home() / "cache" / kind / f"{place}.json"
         self._entries = self._read()
         self._changed = False
 
@@ -69,13 +70,13 @@ class FileCache:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            logger.debug("the image cache %s was not written: %s", self._path, error)
+            logger.debug("the file cache %s was not written: %s", self._path, error)
 
     def _read(self) -> dict[str, Any]:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            logger.debug("the image cache %s was not read: %s", self._path, error)
+            logger.debug("the file cache %s was not read: %s", self._path, error)
             return {}
         if isinstance(content, dict) and content.get("version") == _VERSION:
             files = content.get("files")

@@ -15,7 +15,7 @@ from tlresearch.data.table import Checked
 def fingerprint(
     splits: Mapping[SplitName, Sequence[int]],
     *,
-    labels: Tensor,
+    labels: Tensor | Sequence[Tensor],
     names: Sequence[str],
     classes: Sequence[str],
     checked: Mapping[int, Checked],

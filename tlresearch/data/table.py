@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from tlresearch.data.base import SplitName
+from tlresearch.data.base import SplitName, TargetKind
 from tlresearch.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -42,7 +42,7 @@ class Images(Protocol):
     """Where the images of a table are read from."""
 
     def load(self, index: int, channels: int) -> Tensor:
-        """Returns one image as uint8 ``(channels, H, W)``; `channels` is 1 or 3.
+        """Returns one image as uint8 ``(channels, H, W)``; `channels` is 1 or 3. Sounds are of their own shape.
 
         Raises:
             ValueError: If the image cannot be read; the text says why.
@@ -63,8 +63,11 @@ class Table:
         classes: Class names in the order of their numbers.
         labels: Class numbers ``(samples,)`` int64, or 0/1 columns ``(samples, classes)`` float32.
         names: Unique name of each sample.
-        images: The images, by position in `names`.
+        images: The images, or sounds, by position in `names`.
         splits: Split of each sample where the source gives one.
+        targets: What is learnt, where it is not the labels: such as transcripts; the labels are then of no effect.
+        kind: What `targets` are.
+        samples: What the samples are called in messages.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Table:
     names: Sequence[str]
     images: Images
     splits: Sequence[SplitName] | None = None
+    targets: Sequence[Tensor] | None = None
+    kind: TargetKind = "multiclass"
+    samples: str = "images"
 
     @property
     def multilabel(self) -> bool:

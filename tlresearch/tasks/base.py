@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tlresearch.activations.inference import arranged
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data
+from tlresearch.data.values import to_device
 from tlresearch.errors import ConfigError
+from tlresearch.tracking.items import Items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +42,8 @@ class Task(L.LightningModule, ABC):
         penalty: Added to the training loss, such as L2-SP.
     """
 
+    served_columns: tuple[str, ...] = ()
+    """Columns of the served model's answer, where it is not a class with probabilities."""
     strict_loading = False  # checkpoints hold what was trained, not what was loaded
 
     def __init__(
@@ -59,6 +64,7 @@ class Task(L.LightningModule, ABC):
         self._mixer = mixer
         self._penalty = penalty
         self.results: dict[str, dict[str, float]] = {}
+        self.memory_format = "contiguous"
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -76,16 +82,25 @@ class Task(L.LightningModule, ABC):
         """Returns figures of the last evaluation by file name; none unless the task has some."""
         return {}
 
+    def items(self, data: Data) -> Items | None:
+        """Returns the predictions of the last evaluation sample by sample; ``None`` unless the task keeps them."""
+        return None
+
     def forward(self, inputs: Any, boundary: int = 0) -> Any:
         """Runs backbone and head; `inputs` are the activations at `boundary`, 0 for raw inputs."""
-        return self.head(self.backbone(inputs, start=boundary))
+        return self.head(self.backbone(arranged(inputs, self.memory_format), start=boundary))
+
+    def arrange(self, memory_format: str) -> None:
+        """Puts weights, and from now on inputs, into a memory format: ``contiguous`` or ``channels_last``."""
+        self.memory_format = memory_format
+        self.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a training batch."""
         mixed = self._mixer(batch, self.current_epoch) if self._mixer else batch
         outputs = self(mixed.inputs, mixed.boundary)
         loss = self.loss(outputs, mixed.targets)
-        self.update_metrics("train", outputs.detach(), batch, loss.detach())
+        self.update_metrics("train", _detached(outputs), batch, loss.detach())
         return loss + self._penalty(self.backbone) if self._penalty else loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -141,14 +156,10 @@ class Task(L.LightningModule, ABC):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch; `Batch.boundary` is a plain number and stays."""
-        return Batch(*(_to(part, device) for part in batch))
+        return to_device(batch, device)
 
 
-def _to(part: Any, device: torch.device) -> Any:
-    if isinstance(part, Tensor):
-        return part.to(device)
-    if isinstance(part, dict):
-        return {key: _to(value, device) for key, value in part.items()}
-    if isinstance(part, (list, tuple)):
-        return type(part)(_to(value, device) for value in part)
-    return part
+def _detached(outputs: Any) -> Any:
+    if isinstance(outputs, dict):
+        return {name: _detached(part) for name, part in outputs.items()}
+    return outputs.detach()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
+from torch import Tensor
 
-from tlresearch.backbones.base import StagedBackbone
-from tlresearch.config.schema import DataConfig, ExperimentConfig
-from tlresearch.data.base import Batch, Data
+from tlresearch.backbones.base import End, StagedBackbone
+from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
+from tlresearch.data.base import Batch, Data, Preprocessing, TargetKind
 from tlresearch.data.mixing import mix_batch
 from tlresearch.errors import ConfigError, load_object
 from tlresearch.finetuning.optimizers import build_optimizer
@@ -18,6 +19,10 @@ from tlresearch.finetuning.regularize import L2SP
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.classification import ClassificationTask, balanced_weights
+from tlresearch.tasks.detection import DetectionTask, detection_head
+from tlresearch.tasks.segmentation import SegmentationTask, segmentation_head, segmentation_loss
+from tlresearch.tasks.speech import SpeechRecognitionTask
+from tlresearch.tasks.tokens import TokensTask, tag_weights
 
 
 class TaskArguments(TypedDict):
@@ -41,7 +46,7 @@ def classification(
         raise ConfigError(["task.label_smoothing: is for one label per sample, but the data has several"], config.name)
     weights = None
     if config.task.class_weights == "balanced":
-        weights = balanced_weights(data.splits["train"].targets, data.kind, classes)
+        weights = balanced_weights(torch.as_tensor(data.splits["train"].targets), data.kind, classes)
     return ClassificationTask(
         backbone,
         classes=classes,
@@ -53,7 +58,86 @@ def classification(
     )
 
 
-TASKS: Mapping[str, TaskBuilder] = {"classification": classification}
+def speech_recognition(
+    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
+) -> SpeechRecognitionTask:
+    """Builds the speech recognition task of an experiment."""
+    return SpeechRecognitionTask(
+        backbone,
+        characters=data.classes,
+        dropout=config.task.dropout,
+        **task_arguments(config, backbone, data, schedule),
+    )
+
+
+def segmentation(
+    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
+) -> SegmentationTask:
+    """Builds the segmentation task of an experiment."""
+    return SegmentationTask(
+        backbone,
+        segmentation_head(config.task, backbone, len(data.classes), _side(data), config.name),
+        classes=data.classes,
+        criterion=segmentation_loss(config.task, data, config.name),
+        **task_arguments(config, backbone, data, schedule),
+    )
+
+
+def tokens(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> TokensTask:
+    """Builds the token classification task of an experiment."""
+    targets = list(data.splits["train"].targets)
+    balanced = config.task.class_weights == "balanced"
+    return TokensTask(
+        backbone,
+        classes=data.classes,
+        dropout=config.task.dropout,
+        label_smoothing=config.task.label_smoothing,
+        class_weights=tag_weights(targets, len(data.classes)) if balanced else None,
+        **task_arguments(config, backbone, data, schedule),
+    )
+
+
+def _side(data: Data) -> int:
+    """Side of the input in pixels; sources of masks and boxes always say it."""
+    assert isinstance(data.preprocessing, Preprocessing)
+    assert data.preprocessing.crop is not None
+    return data.preprocessing.crop
+
+
+def detection(
+    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
+) -> DetectionTask:
+    """Builds the detection task of an experiment."""
+    return DetectionTask(
+        backbone,
+        detection_head(config.task, backbone, len(data.classes), _side(data), config.name),
+        classes=data.classes,
+        **task_arguments(config, backbone, data, schedule),
+    )
+
+
+TASKS: Mapping[str, TaskBuilder] = {
+    "classification": classification,
+    "speech_recognition": speech_recognition,
+    "segmentation": segmentation,
+    "detection": detection,
+    "tokens": tokens,
+}
+ENDS: Mapping[str, End] = {
+    "segmentation": "maps",
+    "detection": "maps",
+    "speech_recognition": "sequence",
+    "tokens": "sequence",
+}
+"""What tasks need at the backbone's end, where it is not one vector per sample."""
+KINDS: Mapping[str, tuple[TargetKind, ...]] = {
+    "classification": ("binary", "multiclass", "multilabel"),
+    "speech_recognition": ("transcript",),
+    "segmentation": ("masks",),
+    "detection": ("boxes",),
+    "tokens": ("tokens",),
+}
+"""What kinds of targets the tasks learn."""
 
 
 def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:
@@ -62,9 +146,24 @@ def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, s
     The head's first weights depend on ``config.seed`` alone, not on how the backbone was made.
     """
     builder = TASKS.get(config.task.name) or load_object(config.task.name, "task.name")
+    kinds = KINDS.get(config.task.name, (data.kind,))
+    if data.kind not in kinds:
+        wanted = " or ".join(kinds)
+        raise ConfigError(
+            [f"task.name: {config.task.name} learns {wanted} targets, but those of {data.name} are {data.kind}"],
+            config.name,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return builder(config, backbone, data, schedule)
+
+
+def needed_end(config: TaskConfig) -> End:
+    """Returns what a task needs at the backbone's end; a task of one's own may say it as `end` of its builder."""
+    if config.name in TASKS:
+        return ENDS.get(config.name, "pooled")
+    end: End = getattr(load_object(config.name, "task.name"), "end", "pooled")
+    return end
 
 
 def task_arguments(
@@ -74,11 +173,16 @@ def task_arguments(
     names = list(backbone.stage_names)
     random = {names.index(stage) for stage in backbone.weights.random_stages}
     return TaskArguments(
-        optimizer=partial(build_optimizer, config.optimizer),
+        optimizer=partial(build_optimizer, config.optimizer, fused=_may_fuse(config.trainer)),
         changing=frozenset(schedule.changing_stages | random),
         mixer=_mixer(config.data, len(data.classes), config.seed),
         penalty=L2SP(backbone, config.regularize.l2_sp) if config.regularize.l2_sp > 0 else None,
     )
+
+
+def _may_fuse(trainer: TrainerConfig) -> bool:
+    """Whether an optimizer may unscale gradients itself: Lightning then refuses to clip them under autocast."""
+    return trainer.precision != "16-mixed" and trainer.gradient_clip is None
 
 
 def _mixer(config: DataConfig, classes: int, seed: int) -> Mixer | None:
@@ -87,7 +191,7 @@ def _mixer(config: DataConfig, classes: int, seed: int) -> Mixer | None:
 
     def mix(batch: Batch, epoch: int) -> Batch:
         inputs, targets = mix_batch(
-            batch.inputs,
+            cast(Tensor, batch.inputs),
             batch.targets,
             batch.indices,
             classes=classes,

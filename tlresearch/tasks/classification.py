@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -15,6 +16,7 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.classification_figures import prediction_figures
+from tlresearch.tracking.items import Item, Items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,12 +134,41 @@ class ClassificationTask(Task):
         indices, probabilities = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
         return prediction_figures(data, split, indices, probabilities)
 
+    def items(self, data: Data) -> Items | None:
+        """Returns the predictions of the test split, else of validation, sample by sample."""
+        split: SplitName = "test" if self.predictions["test"] else "val"
+        if not self.predictions[split]:
+            return None
+        indices, probabilities = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
+        if len(indices) != len(data.splits[split]):
+            return None  # with several devices each rank sees its share only
+        return Items(split, prediction_items(data, split, indices, probabilities))
+
     def compute_metrics(self, split: str) -> dict[str, float]:
         """Returns loss and metrics of a split and resets them."""
         return self._meters(split).finish()
 
     def _meters(self, split: str) -> Meters:
         return cast(Meters, self.meters[f"{split}_meters"])  # ModuleDict refuses `train`, a method of its own
+
+
+def prediction_items(data: Data, split: SplitName, indices: Tensor, probabilities: Tensor) -> tuple[Item, ...]:
+    """Names, targets and predictions of the samples at `indices` ``(n,)``, given ``(n, classes)`` probabilities."""
+    part = data.splits[split]
+    targets = torch.as_tensor(part.targets)[indices]
+    if data.kind == "multilabel":
+        given = probabilities > 0.5
+        scores = torch.where(given, probabilities, 1 - probabilities).min(dim=1).values
+        wanted, answers = (_labels(chosen, data.classes) for chosen in (targets > 0.5, given))
+    else:
+        scores, best = probabilities.max(dim=1)
+        wanted, answers = ([data.classes[number] for number in numbers.tolist()] for numbers in (targets, best))
+    names = [part.names[index] for index in indices.tolist()]
+    return tuple(map(Item, names, wanted, answers, scores.tolist()))
+
+
+def _labels(chosen: Tensor, classes: Sequence[str]) -> list[str]:
+    return [";".join(name for name, yes in zip(classes, row, strict=True) if yes) for row in chosen.tolist()]
 
 
 def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:

@@ -139,10 +139,11 @@ def sample_grid(
     title: str = "Wrongly classified samples, surest first",
     columns: int = 5,
 ) -> Figure:
-    """Images with true class, prediction and its probability.
+    """Images, or sounds as waves, with true class, prediction and its probability.
 
     Args:
-        images: uint8 tensors or arrays ``(channels, height, width)``, or ``(height, width, channels)``.
+        images: uint8 tensors or arrays ``(channels, height, width)``, or ``(height, width, channels)``; sounds
+            ``(samples,)``.
         true: True class of each.
         predicted: Predicted class of each.
         confidence: Probability of the prediction.
@@ -157,7 +158,10 @@ def sample_grid(
     for index, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, index + 1)
         pixels = _pixels(image)
-        axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255)
+        if pixels.ndim == 1:
+            axes.plot(pixels, linewidth=0.4, color=COLOURS[0])
+        else:
+            axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255)
         axes.set_axis_off()
         text = f"true: {_short(true[index], 22)}\n{_short(predicted[index], 16)} ({confidence[index]:.0%})"
         axes.set_title(text, fontsize=8.5, color=COLOURS[1], loc="left")

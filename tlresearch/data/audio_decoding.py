@@ -1,0 +1,102 @@
+"""Turns the bytes of a sound file into a mono waveform at the rate that a backbone takes."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+from torch.nn import functional
+
+from tlresearch.data.values import Value
+from tlresearch.errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class AudioPreprocessing:
+    """How a sound becomes the network's input; the part of the weights that is not a tensor.
+
+    Attributes:
+        sample_rate: Samples per second that the network takes.
+        seconds: Every clip is cut or padded with silence to this length; ``None`` keeps the lengths and masks the
+            padding of a batch.
+        shortest: Clips with fewer samples are padded with silence to this many, in samples at `sample_rate`.
+        normalise: Whether each clip is brought to mean 0 and variance 1, over its real samples.
+    """
+
+    sample_rate: int = 16_000
+    seconds: float | None = None
+    shortest: int = 1
+    normalise: bool = False
+
+    def __call__(self, clip: Tensor) -> Value:
+        """Turns a waveform ``(samples,)`` into the network's input.
+
+        Returns:
+            A tensor ``(samples,)`` where the length is fixed, else ``audio`` and ``mask`` of that length.
+        """
+        if self.normalise and len(clip):
+            # As transformers' Wav2Vec2FeatureExtractor does it; 1e-7 keeps silence finite.
+            clip = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
+        if self.seconds is not None:
+            length = max(round(self.seconds * self.sample_rate), self.shortest)
+            return functional.pad(clip[:length], (0, max(0, length - len(clip))))
+        clip = functional.pad(clip, (0, max(0, self.shortest - len(clip))))
+        return {"audio": clip, "mask": torch.ones(len(clip), dtype=torch.bool)}
+
+    def example(self) -> Value:
+        """Returns an input of one sample (one second where the length is free), without a batch dimension."""
+        return self(torch.zeros(round((self.seconds or 1.0) * self.sample_rate)))
+
+
+def decode(content: bytes, rate: int) -> tuple[Tensor, int]:
+    """Decodes a sound file (WAV, FLAC, OGG, MP3 and what else libsndfile reads), mixed to mono.
+
+    Args:
+        content: The file.
+        rate: Wanted samples per second. Resampling is polyphase, with a filter against aliasing.
+
+    Returns:
+        The waveform float32 ``(samples,)`` in -1 to 1, and the file's own samples per second.
+
+    Raises:
+        ValueError: If it cannot be decoded or holds no samples; the text says why.
+        MissingExtraError: If soundfile is not installed.
+    """
+    soundfile = _soundfile()
+    if not content:
+        raise ValueError("the file is empty (0 bytes)")
+    try:
+        clip, own = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"not a sound file, or a damaged one ({error.error_string.rstrip('.')})") from None
+    if not len(clip):
+        raise ValueError("it holds no samples")
+    mono = clip.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise ValueError("it holds samples that are not numbers")
+    return torch.from_numpy(resample(mono, own, rate)), int(own)
+
+
+def resample(clip: np.ndarray, own: int, wanted: int) -> np.ndarray:
+    """Resamples a waveform ``(samples,)``; as it is where the rates are equal."""
+    if own == wanted:
+        return clip
+    common = math.gcd(own, wanted)
+    return np.asarray(resample_poly(clip, wanted // common, own // common), dtype=np.float32)
+
+
+def _soundfile() -> ModuleType:
+    try:
+        import soundfile
+    except ModuleNotFoundError as error:
+        if error.name != "soundfile":
+            raise
+        raise MissingExtraError("soundfile", "speech") from None
+    module: ModuleType = soundfile
+    return module

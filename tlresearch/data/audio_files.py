@@ -1,0 +1,164 @@
+"""Sounds that lie in files, decoded when they are asked for and verified once; and a split of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlresearch.data.audio_decoding import AudioPreprocessing, decode
+from tlresearch.data.base import Batch, SampleKey
+from tlresearch.data.file_cache import FileCache
+from tlresearch.data.loading import stack_targets
+from tlresearch.data.table import Checked
+from tlresearch.data.values import Value, stack
+from tlresearch.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+
+
+class AudioFiles:
+    """Sounds in files below one root.
+
+    Args:
+        root: Folder the names are relative to.
+        names: Paths relative to the root.
+        rate: Samples per second that are wanted.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], rate: int = 16_000) -> None:
+        self.root = root
+        self.names = names
+        self.rate = rate
+
+    def load(self, index: int, channels: int = 1) -> Tensor:
+        """Returns one clip as float32 ``(samples,)`` in -1 to 1, at `rate`; several channels are mixed to one.
+
+        Raises:
+            ValueError: If it cannot be read or decoded.
+        """
+        if channels != 1:
+            raise ValueError(f"sounds are mixed to 1 channel but {channels} are wanted")
+        try:
+            content = (self.root / self.names[index]).read_bytes()
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from None
+        return decode(content, self.rate)[0]
+
+    def check(self, indices: Sequence[int]) -> list[Checked]:
+        """Hashes and decodes every file, in threads; a file that has not changed since is not read again.
+
+        A `Checked` of a sound holds its samples per second as height and their number as width. Silent clips are
+        sound, so they are counted in a warning only.
+        """
+        cache = FileCache(self.root, kind="audio")
+        # Reading and decoding release the interpreter lock.
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            found = list(pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16))
+        cache.save()
+        silent = [self.names[index] for index, (_, quiet) in zip(indices, found, strict=True) if quiet]
+        if silent:
+            listing = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+            logger.warning("%s: %d clips of %d are silent: %s", self.root.name, len(silent), len(found), listing)
+        return [checked for checked, _ in found]
+
+    def _check(self, name: str, cache: FileCache) -> tuple[Checked, bool]:
+        """What is known of a file, and whether it is silent."""
+        path = self.root / name
+        try:
+            # Before reading: a file that changes meanwhile then differs from what is remembered.
+            stat = path.stat()
+            known = cache.get(name, stat)
+            if known is not None:
+                return known, False
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return Checked("", 0, 0, "the file does not exist"), False
+        except OSError as error:
+            return Checked("", 0, 0, error.strerror or str(error)), False
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            clip, own = decode(content, self.rate)
+        except ValueError as error:
+            return Checked(digest, 0, 0, str(error)), False
+        checked = Checked(digest, own, round(len(clip) * own / self.rate))
+        if not clip.any():
+            return checked, True  # not remembered, so that the next run says so again
+        cache.put(name, stat, checked)
+        return checked, False
+
+
+class AudioSplit:
+    """Samples of one split; nothing about them is random.
+
+    Args:
+        files: The sounds of the whole table.
+        rows: Positions of this split's sounds in them.
+        targets: Targets of this split.
+        names: Names of this split's samples.
+        preprocessing: What is done to each clip.
+    """
+
+    deterministic = True
+    augment_key = ""
+
+    def __init__(
+        self,
+        files: AudioFiles,
+        rows: Sequence[int],
+        *,
+        targets: Tensor | Sequence[Tensor],
+        names: Sequence[str],
+        preprocessing: AudioPreprocessing,
+    ) -> None:
+        self.targets = targets
+        self.names = names
+        self._files = files
+        self._rows = rows
+        self._preprocessing = preprocessing
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on."""
+        return repr(self._preprocessing)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def raw(self, index: int) -> Tensor:
+        """Returns a clip before preprocessing, float32 ``(samples,)`` at the backbone's rate.
+
+        Raises:
+            DataError: If the file has become unreadable since it was checked.
+        """
+        try:
+            return self._files.load(self._rows[index])
+        except ValueError as error:
+            raise DataError(f"{self.names[index]} cannot be read any more: {error}; restore the file") from None
+
+    def load(self, index: int) -> Value:
+        """Returns one network input; see `AudioPreprocessing`."""
+        return self._preprocessing(self.raw(index))
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        """Pads clips to a batch and adds their targets."""
+        indices = [key.index for key in keys]
+        targets = stack_targets([self.targets[index] for index in indices])
+        return Batch(stack(values), targets, torch.tensor(indices, dtype=torch.int64))
+
+    def __getitem__(self, key: SampleKey) -> tuple[Value, Any, int]:
+        """Returns network input, target and index of one sample."""
+        return self.load(key.index), self.targets[key.index], key.index
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        """Assembles a whole batch."""
+        return self.finish([self.load(key.index) for key in keys], keys)

@@ -1,0 +1,93 @@
+"""Source `hf_dataset`: data sets of the Hugging Face hub, or saved in a local folder, with the package `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tlresearch.config.paths import find_data
+from tlresearch.data.base import SplitName
+from tlresearch.data.table import SPLIT_ALIASES, Table
+from tlresearch.data.text_table import Label, label_table, tag_table
+from tlresearch.errors import DataError, MissingExtraError, UserError, nearest
+
+
+def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapping[str, Any]) -> Table:
+    """Reads a data set with the splits it has; a column of word lists beside tag lists makes a table of tags.
+
+    Args:
+        dataset: Name on the hub, or a folder written by `save_to_disk`.
+        text_column: Column of the text, or of the words.
+        label_column: Column of the label, or of the tags.
+        options: Further arguments of `datasets.load_dataset`, such as ``name`` (the configuration) and ``revision``.
+
+    Raises:
+        MissingExtraError: If `datasets` is not installed.
+        DataError: If it cannot be loaded, or a column is missing.
+    """
+    loaded = _load(dataset, options)
+    names: list[str] = []
+    texts: list[Any] = []
+    labels: list[Any] = []
+    splits: list[SplitName] = []
+    classes: tuple[str, ...] | None = None
+    for split, part in loaded.items():
+        if split not in SPLIT_ALIASES:
+            continue
+        for column in (text_column, label_column):
+            if column not in part.column_names:
+                raise DataError(
+                    f"{dataset} has no column '{column}'{nearest(column, part.column_names)}; it has "
+                    f"{', '.join(part.column_names)}. Choose with data.text_column and data.label_column"
+                )
+        classes = _class_names(part.features[label_column])
+        values = part[label_column][:]
+        if all(value in (-1, None) for value in values):
+            continue  # a test split whose labels are kept secret
+        names += [f"{split}/{index}" for index in range(len(values))]
+        texts += part[text_column][:]
+        labels += [_names(value, classes) for value in values]
+        splits += [SPLIT_ALIASES[split]] * len(values)
+    if not names:
+        raise DataError(f"{dataset} has no labelled split called train, validation or test; it has {', '.join(loaded)}")
+    given = splits if len(set(splits)) > 1 else None
+    short = Path(dataset).name
+    if isinstance(texts[0], list):
+        return tag_table(short, names=names, sentences=texts, tags=labels, splits=given)
+    return label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
+
+
+def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise MissingExtraError("datasets", "text") from None
+    try:
+        folder = find_data(dataset)
+    except UserError:
+        folder = Path()
+    # Another folder of that name is none of the hub's: it has files in formats of its own.
+    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+    try:
+        found: Any = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(dataset, **options)
+    except Exception as error:  # of the hub client, its HTTP library, and every file format
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"data.dataset: '{dataset}' cannot be loaded: {reason}") from None
+    return found if isinstance(found, Mapping) else {"train": found}
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    return tuple(names) if names else None
+
+
+def _names(value: Any, classes: tuple[str, ...] | None) -> Label:
+    if isinstance(value, list):
+        return [_name(member, classes) for member in value]
+    return _name(value, classes)
+
+
+def _name(value: Any, classes: tuple[str, ...] | None) -> str:
+    return classes[value] if classes is not None and isinstance(value, int) else str(value)

@@ -1,0 +1,126 @@
+"""What every source of text returns: a table of texts with labels, or of sentences with one tag per word."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tlresearch.data.base import SplitName
+from tlresearch.data.table import Checked, Table, refuse
+
+Label = str | Sequence[str]
+"""One label, or several."""
+
+Text = str | Sequence[str]
+"""A text, or a sentence that is split into words already."""
+
+
+class Texts:
+    """The texts of a table, in memory.
+
+    Args:
+        texts: Texts, or sentences of words.
+    """
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self.texts = texts
+
+    def check(self, indices: Sequence[int]) -> list[Checked]:
+        """Hashes every text; one that is empty cannot be used."""
+        return [
+            Checked(
+                hashlib.sha256(json.dumps(text).encode()).hexdigest(),
+                0,
+                0,
+                None if "".join(text).strip() else "the text is empty",
+            )
+            for text in (self.texts[index] for index in indices)
+        ]
+
+    def load(self, index: int, channels: int) -> Tensor:
+        """Returns a text as its bytes in UTF-8, uint8 ``(bytes,)``; `channels` is of no effect."""
+        text = self.texts[index]
+        return torch.frombuffer(
+            bytearray((text if isinstance(text, str) else " ".join(text)).encode()), dtype=torch.uint8
+        )
+
+
+def label_table(
+    name: str,
+    *,
+    names: Sequence[str],
+    texts: Sequence[str],
+    labels: Sequence[Label],
+    splits: Sequence[SplitName] | None,
+    classes: Sequence[str] | None = None,
+) -> Table:
+    """Makes a table of texts with one label each, or with any number.
+
+    Args:
+        name: Short name of the data set.
+        names: Unique name of each sample.
+        texts: The texts.
+        labels: Label, or list of labels, of each.
+        splits: Split of each sample, if given.
+        classes: All labels in their order; found and sorted unless given.
+    """
+    several = any(not isinstance(label, str) for label in labels)
+    lists = [[label] if isinstance(label, str) else list(label) for label in labels]
+    ordered = tuple(classes) if classes is not None else _sorted({label for row in lists for label in row})
+    number = {label: position for position, label in enumerate(ordered)}
+    if several:
+        numbers = torch.zeros(len(lists), len(ordered))
+        for row, members in enumerate(lists):
+            numbers[row, [number[label] for label in members]] = 1
+    else:
+        numbers = torch.tensor([number[row[0]] for row in lists], dtype=torch.int64)
+    return Table(name, ordered, numbers, names, Texts(texts), splits, samples="texts")
+
+
+def tag_table(
+    name: str,
+    *,
+    names: Sequence[str],
+    sentences: Sequence[Sequence[str]],
+    tags: Sequence[Sequence[str]],
+    splits: Sequence[SplitName] | None,
+) -> Table:
+    """Makes a table of sentences with one tag per word, such as ``B-person``, ``I-person`` and ``O``.
+
+    Raises:
+        DataError: If a tag is of another form.
+    """
+    found = {tag for row in tags for tag in row}
+    refuse(
+        [f"'{tag}'" for tag in sorted(found) if tag != "O" and not _is_tag(tag)],
+        what=f"{name}: tags of another form",
+        cure="A tag is O, or one of B, I, E, S with a hyphen and the kind, such as B-person; "
+        "say with data.label_column which column holds them",
+    )
+    classes = ("O", *sorted(found - {"O"}, key=lambda tag: (tag.partition("-")[2], tag)))
+    number = {tag: position for position, tag in enumerate(classes)}
+    return Table(
+        name,
+        classes,
+        torch.zeros(len(names), dtype=torch.int64),
+        names,
+        Texts(sentences),
+        splits,
+        targets=[torch.tensor([number[tag] for tag in row], dtype=torch.int64) for row in tags],
+        kind="tokens",
+        samples="sentences",
+    )
+
+
+def _is_tag(tag: str) -> bool:
+    prefix, hyphen, kind = tag.partition("-")
+    return prefix in tuple("BIES") and bool(hyphen and kind)
+
+
+def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
+    found = sorted(labels)
+    return tuple(sorted(found, key=int)) if all(label.isdecimal() for label in found) else tuple(found)

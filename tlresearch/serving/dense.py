@@ -1,0 +1,135 @@
+"""A trained segmentation or detection network as files that predict from raw images, without data or run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.build import build_backbone
+from tlresearch.config.schema import BackboneConfig, ExperimentConfig, TaskConfig
+from tlresearch.data.base import Data, Preprocessing
+from tlresearch.data.decoding import to_channels
+from tlresearch.data.framing import inner_size
+from tlresearch.data.transforms import Evaluation
+from tlresearch.tasks.base import Task
+from tlresearch.tasks.detection import DetectionTask, detection_head
+from tlresearch.tasks.detectors import DetectionHead
+from tlresearch.tasks.segmentation import SegmentationTask, segmentation_head
+
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "predictor.json"
+
+
+class DensePredictor:
+    """Predicts masks or boxes from raw images.
+
+    Args:
+        backbone: A backbone that ends in feature maps.
+        head: The head of a segmentation or detection task.
+        preprocessing: What is done to an image.
+        classes: Class names in the order of their numbers.
+    """
+
+    def __init__(
+        self, backbone: StagedBackbone, head: nn.Module, preprocessing: Preprocessing, classes: Sequence[str]
+    ) -> None:
+        self.backbone = backbone.eval()
+        self.head = head.eval()
+        self.evaluation = Evaluation(preprocessing)
+        self.classes = tuple(classes)
+
+    def table(self, images: Sequence[Tensor]) -> dict[str, list[Any]]:
+        """Predicts images of any sizes, one after another.
+
+        Args:
+            images: uint8 tensors ``(C, H, W)``.
+
+        Returns:
+            Columns with one entry per image. Of segmentation: ``mask``, class numbers as a list of rows, of the
+            image's size (of the input's, where `Preprocessing.fit` is ``crop``), and each class's share of the pixels
+            as ``share(<class>)``. Of detection: ``boxes`` ``[x0, y0, x1, y1]`` in pixels of the image, ``classes`` and
+            ``scores``, surest first.
+        """
+        rows = [self.boxes(image) if isinstance(self.head, DetectionHead) else self.mask(image) for image in images]
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+    @torch.inference_mode()
+    def mask(self, image: Tensor) -> dict[str, Any]:
+        """Returns the row of one image of a segmentation; see `table`."""
+        scores = self.head(self.backbone(self._input(image)))
+        if self.evaluation.preprocessing.fit != "crop":
+            height, width = inner_size(self.evaluation.preprocessing, image.shape[-2], image.shape[-1])
+            size = (image.shape[-2], image.shape[-1])
+            inner = scores[..., :height, :width]
+            scores = functional.interpolate(inner, size, mode="bilinear", align_corners=False)
+        numbers = scores.argmax(dim=1)[0]
+        shares = torch.bincount(numbers.flatten(), minlength=len(self.classes)) / numbers.numel()
+        named = zip(self.classes, shares.tolist(), strict=True)
+        return {"mask": numbers.tolist(), **{f"share({name})": share for name, share in named}}
+
+    @torch.inference_mode()
+    def boxes(self, image: Tensor) -> dict[str, Any]:
+        """Returns the row of one image of a detection; see `table`."""
+        assert isinstance(self.head, DetectionHead)
+        (found,) = self.head.detections(self.head(self.backbone(self._input(image))))
+        height, width = inner_size(self.evaluation.preprocessing, image.shape[-2], image.shape[-1])
+        scale = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
+        limits = torch.tensor([image.shape[-1], image.shape[-2]] * 2, dtype=torch.float32)
+        return {
+            "boxes": (found["boxes"] * scale).minimum(limits).tolist(),
+            "classes": [self.classes[number] for number in found["labels"].tolist()],
+            "scores": found["scores"].tolist(),
+        }
+
+    def _input(self, image: Tensor) -> Tensor:
+        return self.evaluation(to_channels(image, self.evaluation.preprocessing.channels))[None]
+
+
+def dense_servable(task: Task, data: Data) -> bool:
+    """Whether `load_dense_predictor` can rebuild the network: one of our two tasks, over images."""
+    return isinstance(task, (SegmentationTask, DetectionTask)) and isinstance(data.preprocessing, Preprocessing)
+
+
+def save_dense_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Data) -> None:
+    """Writes a task's network and what it needs to predict into a folder: safetensors and JSON."""
+    backbone = config.backbone
+    description = {
+        "backbone": {
+            "name": backbone.name,
+            "granularity": backbone.granularity,
+            "in_channels": backbone.in_channels,
+            "options": dict(backbone.options),
+        },
+        "task": {"name": config.task.name, "dropout": config.task.dropout, "options": dict(config.task.options)},
+        "classes": list(data.classes),
+        "preprocessing": asdict(data.preprocessing),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
+    save_file({name: t for name, t in tensors.items() if name.startswith(("backbone.", "head."))}, folder / WEIGHTS)
+
+
+def load_dense_predictor(folder: Path) -> DensePredictor:
+    """Reads what `save_dense_predictor` wrote; nothing is unpickled and nothing downloaded."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    task, classes = TaskConfig(**description["task"]), description["classes"]
+    fields: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in description["preprocessing"].items()
+    }
+    preprocessing = Preprocessing(**fields)
+    assert preprocessing.crop is not None
+    network = nn.Module()
+    network.backbone = backbone = build_backbone(BackboneConfig(**description["backbone"], weights=None), "maps")
+    build = detection_head if task.name == "detection" else segmentation_head
+    network.head = head = build(task, backbone, len(classes), preprocessing.crop, task.name)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return DensePredictor(backbone, head, preprocessing, classes)

@@ -1,0 +1,61 @@
+"""Figures of a detector: true and detected boxes drawn into the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tlresearch.data.base import Data, Preprocessing, SplitName
+from tlresearch.data.transforms import Evaluation
+from tlresearch.tasks.segmentation_figures import shown
+from tlresearch.tracking.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SURE = 0.5
+"""Detections below this score are not drawn."""
+
+
+def detections_figure(data: Data, split: SplitName, predictions: Mapping[int, Mapping[str, Tensor]]) -> Figure:
+    """Draws one row per sample: the true boxes, and the detected ones with their scores.
+
+    Args:
+        data: The data set.
+        split: The split that was evaluated.
+        predictions: Detections by position in the split; see `Detections`.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    assert isinstance(data.preprocessing, Preprocessing)
+    evaluation = Evaluation(data.preprocessing)
+    palette = [colormaps["tab10"](number % 10) for number in range(len(data.classes))]
+    figure = new_figure(9.0, 4.3 * len(predictions) + 0.5)
+    grid = figure.subplots(len(predictions), 2, squeeze=False)
+    for (left, right), (index, found) in zip(grid, sorted(predictions.items()), strict=True):
+        image = shown(evaluation.frame(data.splits[split].raw(index)))
+        target = data.splits[split].targets[index]
+        kept = found["scores"] >= SURE
+        left.imshow(image)
+        right.imshow(image)
+        _draw(left, target[:, :4], target[:, 4].long(), palette)
+        _draw(right, found["boxes"][kept], found["labels"][kept], palette, found["scores"][kept])
+        left.set_title(f"{data.splits[split].names[index][-40:]}: true", fontsize=8, loc="left")
+        right.set_title(f"detected with a score of at least {SURE}", fontsize=8, loc="left")
+        left.set_axis_off()
+        right.set_axis_off()
+    handles = [Patch(color=colour, label=name) for name, colour in zip(data.classes, palette, strict=True)]
+    figure.legend(handles=handles[:20], loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw(axes: Any, boxes: Tensor, labels: Tensor, palette: list[Any], scores: Tensor | None = None) -> None:
+    from matplotlib.patches import Rectangle
+
+    for number, ((x0, y0, x1, y1), label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2, edgecolor=palette[label]))
+        if scores is not None:
+            axes.text(x0, y0 - 1, f"{float(scores[number]):.2f}", fontsize=6, color=palette[label], va="bottom")

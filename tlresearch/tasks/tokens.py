@@ -1,0 +1,301 @@
+"""Token classification, such as named entities: one tag per word, judged by whole entities as seqeval does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Batch, Data, SplitName
+from tlresearch.data.text import IGNORED
+from tlresearch.errors import MissingExtraError
+from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.tracking import figures
+from tlresearch.tracking.items import Item, Items
+from tlresearch.tracking.text_figures import wrong_texts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Entity = tuple[str, int, int]
+"""Kind, first and last word."""
+
+
+class TokenHead(nn.Module):
+    """A linear layer on the hidden states of each token.
+
+    Args:
+        width: Width of the hidden states.
+        classes: Number of tags.
+        dropout: Probability of dropout in front of it.
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, value: dict[str, Tensor]) -> Tensor:
+        """Returns logits ``(batch, length, classes)`` of ``hidden`` ``(batch, length, width)``."""
+        logits: Tensor = self.linear(self.dropout(value["hidden"]))
+        return logits
+
+
+class EntityScore(Metric):
+    """Precision, recall and F1 over entities, all together and by kind.
+
+    An entity is right if its kind and both of its ends are. Which tags make an entity is decided by seqeval's default
+    rules, those of the CoNLL shared tasks: an I without its B begins one too.
+
+    Args:
+        kinds: Kinds of entity.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.kinds = tuple(kinds)
+        self.add_state("counts", torch.zeros(len(self.kinds), 3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, given: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
+        """Takes the given and the predicted tags of sentences."""
+        counted = torch.zeros_like(self.counts, device="cpu")
+        for row, (right, answer) in enumerate(zip(given, predicted, strict=True)):
+            if len(right) != len(answer):
+                raise ValueError(f"sentence {row} has {len(right)} given but {len(answer)} predicted tags.")
+            wanted, found = set(entities(right)), set(entities(answer))
+            for column, members in enumerate((wanted & found, found, wanted)):
+                for kind, _, _ in members:
+                    counted[self.kinds.index(kind), column] += 1
+        self.counts += counted.to(self.counts.device)
+
+    def compute(self) -> dict[str, float]:
+        """Returns ``precision``, ``recall``, ``f1`` and ``f1_<kind>``; 0 where there is nothing to divide by."""
+        precision, recall, f1 = _scores(self.counts.sum(0).tolist())
+        values = {"precision": precision, "recall": recall, "f1": f1}
+        for kind, counts in zip(self.kinds, self.counts.tolist(), strict=True):
+            values[f"f1_{kind.replace('-', '_')}"] = _scores(counts)[2]
+        return values
+
+
+class TokenMeters(nn.Module):
+    """Loss, accuracy over words and, for evaluation, scores over entities of one split.
+
+    Args:
+        kinds: Kinds of entity; empty leaves their scores out.
+    """
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.accuracy = MeanMetric()
+        self.entities = EntityScore(kinds) if kinds else None
+
+    def finish(self) -> dict[str, float]:
+        """Returns every value and resets."""
+        values = {"loss": float(self.loss.compute()), "accuracy": float(self.accuracy.compute())}
+        for metric in (self.loss, self.accuracy):
+            metric.reset()
+        if self.entities is not None:
+            values |= self.entities.compute()
+            self.entities.reset()
+        return values
+
+
+class TokensTask(Task):
+    """A linear head on each token with cross entropy; tokens without a tag of their own have no part in it.
+
+    Args:
+        backbone: The staged backbone; it must end in hidden states.
+        classes: The tags.
+        optimizer: Makes the optimizer from backbone and head.
+        changing: See `Task`.
+        dropout: Probability of dropout in front of the linear layer.
+        label_smoothing: Smoothing of the cross entropy.
+        class_weights: Weight of each tag in the loss.
+        mixer: See `Task`.
+        penalty: See `Task`.
+
+    Raises:
+        MissingExtraError: If seqeval is not installed.
+    """
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        *,
+        classes: Sequence[str],
+        optimizer: OptimizerFactory,
+        changing: frozenset[int],
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        mixer: Mixer | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        head = TokenHead(backbone.out_features, len(classes), dropout)
+        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        entities(["O"])  # says now if seqeval is missing, not after the first epoch
+        self.classes = tuple(classes)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        kinds = sorted({tag.partition("-")[2] for tag in classes if tag != "O"})
+        self.meters = nn.ModuleDict(
+            {f"{split}_meters": TokenMeters(kinds if split != "train" else ()) for split in ("train", "val", "test")}
+        )
+        self.predictions: dict[str, dict[int, tuple[list[int], float]]] = {"val": {}, "test": {}}
+
+    def loss(self, outputs: Tensor, targets: Tensor | Sequence[Tensor]) -> Tensor:
+        """Mean cross entropy over the tokens that have a tag.
+
+        Args:
+            outputs: Logits ``(batch, length, classes)``.
+            targets: Tag of each token, ``(length,)`` for each sentence; `IGNORED` has none.
+        """
+        tags = padded(targets, outputs)
+        if not bool((tags != IGNORED).any()):
+            return outputs.sum() * 0.0  # the mean over nothing would be no number
+        return functional.cross_entropy(
+            outputs.flatten(0, 1),
+            tags.flatten(),
+            weight=self.class_weights.to(outputs.device) if self.class_weights is not None else None,
+            ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+        )
+
+    def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
+        """Takes a batch into the split's metrics; keeps the predictions of evaluation for figures."""
+        tags = padded(batch.targets, outputs)
+        tagged = tags != IGNORED
+        words = int(tagged.sum())
+        if not words:
+            return
+        sure, best = outputs.float().softmax(dim=2).max(dim=2)
+        meters = self._meters(split)
+        meters.loss.update(loss, weight=words)
+        meters.accuracy.update((best == tags)[tagged].float())
+        if meters.entities is None:
+            return
+        rows = [
+            (given[seen].tolist(), found[seen].tolist()) for given, found, seen in zip(tags, best, tagged, strict=True)
+        ]
+        meters.entities.update([self._named(given) for given, _ in rows], [self._named(found) for _, found in rows])
+        least = sure.masked_fill(~tagged, 1.0).amin(dim=1)
+        for index, (_, found), score in zip(batch.indices.tolist(), rows, least.tolist(), strict=True):
+            self.predictions[split][index] = (found, score)
+
+    def compute_metrics(self, split: str) -> dict[str, float]:
+        """Returns loss and metrics of a split and resets them."""
+        return self._meters(split).finish()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the predictions of the epoch before."""
+        self.predictions["val"].clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets earlier predictions."""
+        self.predictions["test"].clear()
+
+    def figures(self, data: Data) -> dict[str, Figure]:
+        """Draws the confusion of kinds word by word, and the sentences with wrong entities, least sure last."""
+        split, answers = self._last()
+        kinds = ["O", *sorted({tag.partition("-")[2] for tag in self.classes if tag != "O"})]
+        matrix = torch.zeros(len(kinds), len(kinds), dtype=torch.int64)
+        wrong = []
+        for index, (found, score) in answers.items():
+            given = [tag for tag in data.splits[split].targets[index].tolist() if tag != IGNORED]
+            for right, answer in zip(given, found, strict=True):
+                matrix[self._kind(right, kinds), self._kind(answer, kinds)] += 1
+            wanted, predicted = entities(self._named(given)), entities(self._named(found))
+            if wanted != predicted:
+                wrong.append((score, index, wanted, predicted))
+        if not answers:
+            return {}
+        drawn = {"confusion_matrix.png": figures.confusion_matrix(matrix.numpy(), kinds)}
+        wrong = sorted(wrong, reverse=True, key=lambda row: row[0])[:20]
+        if wrong:
+            drawn["wrong_sentences.png"] = wrong_texts(
+                [" ".join(data.splits[split].raw(index)) for _, index, _, _ in wrong],
+                [_worded(wanted, data.splits[split].raw(index)) for _, index, wanted, _ in wrong],
+                [_worded(predicted, data.splits[split].raw(index)) for _, index, _, predicted in wrong],
+                [score for score, _, _, _ in wrong],
+                title=f"Sentences of {split} with wrong entities, surest first",
+            )
+        return drawn
+
+    def items(self, data: Data) -> Items | None:
+        """Returns the entities of each sentence of the test split, else of validation."""
+        split, answers = self._last()
+        part = data.splits[split]
+        if len(answers) != len(part):
+            return None
+        rows = []
+        for index, (found, score) in sorted(answers.items()):
+            given = [tag for tag in part.targets[index].tolist() if tag != IGNORED]
+            wanted, answer = _listed(self._named(given)), _listed(self._named(found))
+            rows.append(Item(part.names[index], wanted, answer, score))
+        return Items(split, tuple(rows))
+
+    def _last(self) -> tuple[SplitName, dict[int, tuple[list[int], float]]]:
+        split: SplitName = "test" if self.predictions["test"] else "val"
+        return split, self.predictions[split]
+
+    def _named(self, tags: Sequence[int]) -> list[str]:
+        return [self.classes[tag] for tag in tags]
+
+    def _kind(self, tag: int, kinds: Sequence[str]) -> int:
+        return kinds.index(self.classes[tag].partition("-")[2] or "O")
+
+    def _meters(self, split: str) -> TokenMeters:
+        return cast(TokenMeters, self.meters[f"{split}_meters"])
+
+
+def padded(targets: Tensor | Sequence[Tensor], outputs: Tensor) -> Tensor:
+    """Returns the tags of a batch ``(batch, length)``, padded with `IGNORED` to the length of the outputs."""
+    tags = torch.full(outputs.shape[:2], IGNORED, dtype=torch.int64, device=outputs.device)
+    for row, target in enumerate(targets):
+        tags[row, : len(target)] = target
+    return tags
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """Returns the entities of a sentence by seqeval's default rules.
+
+    Raises:
+        MissingExtraError: If seqeval is not installed.
+    """
+    try:
+        from seqeval.metrics.sequence_labeling import get_entities
+    except ModuleNotFoundError as error:
+        if error.name != "seqeval":
+            raise
+        raise MissingExtraError("seqeval", "text") from None
+    found: list[Entity] = get_entities(list(tags))
+    return found
+
+
+def tag_weights(targets: Sequence[Any], classes: int) -> Tensor:
+    """Returns weights inversely proportional to the frequency of each tag; see `balanced_weights`."""
+    every = torch.cat(list(targets))
+    tags = every[every != IGNORED]
+    return len(tags) / (classes * torch.bincount(tags, minlength=classes).clamp(min=1).float())
+
+
+def _scores(counts: Sequence[int]) -> tuple[float, float, float]:
+    right, found, wanted = counts
+    return right / max(found, 1), right / max(wanted, 1), 2 * right / max(found + wanted, 1)
+
+
+def _listed(tags: Sequence[str]) -> str:
+    return ";".join(f"{kind} {first}-{last}" for kind, first, last in entities(tags))
+
+
+def _worded(found: Sequence[Entity], words: Sequence[str]) -> str:
+    return ", ".join(f"{' '.join(words[first : last + 1])} ({kind})" for kind, first, last in found) or "none"
