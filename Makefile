@@ -11,11 +11,11 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format run sweep compare inspect ui lock clean
+.PHONY: help setup demo test bench lint format run sweep reproduce reproduce-all verify compare inspect ui lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done  ## Install everything into .venv (done by the other targets when needed)
 
@@ -34,10 +34,11 @@ demo: setup  ## The main job on digits: pretrain, transfer with few labels, swee
 	$(TLR) demo $(ARGS)
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-bench: setup  ## Measure what an unfreeze depth costs: benchmarks/ (needs a quiet machine)
-	$(BIN)/python benchmarks/depth_cost.py --write $(ARGS)
+BENCHMARKS := startup full_finetune tracking_overhead mixed_sweep growth head_only_sweep depth_cost
+bench: setup  ## Measure every claim about speed, or one: make bench BENCHMARKS=mixed_sweep (needs a quiet machine)
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --write $(ARGS) || exit 1; done
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff format --check .
@@ -53,6 +54,15 @@ run: setup  ## Run one experiment: make run EXP=hymenoptera/linear_probe ARGS="o
 
 sweep: setup  ## Run or continue a sweep: make sweep SWEEP=hymenoptera/lr_x_unfreeze_depth
 	$(TLR) sweep $(SWEEP) $(ARGS)
+
+reproduce: setup  ## Run a published experiment and compare its numbers (EXP=…), or repeat a run (RUN=id)
+	$(TLR) reproduce $(or $(RUN),$(EXP)) $(ARGS)
+
+reproduce-all: setup  ## Every published experiment whose data and weights are here; writes REPRODUCED.md
+	$(TLR) reproduce --all $(ARGS)
+
+verify: setup  ## Check a recorded run without training: make verify RUN=3f2a9c1b
+	$(TLR) verify $(RUN) $(ARGS)
 
 compare: setup  ## Compare the trials of a sweep (SWEEP=…) or runs (RUNS="id id …")
 	$(TLR) compare $(if $(SWEEP),--sweep $(SWEEP)) $(RUNS) $(ARGS)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.recorded import Recorded
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -32,6 +38,40 @@ def data_dir() -> Path:
 def weights_dir() -> Path:
     """The folder with the real pretrained weights."""
     return _real("TLRESEARCH_WEIGHTS", "pretrained weights")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs: creating the tables takes seconds, copying them does not."""
+    from tlresearch.tracking.store import connect
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .*noload", category=DeprecationWarning)
+        connect(f"sqlite:///{path}")
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def _recorded(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Recorded:
+    from tests.recorded import record
+
+    folder = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("TLRESEARCH_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return record(folder, empty_database)
+
+
+@pytest.fixture
+def recorded(_recorded: Recorded, home: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """A home with recorded runs, shared by all tests: what a test changes there it puts back."""
+    monkeypatch.setenv("TLRESEARCH_HOME", str(_recorded.folder / "home"))
+    return _recorded
 
 
 def _real(variable: str, what: str) -> Path:

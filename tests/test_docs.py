@@ -147,7 +147,8 @@ def test_pictures_are_small() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
-def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path) -> None:
+def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_data", Path)  # the data need not be here
     for number, body in enumerate(blocks(name, "yaml")):
         file = tmp_path / f"snippet{number}.yaml"
         file.write_text(body)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tlresearch.config import checks
-from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
+from tlresearch.config.load import load_experiment, load_sweep, load_text, load_variants, revise
 from tlresearch.config.search_space import resolve_all
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").rglob("*.yaml"))
@@ -56,4 +57,24 @@ def test_the_header_says_purpose_command_and_time(path: Path) -> None:
     text = "\n".join(header)
     assert len(header) >= 2
     assert "make run EXP=" in text or "make sweep SWEEP=" in text
-    assert "second" in text or "minute" in text
+    assert re.search(r"second|minute|hour|\d s\b", text)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_published_numbers_are_complete(path: Path) -> None:
+    variants = load_variants(path)
+    references = [loaded.config.reference for loaded in variants.values()]
+    if not any(references):
+        return
+    assert all(references), "a variant without a published number belongs into an experiment of its own"
+    assert f"make reproduce EXP={path.relative_to(REPOSITORY / 'experiments').with_suffix('')}" in path.read_text()
+    for loaded in variants.values():
+        # A number format chosen by timing would make two reproductions of one machine differ.
+        assert loaded.config.trainer.precision != "auto"
+        assert loaded.config.seeds
+
+
+def test_there_are_published_numbers_of_every_kind() -> None:
+    found = [load_variants(path) for path in EXPERIMENTS]
+    references = [loaded.config.reference for variants in found for loaded in variants.values()]
+    assert {reference.kind for reference in references if reference} == {"transfer", "baseline", "shift"}

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlresearch.experiment import RunResult as RunResult
     from tlresearch.experiment import fit as fit
+    from tlresearch.seeds import GroupResult as GroupResult
+    from tlresearch.seeds import fit_group as fit_group
     from tlresearch.sweep import SweepResult as SweepResult
     from tlresearch.sweep import run as run_sweep
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "SweepResult", "__version__", "fit", "run_sweep"]
+__all__ = ["GroupResult", "RunResult", "SweepResult", "__version__", "fit", "fit_group", "run_sweep"]
 
 _WHERE = {
     "fit": ("tlresearch.experiment", "fit"),
     "RunResult": ("tlresearch.experiment", "RunResult"),
+    "fit_group": ("tlresearch.seeds", "fit_group"),
+    "GroupResult": ("tlresearch.seeds", "GroupResult"),
     "run_sweep": ("tlresearch.sweep", "run"),
     "SweepResult": ("tlresearch.sweep", "SweepResult"),
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlresearch.errors import UserError
@@ -15,12 +17,15 @@ from tlresearch.ranks import is_leader
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tlresearch.experiment import RunResult
+    from tlresearch.seeds import GroupResult
+
 OVERRIDES = "values by full key, such as optimizer.lr=3e-3; `tlresearch config` lists them all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 (a result not reached) or 2 (bad input)."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
@@ -37,18 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; overrides may stand before and behind options, which argparse does not see by itself."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def run(options: argparse.Namespace) -> int:
-    """Runs one experiment."""
+    """Runs one experiment, once or with each of its seeds."""
     from tlresearch.config.load import load_experiment
 
     loaded = load_experiment(options.experiment, options.overrides)
     console = _console()
-    from tlresearch.experiment import fit
-    from tlresearch.summary import run_summary
-
     console.print(f"[bold]{loaded.config.name}[/bold]  {loaded.source}", highlight=False)
-    result = fit(loaded, console=console)
-    console.print(run_summary(result))
+    result: RunResult | GroupResult
+    if loaded.config.seeds:
+        from tlresearch.seeds import fit_group
+        from tlresearch.summary import group_summary
+
+        result = fit_group(loaded, console=console)
+        console.print(group_summary(result))
+    else:
+        from tlresearch.experiment import fit
+        from tlresearch.summary import run_summary
+
+        result = fit(loaded, console=console)
+        console.print(run_summary(result))
     console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
     return 0
 
@@ -66,17 +90,55 @@ def sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(options: argparse.Namespace) -> int:
+    """Runs a published experiment and holds it against its numbers, or repeats a recorded run."""
+    if bool(options.what) == options.all:
+        raise UserError("reproduce: name a published experiment or a run id, or give --all")
+    console = _console()
+    if options.all and options.overrides:
+        raise UserError("reproduce: --all takes no overrides: the scoreboard is of the experiments as they are written")
+    if options.what and _is_run_id(options.what):
+        from tlresearch.repeat import repeat_run
+
+        return repeat_run(options.what, anyway=options.anyway, console=console).exit_code
+    from tlresearch import reproduce as published
+
+    if options.all:
+        results = published.reproduce_all(again=options.again, slow=options.slow, console=console)
+        console.print(f"written to {published.PAGE}", highlight=False)
+        return int(not all(result.reached for result in results))
+    result = published.reproduce(
+        options.what, options.overrides, variants=options.variant, again=options.again, console=console
+    )
+    if result.run_id:
+        console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
+    return int(not result.reached)
+
+
+def _is_run_id(text: str) -> bool:
+    """Tells a run id, or its beginning, from the name of an experiment."""
+    return re.fullmatch(r"[0-9a-f]{8,32}", text) is not None and not Path("experiments", f"{text}.yaml").is_file()
+
+
 def compare(options: argparse.Namespace) -> int:
     """Compares recorded runs."""
-    from tlresearch.compare import compare_runs, compare_sweep, render
+    from tlresearch.compare import compare_runs, compare_sweep
+    from tlresearch.compare_table import print_comparison
 
     if bool(options.runs) == bool(options.sweep):
         raise UserError("compare: name two or more runs, or --sweep NAME")
     console = _console()
     comparison = compare_sweep(options.sweep, top=options.top) if options.sweep else compare_runs(options.runs)
-    console.print(render(comparison))
+    print_comparison(console, comparison)
     console.print(f"side by side in the UI (make ui): {comparison.url}", highlight=False, soft_wrap=True)
     return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Checks a recorded run without training: artifacts, data, weights, and what its model says."""
+    from tlresearch.verify import verify_run
+
+    return verify_run(options.run, console=_console()).exit_code
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -111,13 +173,12 @@ def cache(options: argparse.Namespace) -> int:
     """Lists, checks or removes stored activations."""
     import shutil
 
-    from rich.table import Table
-
+    from tlresearch.activations.listing import as_table, find_entries
     from tlresearch.activations.store import default_store
 
     store = default_store()
     console = _console()
-    entries = store.entries()
+    entries = find_entries(store, options.entries)
     if options.action == "rm":
         for entry in entries:
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -127,12 +188,7 @@ def cache(options: argparse.Namespace) -> int:
         damaged = [entry.key for entry in entries if not store.verify(entry)]
         console.print(f"{len(entries) - len(damaged)} entries are sound, {len(damaged)} were damaged and removed")
         return 1 if damaged else 0
-    table = Table("entry", "split", "boundary", "stages", "MB", title=str(store.root), title_justify="left")
-    for entry in entries:
-        about = entry.about
-        stages = ", ".join(about["stages"]) or "network inputs"
-        table.add_row(entry.key[:8], about["split"], str(about["boundary"]), stages, f"{entry.size / 1e6:.1f}")
-    console.print(table)
+    console.print(as_table(store))
     return 0
 
 
@@ -177,10 +233,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("sweep", help="name under sweeps/, or a YAML file")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="values of the sweep, such as trials=40")
 
+    command = add(
+        reproduce,
+        "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b",
+    )
+    command.add_argument("what", nargs="?", help="experiment with a reference, or the id of a run to repeat")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=f"{OVERRIDES}; the verdict says so")
+    command.add_argument("--variant", action="append", default=[], metavar="NAME", help="only this variant; repeatable")
+    command.add_argument("--again", action="store_true", help="run again what has finished before")
+    command.add_argument("--all", action="store_true", help="every published experiment; writes REPRODUCED.md")
+    command.add_argument("--slow", action="store_true", help="with --all: also what is marked as slow")
+    command.add_argument("--anyway", action="store_true", help="repeat a run although its data or weights have changed")
+
     command = add(compare, "tlresearch compare 3f2a 9c1b\ntlresearch compare --sweep hymenoptera/lr_x_unfreeze_depth")
     command.add_argument("runs", nargs="*", metavar="RUN", help="run ids, unique beginnings of them, or run names")
     command.add_argument("--sweep", help="compare the trials of this sweep")
     command.add_argument("--top", type=int, default=10, help="trials of a sweep that are shown (default 10)")
+
+    command = add(verify, "tlresearch verify 3f2a9c1b")
+    command.add_argument("run", help="run id, unique beginning of it, or run name")
 
     command = add(inspect, "tlresearch inspect torchvision/resnet50\ntlresearch inspect hymenoptera/gradual")
     command.add_argument("what", help="a backbone such as torchvision/resnet50, or an experiment")
@@ -196,8 +267,9 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
 
-    command = add(cache, "tlresearch cache ls\ntlresearch cache verify")
-    command.add_argument("action", choices=["ls", "rm", "verify"], help="list, remove all, or check the hashes")
+    command = add(cache, "tlresearch cache ls\ntlresearch cache rm 3f2a9c1b\ntlresearch cache verify")
+    command.add_argument("action", choices=["ls", "rm", "verify"], help="list, remove, or check the hashes")
+    command.add_argument("entries", nargs="*", metavar="ENTRY", help="beginnings of keys (default: all entries)")
 
     command = add(demo, "tlresearch demo")
     command.add_argument("--trials", type=int, default=20, help="trials of the sweep (default 20)")

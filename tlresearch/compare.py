@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from tlresearch.compare_tests import Paired, paired_tests
 from tlresearch.errors import TrackingError
+from tlresearch.tracking.groups import SeedRun, finished, is_group
 from tlresearch.tracking.records import children, find_run, study_runs
 from tlresearch.tracking.run import PRUNED_MARK, STATE
 from tlresearch.tracking.store import Store, compare_url, connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from rich.table import Table
+
+    from tlresearch.statistics import Summary
 
 State = Literal["finished", "pruned", "failed", "killed", "running"]
 Direction = Literal["maximize", "minimize"]
 
-_HIDDEN_METRICS = ("system/", "lr/", "trainable/", "selected/")
-_HIDDEN_PARAMS = ("tracking.", "name")
+_HIDDEN_METRICS = ("system/", "time/", "lr/", "trainable/", "selected/", "mean/", "std/", "low/", "high/")
+_HIDDEN_PARAMS = ("tracking.", "name", "group.")
 _FALLING = ("loss", "error", "perplexity", "seconds", "nll", "ece", "brier", "wer")
-_MOST_COLUMNS = 4  # more runs are rows
 _MOST_IN_URL = 30
 
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one run: its last value, and the best over its history."""
+    """A metric of one run: its last value, and the best over its history; of a group its mean over the seeds."""
 
     last: float
     best: float
     best_step: int
+    over_seeds: Summary | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a comparison.
+    """One run of a comparison, or a group of seeds.
 
     Attributes:
         run_id: Its id.
@@ -47,6 +50,8 @@ class Row:
         params: All its params.
         metrics: Its metrics.
         seconds: How long it took, or has taken so far.
+        members: Run of each seed; empty unless it is a group.
+        data: Name and fingerprint of its data; empty if it recorded none.
     """
 
     run_id: str
@@ -56,6 +61,8 @@ class Row:
     params: Mapping[str, str]
     metrics: Mapping[str, Value]
     seconds: float
+    members: Mapping[int, str] = field(default_factory=dict)
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Comparison:
         directions: Whether more or less is better, by metric.
         url: The comparison in MLflow's UI.
         left_out: Runs of the sweep that `top` cut off.
+        tests: Paired tests between the best run, or the first, and the others.
     """
 
     title: str
@@ -79,6 +87,7 @@ class Comparison:
     directions: Mapping[str, Direction]
     url: str
     left_out: int = 0
+    tests: tuple[Paired, ...] = ()
     best: Mapping[str, str] = field(default_factory=dict)
     """Run id with the best last value, by metric; pruned and failed runs do not compete."""
 
@@ -87,7 +96,7 @@ def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:
     """Compares runs.
 
     Args:
-        runs: Run ids, unique beginnings of ids, or run names.
+        runs: Run ids, unique beginnings of ids, or run names; that of a group of seeds stands for all of them.
         uri: MLflow tracking URI.
 
     Raises:
@@ -95,11 +104,12 @@ def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:
     """
     store = connect(uri)
     found = {run.info.run_id: run for run in (find_run(store, text) for text in runs)}
-    return _compare(store, f"{len(found)} runs", list(found.values()))
+    comparison = _compare(store, f"{len(found)} runs", list(found.values()))
+    return replace(comparison, tests=paired_tests(store, comparison))
 
 
 def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Comparison:
-    """Compares the trials of a sweep, best first; pruned and failed ones come last.
+    """Compares the trials of a sweep, best first; confirmed groups come before them, pruned and failed ones last.
 
     Args:
         sweep: Name of the study.
@@ -122,7 +132,12 @@ def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Compa
     named: dict[str | None, Direction] = {"minimize": "minimize", "maximize": "maximize"}
     direction = named.get(stated) or guess_direction(metric)
     found.sort(key=_order(metric, direction))
-    return _compare(store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:]))
+    comparison = _compare(
+        store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
+    )
+    # Single trials of one seed are no ground for a test: that is what `confirm` is for.
+    groups = replace(comparison, rows=tuple(row for row in comparison.rows if row.members), best={})
+    return replace(comparison, tests=paired_tests(store, groups))
 
 
 def _compare(
@@ -133,9 +148,19 @@ def _compare(
     left_out: int = 0,
 ) -> Comparison:
     goal = goal or {}
-    names = _metric_names(runs, next(iter(goal), None))
+    groups = {run.info.run_id: finished(store, run.info.run_id) for run in runs if is_group(run)}
+    recorded = [
+        *(run.data.metrics for run in runs),
+        *(one.metrics for seeds in groups.values() for one in seeds.values()),
+    ]
+    names = _metric_names(recorded, next(iter(goal), None))
     directions = {name: goal.get(name, guess_direction(name)) for name in names}
-    rows = tuple(_row(store, run, names, directions) for run in runs)
+    rows = tuple(
+        _group_row(store, run, groups[run.info.run_id], names)
+        if groups.get(run.info.run_id)
+        else _row(store, run, names, directions)
+        for run in runs
+    )
     ids = [row.run_id for row in rows][:_MOST_IN_URL]
     return Comparison(
         title=title,
@@ -147,35 +172,6 @@ def _compare(
         left_out=left_out,
         best={name: best for name in names if (best := _best(rows, name, directions[name]))},
     )
-
-
-def render(comparison: Comparison) -> Table:
-    """The comparison as a table: one column per run, or one row per run where there are many."""
-    from rich.table import Table
-
-    table = Table(title=comparison.title, title_justify="left", header_style="bold", row_styles=["", "on grey11"])
-    heads = [_head(row) for row in comparison.rows]
-    lines: list[tuple[str, list[str]]] = [("state", [_state(row) for row in comparison.rows])]
-    lines += [(key, [_param(cell) for cell in cells]) for key, cells in comparison.differing.items()]
-    lines += [(name, [_cell(comparison, row, name) for row in comparison.rows]) for name in comparison.metrics]
-    lines.append(("duration", [_duration(row.seconds) for row in comparison.rows]))
-    if len(comparison.rows) <= _MOST_COLUMNS:
-        last_param = next(reversed(list(comparison.differing)), "state")
-        table.add_column("", style="bold", no_wrap=True)
-        for head in heads:
-            table.add_column(head, justify="right", overflow="fold")
-        for key, cells in lines:
-            table.add_row(key, *cells, end_section=key in ("state", last_param))
-    else:
-        table.add_column("run", style="bold", no_wrap=True)
-        for key, _ in lines:
-            table.add_column(key, justify="left" if key == "state" else "right", overflow="fold")
-        for index, head in enumerate(heads):
-            table.add_row(head.replace("\n", " "), *(cells[index] for _, cells in lines))
-    more = f"; {comparison.left_out} more trials are not shown" if comparison.left_out else ""
-    table.caption = f"metrics: last value (best over all epochs @ its epoch){more}"
-    table.caption_justify = "left"
-    return table
 
 
 def guess_direction(metric: str) -> Direction:
@@ -192,9 +188,37 @@ def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, 
         experiment_id=run.info.experiment_id,
         name=(run.info.run_name or run.info.run_id[:8]).removeprefix(PRUNED_MARK),
         state=_run_state(run),
-        params=dict(run.data.params),
+        params={} if is_group(run) else dict(run.data.params),
         metrics={name: _value(store, run, name, directions[name]) for name in known},
         seconds=max(0.0, (ended - run.info.start_time) / 1000),
+        data=run.data.tags.get("tlresearch.data", ""),
+    )
+
+
+def _group_row(store: Store, group: Run, seeds: Mapping[int, SeedRun], names: Sequence[str]) -> Row:
+    """A group as one row: the mean of each metric over its finished seeds, and the params that the seeds share."""
+    from tlresearch.statistics import summary
+
+    runs = list(seeds.values())
+    with store.errors():
+        first = store.client.get_run(runs[0].run_id)
+    metrics = {}
+    for name in names:
+        by_seed = {run.seed: run.metrics[name] for run in runs if name in run.metrics}
+        if len(by_seed) == len(runs):
+            found = summary(list(by_seed.values()))
+            metrics[name] = Value(found.mean, found.mean, 0, found, by_seed)
+    shared = {key: value for key, value in first.data.params.items() if key not in ("seed", "seeds")}
+    return Row(
+        run_id=group.info.run_id,
+        experiment_id=group.info.experiment_id,
+        name=group.info.run_name or group.info.run_id[:8],
+        state=_run_state(group),
+        params={**shared, "seeds": " ".join(map(str, sorted(seeds)))},
+        metrics=metrics,
+        seconds=sum(run.seconds for run in runs),
+        members={seed: seeds[seed].run_id for seed in sorted(seeds)},
+        data=first.data.tags.get("tlresearch.data", ""),
     )
 
 
@@ -214,19 +238,20 @@ def _run_state(run: Run) -> State:
     return states.get(run.info.status, "running")
 
 
-def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, bool, float]]:
+def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, bool, bool, float]]:
     sign = -1 if direction == "maximize" else 1
 
-    def key(run: Run) -> tuple[bool, bool, float]:
-        value = run.data.metrics.get(metric, math.nan)
+    def key(run: Run) -> tuple[bool, bool, bool, float]:
+        group = is_group(run)
+        value = run.data.metrics.get(f"mean/{metric}" if group else metric, math.nan)
         missing = math.isnan(value)
-        return (_run_state(run) != "finished", missing, 0.0 if missing else sign * value)
+        return (_run_state(run) != "finished", not group, missing, 0.0 if missing else sign * value)
 
     return key
 
 
-def _metric_names(runs: Sequence[Run], first: str | None) -> list[str]:
-    names = {name for run in runs for name in run.data.metrics if not name.startswith(_HIDDEN_METRICS)}
+def _metric_names(recorded: Sequence[Mapping[str, float]], first: str | None) -> list[str]:
+    names = {name for metrics in recorded for name in metrics if not name.startswith(_HIDDEN_METRICS)}
     splits = ("test", "val", "train")
     ordered = sorted(names, key=lambda name: (_position(splits, name.split("/")[0]), "loss" in name, name))
     return sorted(ordered, key=lambda name: name != first)
@@ -237,9 +262,10 @@ def _position(words: Sequence[str], word: str) -> int:
 
 
 def _differing(rows: Sequence[Row]) -> dict[str, tuple[str | None, ...]]:
-    keys = sorted({key for row in rows for key in row.params})
-    columns = {key: tuple(row.params.get(key) for row in rows) for key in keys}
-    return {key: cells for key, cells in columns.items() if len(set(cells)) > 1 and not key.startswith(_HIDDEN_PARAMS)}
+    known = [row for row in rows if row.params]  # a group none of whose seeds has finished has none
+    keys = sorted({key for row in known for key in row.params if not key.startswith(_HIDDEN_PARAMS)})
+    differing = [key for key in keys if len({row.params.get(key) for row in known}) > 1]
+    return {key: tuple(row.params.get(key) for row in rows) for key in differing}
 
 
 def _best(rows: Sequence[Row], name: str, direction: Direction) -> str | None:
@@ -252,41 +278,3 @@ def _best(rows: Sequence[Row], name: str, direction: Direction) -> str | None:
     values.sort(reverse=True)
     # A tie has no best.
     return values[0][1] if len(values) > 1 and values[0][0] > values[1][0] else None
-
-
-def _head(row: Row) -> str:
-    from rich.markup import escape
-
-    return f"{escape(row.name)}\n[dim]{row.run_id[:8]}[/dim]"
-
-
-def _state(row: Row) -> str:
-    colour = {"finished": "green", "pruned": "yellow", "failed": "red", "killed": "red", "running": "cyan"}[row.state]
-    return f"[{colour}]{row.state}[/{colour}]"
-
-
-def _cell(comparison: Comparison, row: Row, name: str) -> str:
-    if name not in row.metrics:
-        return "[dim]-[/dim]"
-    value = row.metrics[name]
-    text = f"{value.last:.4g}"
-    if not math.isclose(value.best, value.last, rel_tol=1e-9) and not math.isnan(value.best):
-        text += f" [dim]({value.best:.4g} @ {value.best_step})[/dim]"
-    return f"[bold green]★ {text}[/bold green]" if comparison.best.get(name) == row.run_id else text
-
-
-def _param(cell: str | None) -> str:
-    from rich.markup import escape
-
-    if cell is None:
-        return "[dim]-[/dim]"
-    with contextlib.suppress(ValueError):
-        cell = cell if cell.lstrip("-").isdigit() else f"{float(cell):.4g}"
-    return escape(cell if len(cell) <= 60 else f"{cell[:57]}...")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -53,6 +53,10 @@ class MissingExtraError(UserError):
         )
 
 
+class MissingFileError(UserError):
+    """A file or folder that a config names is not here; the text names the places it was looked for."""
+
+
 class TrackingError(UserError):
     """The MLflow store cannot be reached or does not hold what was asked for."""
 

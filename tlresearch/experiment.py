@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tlresearch import results, training
+from tlresearch.autotune import tune
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
@@ -26,7 +27,8 @@ from tlresearch.finetuning.resume import RunFolder
 from tlresearch.progress import RunProgress
 from tlresearch.ranks import is_leader
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task
+from tlresearch.tasks.build import build_task, needed_end
+from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.silent import SilentRun
 
@@ -64,21 +66,30 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Trial:
-    """What makes a run part of a study.
+    """What makes a run part of a study, or the repetition of an earlier run.
 
     Attributes:
-        parent: MLflow run of the study.
+        parent: MLflow run of the study; ``None`` for a run of its own.
         name: Name of the run.
         tags: Tags that say which trial it is.
         listener: Told of each epoch; raises `RunPrunedError` to prune the run.
         test: Whether the test split is evaluated: never while a study still selects.
+        repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
+        tracker: Where the run is opened; ``None`` records it in this process.
     """
 
-    parent: str
+    parent: str | None
     name: str
     tags: dict[str, str]
     listener: Listener | None = None
     test: bool = False
+    repeats: str = ""
+    tracker: RemoteTracker | None = None
+
+    @property
+    def identity(self) -> str:
+        """What beside the config tells an unfinished run from others."""
+        return f"{self.parent or ''}{self.repeats}"
 
 
 def fit(
@@ -109,11 +120,11 @@ def fit(
     loaded = results.pin_checkpoint(loaded)
     config = loaded.config
     with (
-        RunFolder(f"{loaded.recorded}\n{trial.parent if trial else ''}") as folder,
+        RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}") as folder,
         _open_run(loaded, trial, folder) as tracked,
     ):
         training.prepare_process(config)
-        backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking))
+        backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
         data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
         schedule = build_schedule(config, backbone.stage_names)
         if config.regularize.stochastic_depth is not None:
@@ -122,25 +133,31 @@ def fit(
             lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
         task = build_task(config, backbone, data, schedule)
         results.log_inputs(tracked, data, backbone, schedule)
-        _remember(folder, tracked, data, backbone)
+        config = training.settle(config, _remembered(folder, tracked, data, backbone))
+        tuned = tune(config, task, data, schedule, training.device(config.trainer))
+        config = training.settle(config, tuned.settings())
+        folder.write(settings=tuned.settings())
 
         progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
         epoch_log = results.EpochLog(tracked, backbone.stage_names)
         listeners = [listener for listener in (epoch_log, progress, trial and trial.listener) if listener]
-        prefix = training.build_prefix(config, data, backbone)
+        prefix = training.build_prefix(config, data, backbone, progress.note if progress else log.info)
         plan = training.build_plan(config, schedule, prefix, listeners)
         trainer = training.build_trainer(config, plan, task, folder, tracked, progress)
+        results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
         pruned = ""
         try:
             training.train(trainer, task, prefix, config, folder)
         except RunPrunedError as reason:
             pruned = str(reason)
             tracked.mark_pruned(pruned)
+        tracked.set_tags({"tlresearch.prefix_passes": str(prefix.passes)})
         plan.restore_selected(task)
         lora.merge(backbone)
         metrics, epoch = training.selected(plan)
         if not pruned:
             if (trial is None or trial.test) and "test" in data.splits:
+                results.count_test(tracked)
                 metrics |= training.evaluate_test(trainer, task, prefix, config)
             if is_leader():
                 results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
@@ -164,7 +181,8 @@ def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: Run
     config = loaded.config
     if not is_leader():
         return SilentRun(folder.read().get("run_id", ""), trial.name if trial else config.name)
-    tracked = open_run(
+    opener = trial.tracker.open_run if trial and trial.tracker else open_run
+    tracked = opener(
         config.tracking,
         experiment=config.tracking.experiment or config.name,
         name=trial.name if trial else config.name,
@@ -175,14 +193,21 @@ def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: Run
         run_id=folder.read().get("run_id"),
     )
     results.log_provenance(tracked, loaded.recorded, sys.argv)
+    if trial is None or trial.parent is None:
+        results.save_run_view(tracked)
     return tracked
 
 
-def _remember(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> None:
-    """Keeps what the next start needs; a checkpoint made from other data or weights is dropped."""
+def _remembered(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> dict[str, str]:
+    """Keeps what the next start needs, and returns the settings of the last one, which a resumed run keeps.
+
+    A checkpoint made from other data or weights is dropped.
+    """
     inputs = {"data": data.fingerprint.digest, "weights": backbone.weights.sha256}
     before = folder.read()
     if before and {key: before.get(key) for key in inputs} != inputs:
         log.warning("data or weights have changed since the run was interrupted: it starts from the beginning")
         folder.forget()
     folder.write(run_id=tracked.run_id, **inputs)
+    settings: dict[str, str] = before.get("settings", {})
+    return settings

@@ -63,6 +63,10 @@ class RunProgress(L.Callback):
                 soft_wrap=True,
             )
 
+    def note(self, text: str) -> None:
+        """Says something in a line above the bar."""
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+
     def stop(self) -> None:
         """Takes the bar away."""
         self.bar.stop()

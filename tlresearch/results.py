@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tlresearch.autotune import Tuned
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import CONFIG, TRAINED
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.data.base import Data, Split
-from tlresearch.errors import UserError
+from tlresearch.errors import TrackingError, WeightsError
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
-from tlresearch.serving import save_predictor, servable
+from tlresearch.ranks import is_leader
+from tlresearch.serving.audio import audio_servable, save_audio_predictor
+from tlresearch.serving.classification import save_predictor, servable
+from tlresearch.serving.dense import dense_servable, save_dense_predictor
+from tlresearch.serving.text import save_text_predictor, text_servable
 from tlresearch.tasks.base import Task
-from tlresearch.tracking import figures
+from tlresearch.tracking import figures, records
+from tlresearch.tracking.groups import finished
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import TrackedRun
@@ -35,6 +41,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Saver = Callable[[Path, ExperimentConfig, Task, Data], None]
+
+SERVED: Sequence[tuple[Callable[[Task, Data], bool], Saver, str]] = (
+    (servable, save_predictor, "tlresearch.serving.classification.load_predictor"),
+    (text_servable, save_text_predictor, "tlresearch.serving.text.load_text_predictor"),
+    (audio_servable, save_audio_predictor, "tlresearch.serving.audio.load_audio_predictor"),
+    (dense_servable, save_dense_predictor, "tlresearch.serving.dense.load_dense_predictor"),
+)
+"""How trained tasks become models that predict: whether it can be done, what writes the files, what reads them."""
+
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "timm": ("timm",),
+    "hf": ("transformers",),
+    "log_mel": ("transformers", "soundfile", "scipy"),
+    "speech_embedding": ("transformers", "soundfile", "scipy"),
+}
+"""Packages beside the usual ones that a served model needs, by the backbone's family."""
+
+TEST_EVALUATIONS = "tlresearch.test_evaluations"
+"""Tag of a run: how often its test split was evaluated; missing where it never was."""
+
 
 def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
     """Returns a local copy of an artifact of another run in the same store."""
@@ -44,12 +71,34 @@ def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
 
 
 def pin_checkpoint(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
-    """Replaces ``checkpoint: latest:<name>`` by the id of the newest finished run of that name.
+    """Replaces ``checkpoint: latest:<name>`` by one run's id, and a group's id by that of its run with the same seed.
 
     What is recorded names one run, so that the same config always starts from the same weights.
 
     Raises:
-        UserError: If no finished run has that name.
+        WeightsError: If no finished run has that name, or the group has no run with the seed.
+    """
+    loaded = pin_latest(loaded)
+    source, seed = loaded.config.backbone.checkpoint, loaded.config.seed
+    if source is None:
+        return loaded
+    try:
+        runs = finished(connect(loaded.config.tracking.uri), source)
+    except TrackingError:
+        return loaded  # there is no such run: whoever loads its weights says so
+    if not runs:
+        return loaded
+    if seed not in runs:
+        known = ", ".join(map(str, sorted(runs)))
+        raise WeightsError(f"backbone.checkpoint: group {source} has no run with seed {seed}; it has {known}")
+    return revise(loaded, {"backbone.checkpoint": runs[seed].run_id})
+
+
+def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+    """Replaces ``checkpoint: latest:<name>`` by the id of the newest finished run, or group, of that name.
+
+    Raises:
+        WeightsError: If there is none.
     """
     wanted = loaded.config.backbone.checkpoint
     if wanted is None or not wanted.startswith("latest:"):
@@ -61,7 +110,7 @@ def pin_checkpoint(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]
         query = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
         found = store.client.search_runs(ids, query, max_results=1, order_by=["attributes.start_time DESC"])
     if not found:
-        raise UserError(
+        raise WeightsError(
             f"backbone.checkpoint: no finished run is named '{name}'; run it first (make run EXP=.../{name}), "
             "or give a run id"
         )
@@ -73,13 +122,17 @@ def log_provenance(run: TrackedRun, recorded: str, command: Sequence[str]) -> No
     if run.resumed:
         return
     run.log_text(recorded, CONFIG)
+    collect(command).log(run)
+
+
+def save_run_view(run: TrackedRun) -> None:
+    """Shows what runs are compared by in the UI's table of the experiment; a study saves a view of its own."""
     save_view(
         run.store,
         run.experiment_id,
         metrics=["val/accuracy", "val/loss", "test/accuracy"],
         params=["backbone.name", "freeze.schedule", "freeze.unfreeze_depth", "optimizer.lr"],
     )
-    collect(command).log(run)
 
 
 def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
@@ -104,16 +157,33 @@ def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: 
             data.fingerprint.digest,
             source=data.name,
             context=name,
-            schema={"image": "binary", "label": "string"},
+            schema={getattr(data.preprocessing, "sample", "image"): "binary", "label": "string"},
             profile={
                 "samples": len(split),
                 "fingerprint": data.fingerprint.digest,
                 **_per_class(data, split),
             },
         )
-    run.log_dict(dict(data.fingerprint.files), "data/files.json")
+    run.log_dict(dict(data.fingerprint.files), records.DATA_FILES)
     if data.skipped:
         run.log_dict(dict(data.skipped), "data/skipped.json")
+
+
+def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> None:
+    """Records threads, precision and device, which a repetition sets or compares, and why they were chosen."""
+    if not run.resumed:
+        run.log_dict(about, records.COMPUTATION)
+        run.set_tags({f"resolved.{key}": value for key, value in tuned.settings().items()})
+        if tuned.times:
+            run.log_dict(tuned.times, records.TIMES)
+
+
+def count_test(run: TrackedRun) -> None:
+    """Records that the test split is evaluated now; more than one time means that a process died over it."""
+    if is_leader():
+        with run.store.errors():
+            before = run.store.client.get_run(run.run_id).data.tags.get(TEST_EVALUATIONS, "0")
+        run.set_tags({TEST_EVALUATIONS: str(int(before) + 1)})
 
 
 class EpochLog:
@@ -150,6 +220,10 @@ def log_outcome(
     run.log_metrics(
         {f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch
     )
+    items = task.items(data)
+    # Validation was predicted in each epoch: what is left is the last one's, whichever is kept.
+    if items and (items.split == "test" or epoch == len(plan.history) - 1):
+        run.log_text(items.text(), items.path)
     if config.tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")
         curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}
@@ -161,21 +235,30 @@ def log_outcome(
             file = Path(folder) / Path(TRAINED).name
             save_file({name: _plain(tensor) for name, tensor in task.changing_state().items()}, file)
             run.log_file(file, str(Path(TRAINED).parent))
-    if config.tracking.model and not servable(task):
+    if config.tracking.model:
+        _log_predictor(run, config, task, data, epoch)
+
+
+def _log_predictor(run: TrackedRun, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:
+    fitting = [(save, loader) for servable, save, loader in SERVED if servable(task, data)]
+    if not fitting:
         log.warning(
-            "no model is logged: a head of your own cannot be rebuilt for serving; tracking.model=false says so"
+            "no model is logged: a task or a head of this kind cannot be rebuilt for serving; "
+            "tracking.model=false says so"
         )
-    elif config.tracking.model:
-        with tempfile.TemporaryDirectory() as folder:
-            save_predictor(Path(folder), config, task, data)
-            log_model(
-                run,
-                Path(folder),
-                data.classes,
-                loader="tlresearch.serving.load_predictor",
-                step=epoch,
-                extra_requirements=("timm",) if config.backbone.name.startswith("timm/") else (),
-            )
+        return
+    save, loader = fitting[0]
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), config, task, data)
+        log_model(
+            run,
+            Path(folder),
+            data.classes,
+            loader=loader,
+            columns=task.served_columns,
+            step=epoch,
+            extra_requirements=LIBRARIES.get(config.backbone.name.partition("/")[0], ()),
+        )
 
 
 def schedule_figure(plan: FreezeScheduleCallback) -> Figure:
@@ -197,6 +280,8 @@ def _spans(plan: FreezeScheduleCallback) -> list[figures.PhaseSpan]:
 
 
 def _per_class(data: Data, split: Split) -> dict[str, int]:
+    if not isinstance(split.targets, Tensor):
+        return {}
     if split.targets.ndim == 2:
         counts = split.targets.sum(0).int()
     else:

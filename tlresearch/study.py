@@ -91,8 +91,24 @@ def requeue_interrupted(study: Study) -> int:
         Number of such trials.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-        study.tell(trial.number, state=TrialState.FAIL)
+        _interrupt(study, trial)
+    return _try_again(study)
+
+
+def requeue(study: Study, number: int) -> None:
+    """Gives one trial another try, whose process has died while others go on."""
+    trial = study.get_trials(deepcopy=False)[number]
+    if trial.state == TrialState.RUNNING:
+        _interrupt(study, trial)
+    _try_again(study)
+
+
+def _interrupt(study: Study, trial: FrozenTrial) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _try_again(study: Study) -> int:
     tried_again = study.user_attrs.get("tried_again", [])
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     left = [t for t in failed if INTERRUPTED in t.user_attrs and t.number not in tried_again]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from tlresearch.experiment import RunResult
+from tlresearch.seeds import GroupResult
 
 
 def run_summary(result: RunResult) -> Table:
@@ -23,4 +24,22 @@ def run_summary(result: RunResult) -> Table:
     for split in splits:
         values = [result.metrics.get(f"{split}/{name}") for name in names]
         table.add_row(split, *("" if value is None else f"{value:.4f}" for value in values))
+    return table
+
+
+def group_summary(result: GroupResult) -> Table:
+    """Mean, spread and interval of each metric of a group."""
+    seeds = ", ".join(str(run.seed) for run in result.runs)
+    table = Table(
+        title=f"{result.name}: {len(result.runs)} seeds ({seeds}), {result.seconds:.1f} s",
+        title_justify="left",
+        title_style="bold",
+        caption="std over seeds; low and high: 95 % bootstrap interval of the mean",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for column in ("mean", "std", "low", "high"):
+        table.add_column(column, justify="right")
+    for name, found in result.metrics.items():
+        table.add_row(name, *(f"{value:.4f}" for value in (found.mean, found.std, found.low, found.high)))
     return table

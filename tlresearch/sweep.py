@@ -23,10 +23,14 @@ from tlresearch.config.paths import home
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
+from tlresearch.confirm import Confirmed, confirm
 from tlresearch.errors import UserError
+from tlresearch.launch.local import run_trials
 from tlresearch.results import pin_checkpoint
 from tlresearch.sweep_progress import SweepProgress
+from tlresearch.tasks.build import needed_end
 from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.views import save_view
 from tlresearch.trials import FinalRun, Worker
@@ -41,9 +45,10 @@ class SweepResult:
         run_id: Its MLflow run, the parent of the trials.
         url: Address of the study in the MLflow UI.
         objective: The metric that was optimised.
-        best: Overrides of the best trial by full key.
-        best_value: Its objective.
+        best: Overrides of the best trial by full key; with `confirm` it is the one with the best mean.
+        best_value: Its objective as a trial.
         best_yaml: File with the best trial's whole config; `run` takes it as it is.
+        confirmed: The best configurations run again with fresh seeds, best mean first; what is to be reported.
         final: The best trial run again in full, then the baselines.
         figures: Figures by name.
         trials: All trials of the study.
@@ -56,6 +61,7 @@ class SweepResult:
     best: dict[str, Any]
     best_value: float
     best_yaml: Path
+    confirmed: tuple[Confirmed, ...]
     final: tuple[FinalRun, ...]
     figures: dict[str, Path]
     trials: tuple[FrozenTrial, ...]
@@ -97,14 +103,17 @@ def run(
             _open_parent(loaded, base, study) as parent,
             SweepProgress(console, study, config, retried) as progress,
         ):
-            worker = Worker(config, base, space, study, parent, progress)
-            worker.optimise()
-            final = worker.finish()
-            best = studies.complete(study)[0]
+            with RemoteTracker() as tracker:
+                worker = Worker(config, base, space, study, parent, progress, tracker)
+                run_trials(worker)
+            worker.check_complete()
+            confirmed = confirm(config, base, study, parent, progress)
+            best = confirmed[0].trial if confirmed else studies.complete(study)[0]
+            final = worker.finish(best)
             best_yaml = folder / "best.yaml"
             best_yaml.write_text(worker.best_config(best).recorded)
             figures = sweep_report.write_figures(study, config, folder)
-            sweep_report.log_study(parent, study, config, final, best_yaml, figures)
+            sweep_report.log_study(parent, study, config, best, confirmed, final, best_yaml, figures)
     return SweepResult(
         name=config.name,
         run_id=parent.run_id,
@@ -113,6 +122,7 @@ def run(
         best=dict(best.params),
         best_value=float(best.value or 0.0),
         best_yaml=best_yaml,
+        confirmed=tuple(confirmed),
         final=tuple(final),
         figures=figures,
         trials=tuple(study.get_trials(deepcopy=False)),
@@ -125,7 +135,8 @@ def _needs_stages(space: dict[str, SpaceConfig]) -> bool:
 
 def _stages(base: Loaded[ExperimentConfig]) -> int:
     # Random weights: only the number of stages is asked for.
-    return len(build_backbone(replace(base.config.backbone, weights=None, checkpoint=None)).stage_names)
+    skeleton = replace(base.config.backbone, weights=None, checkpoint=None)
+    return len(build_backbone(skeleton, needed_end(base.config.task)).stage_names)
 
 
 def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tlresearch.tracking import sweep_figures
 from tlresearch.tracking.run import TrackedRun
 
 if TYPE_CHECKING:
+    from tlresearch.confirm import Confirmed
     from tlresearch.sweep import SweepResult
     from tlresearch.trials import FinalRun
 
@@ -50,18 +52,23 @@ def log_study(
     parent: TrackedRun,
     study: Study,
     config: SweepConfig,
+    best: FrozenTrial,
+    confirmed: Sequence[Confirmed],
     final: Sequence[FinalRun],
     best_yaml: Path,
     figures: Mapping[str, Path],
 ) -> None:
     """Records the study on its parent run, under names the trials do not use."""
     trials = studies.ended(study)
-    best = studies.complete(study)[0]
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in studies.ENDED}
     metrics = {f"study/{name}": float(count) for name, count in counts.items()}
     metrics["study/best"] = float(best.value or 0.0)
     for run in final:
         metrics |= {f"{run.name}/{name.replace('/', '_')}": value for name, value in run.metrics.items()}
+    if confirmed:
+        found = confirmed[0].metrics[config.objective.metric]
+        metrics |= {f"study/confirmed_{part}": getattr(found, part) for part in ("mean", "std", "low", "high")}
+        parent.log_dict({str(one.trial.number): _confirmation(one) for one in confirmed}, "confirmed.json")
     parent.log_metrics(metrics, step=len(trials))
     parent.set_tags(
         {
@@ -91,11 +98,34 @@ def depth_table(result: SweepResult) -> Table:
         rest = {key: value for key, value in best.params.items() if key != DEPTH}
         table.add_row(f"unfreeze depth {depth}", f"{best.value:.4f}", _point(rest), str(len(group)))
     table.add_section()
-    table.add_row("best trial", f"{result.best_value:.4f}", _point(result.best), str(len(done)), style="bold")
+    style = "" if result.confirmed else "bold"
+    table.add_row("best trial", f"{result.best_value:.4f}", _point(result.best), str(len(done)), style=style)
+    for one in result.confirmed:
+        found = one.metrics[result.objective]
+        value = f"{found.mean:.4f} ± {found.std:.4f}"
+        test = one.metrics.get("test/accuracy")
+        texts = [_point(one.trial.params), f"test/accuracy {test.mean:.4f} ± {test.std:.4f}" if test else ""]
+        style = "bold" if one is result.confirmed[0] else ""
+        table.add_row(
+            f"trial {one.trial.number}, {len(one.seeds)} fresh seeds",
+            value,
+            "  ".join(filter(None, texts)),
+            "",
+            style=style,
+        )
+    if result.confirmed:
+        table.caption = "to be reported: mean ± standard deviation over fresh seeds; a trial was chosen for its value"
+        table.caption_justify = "left"
+        table.add_section()
     for run in result.final:
         values = "  ".join(f"{name} {v:.4f}" for name, v in run.metrics.items() if name == "test/accuracy")
         table.add_row(f"final run: {run.name}", f"{run.metrics[result.objective]:.4f}", values, "")
     return table
+
+
+def _confirmation(one: Confirmed) -> dict[str, Any]:
+    metrics = {name: asdict(found) for name, found in one.metrics.items()}
+    return {"run_id": one.run_id, "seeds": list(one.seeds), "params": one.trial.params, "metrics": metrics}
 
 
 def _point(params: Mapping[str, Any]) -> str:

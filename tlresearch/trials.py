@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -20,6 +22,7 @@ from tlresearch.errors import ConfigError, UserError
 from tlresearch.experiment import RunResult, Trial, fit
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.sweep_progress import SweepProgress
+from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun
 
 TRIAL_TRACKING = {
@@ -60,17 +63,23 @@ class Worker:
     study: Study
     parent: TrackedRun
     progress: SweepProgress
+    tracker: RemoteTracker | None = None
 
-    def optimise(self) -> None:
-        """Runs trials until the total is reached."""
-        left = self.config.trials - len(studies.ended(self.study))
-        if left > 0:
-            self.study.optimize(
-                self.objective,
-                n_trials=left,
-                catch=(TrialFailedError,),
-                callbacks=[self.progress.trial_ended],
-            )
+    def left(self) -> int:
+        """Trials that are missing from the total."""
+        return self.config.trials - len(studies.ended(self.study))
+
+    def run_next(self, began: Callable[[int], None] = lambda number: None) -> int:
+        """Runs one trial and returns its number; `began` is told the number first."""
+        ended: list[int] = []
+
+        def objective(trial: optuna.Trial) -> float:
+            began(trial.number)
+            ended.append(trial.number)
+            return self.objective(trial)
+
+        self.study.optimize(objective, n_trials=1, catch=(TrialFailedError,), callbacks=[self.progress.trial_ended])
+        return ended[0]
 
     def objective(self, trial: optuna.Trial) -> float:
         """Runs one trial and returns its objective."""
@@ -86,12 +95,14 @@ class Worker:
                 )
             if not math.isfinite(epoch.metrics["train/loss"]):
                 raise TrialFailedError(f"the training loss was {epoch.metrics['train/loss']} in epoch {epoch.epoch}")
+            if isinstance(self.study.pruner, NopPruner):
+                return  # each report is a write to the database, and MLflow has the curve
             trial.report(epoch.metrics[metric], epoch.epoch)
             if trial.should_prune():
                 raise RunPrunedError(f"{metric} {epoch.metrics[metric]:.4f} after epoch {epoch.epoch}")
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report)
+        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, tracker=self.tracker)
         try:
             result = fit(revise(self.base, {**point, **TRIAL_TRACKING}), trial=setting)
         except UserError:
@@ -110,10 +121,13 @@ class Worker:
             raise optuna.TrialPruned
         return result.metrics[metric]
 
-    def finish(self) -> list[FinalRun]:
-        """Runs the best trial again in full, and the baselines; what has been run before is not run again."""
-        done = studies.complete(self.study)
-        if not done:
+    def check_complete(self) -> None:
+        """Refuses to go on without a completed trial.
+
+        Raises:
+            UserError: With the reason of the last failure.
+        """
+        if not studies.complete(self.study):
             reasons = [
                 t.user_attrs["failure"] for t in self.study.get_trials(deepcopy=False) if "failure" in t.user_attrs
             ]
@@ -121,7 +135,10 @@ class Worker:
                 f"sweep '{self.config.name}': no trial was completed; "
                 + (f"the last one failed: {reasons[-1]}" if reasons else "all were pruned: let the pruner wait longer")
             )
-        runs = [self._final("best", self.best_config(done[0]))]
+
+    def finish(self, best: FrozenTrial) -> list[FinalRun]:
+        """Runs the best trial again in full, and the baselines; what has been run before is not run again."""
+        runs = [self._final("best", self.best_config(best))]
         for name, overrides in self.config.baselines.items():
             runs.append(self._final(name, revise(self.base, overrides)))
         return runs

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for rule in THIRD_PARTY:
             item.add_marker(pytest.mark.filterwarnings(rule))
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without runs: creating the tables takes seconds, copying them does not."""
-    import warnings
-
-    from tlresearch.tracking.store import connect
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The .*noload", category=DeprecationWarning)
-        connect(f"sqlite:///{path}")
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tlresearch.config.paths import find_data, find_weights
+from tlresearch.config.published_checks import reference_problems
 from tlresearch.config.schema import (
     BackboneConfig,
     DataConfig,
@@ -18,11 +19,29 @@ from tlresearch.config.schema import (
     type_of,
 )
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import UserError, nearest
+from tlresearch.errors import MissingFileError, nearest
 
-DATA_SOURCES = ("image_folder", "image_csv", "npz", "torchvision", "digits")
-BACKBONES = ("torchvision/", "timm/", "small_cnn")
-TASKS = ("classification",)
+DATA_SOURCES = (
+    "image_folder",
+    "image_csv",
+    "npz",
+    "torchvision",
+    "digits",
+    "audio_folder",
+    "audio_manifest",
+    "text_table",
+    "text_lines",
+    "conll",
+    "hf_dataset",
+    "masks",
+    "coco",
+    "voc",
+    "instance_masks",
+)
+FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision", "digits", "hf_dataset"))
+"""Sources that read files of the user's."""
+BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
+TASKS = ("classification", "tokens", "speech_recognition", "segmentation", "detection")
 SCHEDULES = (
     "linear_probe",
     "full",
@@ -65,7 +84,28 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *_freeze(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),
+        *reference_problems(config),
     ]
+
+
+def missing(config: ExperimentConfig | SweepConfig) -> list[str]:
+    """Returns one line per file that is named but not there; such a config is right, and can run elsewhere."""
+    return list(_missing(config)) if isinstance(config, ExperimentConfig) else []
+
+
+def _missing(config: ExperimentConfig) -> Iterator[str]:
+    weights = config.backbone.weights or ""
+    is_file = "/" in weights or re.search(r"\.(pth|pt|th|bin|ckpt|safetensors)$", weights)
+    wanted = [
+        (find_data, config.data.root if config.data.name in FILE_SOURCES and not config.data.url else None),
+        (find_weights, weights if is_file and "://" not in weights else None),
+    ]
+    for find, name in wanted:
+        if name is not None:
+            try:
+                find(name)
+            except MissingFileError as error:
+                yield str(error)
 
 
 def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
@@ -85,24 +125,26 @@ def _one_of(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
 
 def _data(data: DataConfig) -> Iterator[str]:
     yield from _known("data.name", data.name, DATA_SOURCES)
-    if data.name in ("image_folder", "image_csv", "npz"):
-        if data.root is None:
-            yield f"data.root: is needed by `data.name: {data.name}`"
-        else:
-            try:
-                find_data(data.root)
-            except UserError as error:
-                yield str(error)
+    if data.name in FILE_SOURCES and data.root is None:
+        yield f"data.root: is needed by `data.name: {data.name}`"
     if data.name == "torchvision" and data.dataset is None:
         yield "data.dataset: is needed by `data.name: torchvision`, such as CIFAR10"
-    if data.name != "torchvision" and data.dataset is not None:
-        yield f"data.dataset: is only read by `data.name: torchvision`, but data.name is {data.name}"
+    if data.name == "hf_dataset" and data.dataset is None:
+        yield "data.dataset: is needed by `data.name: hf_dataset`: a name on the hub, or a saved folder"
+    if data.name not in ("torchvision", "hf_dataset") and data.dataset is not None:
+        yield f"data.dataset: is only read by torchvision and hf_dataset, but data.name is {data.name}"
+    if data.files and data.name not in ("text_table", "text_lines", "conll"):
+        yield f"data.files: is only read by text_table, text_lines and conll, but data.name is {data.name}"
     if data.labels_per_class is not None and data.train_fraction < 1:
         yield "data.labels_per_class: give it or data.train_fraction, not both"
     if len(set(data.classes)) < len(data.classes):
         yield f"data.classes: each class once, but got {data.classes}"
     if len(data.classes) == 1:
         yield f"data.classes: at least two classes are needed, but got {data.classes}"
+    if data.url is not None:
+        yield from _url(data)
+    if data.resize is not None and data.image_size is not None and data.resize < data.image_size:
+        yield f"data.resize: must be at least data.image_size ({data.image_size}), but got {data.resize}"
     if data.val_fraction + data.test_fraction >= 1:
         yield (
             "data.test_fraction: with data.val_fraction it must leave samples to train on, but they add up to "
@@ -110,17 +152,20 @@ def _data(data: DataConfig) -> Iterator[str]:
         )
 
 
+def _url(data: DataConfig) -> Iterator[str]:
+    if not data.url or not data.url.startswith(("http://", "https://")):
+        yield f"data.url: must begin with http:// or https://, but got '{data.url}'"
+    if data.sha256 is None or not re.fullmatch(r"[0-9a-fA-F]{64}", data.sha256):
+        yield f"data.sha256: is needed for data.url, 64 hexadecimal digits, but got {data.sha256!r}"
+    if data.root is None or data.root.startswith(("/", "~")) or ".." in data.root.split("/"):
+        yield f"data.root: data from a URL go into the data directory; give a name there, but got {data.root!r}"
+
+
 def _backbone(backbone: BackboneConfig) -> Iterator[str]:
     yield from _known("backbone.name", backbone.name, BACKBONES)
     weights = backbone.weights
-    if weights is None or "://" in weights:
-        if weights is not None and backbone.weights_sha256 is None:
-            yield "backbone.weights_sha256: is needed for a URL, so that what is downloaded can be checked"
-    elif "/" in weights or re.search(r"\.(pth|pt|th|bin|ckpt|safetensors)$", weights):
-        try:
-            find_weights(weights)
-        except UserError as error:
-            yield str(error)
+    if weights is not None and "://" in weights and backbone.weights_sha256 is None:
+        yield "backbone.weights_sha256: is needed for a URL, so that what is downloaded can be checked"
     if backbone.weights_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", backbone.weights_sha256):
         yield f"backbone.weights_sha256: must be 64 hexadecimal digits, but got '{backbone.weights_sha256}'"
     if "." in backbone.name and "/" not in backbone.name and weights not in ("default", None):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
-import types
 import typing
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tlresearch.config import checks
+from tlresearch.config.merging import merge
 from tlresearch.config.paths import find_yaml, topic
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import ConfigError, nearest
+from tlresearch.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
 Overrides = Mapping[str, Any] | Sequence[str]
+_NO_PARAMS = ("tracking", "seeds", "reference", "variants")
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,25 @@ class Loaded(Generic[ConfigT]):
     def flat(self) -> dict[str, Any]:
         """Every option by full key, as in `recorded`; what MLflow shows as parameters.
 
-        How much is recorded is no property of an experiment, and would only differ in every comparison.
+        How much is recorded and what it is held against are no properties of a run, and would only differ in every
+        comparison.
         """
         flat = dict(_flatten(yaml.safe_load(self.recorded)))
-        return {key: value for key, value in flat.items() if not key.startswith("tracking.")}
+        return {key: value for key, value in flat.items() if key.split(".")[0] not in _NO_PARAMS}
+
+
+class MissingFilesError(ConfigError):
+    """Files that a config names are not here; all else about it is right.
+
+    Args:
+        missing: One line per file, with the places it was looked for.
+        source: The file the config came from.
+        loaded: The config.
+    """
+
+    def __init__(self, missing: Sequence[str], source: str, loaded: Loaded[Any]) -> None:
+        super().__init__(missing, source)
+        self.loaded = loaded
 
 
 def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[ExperimentConfig]:
@@ -55,8 +71,58 @@ def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[Exper
 
     Raises:
         UserError: If there is no such file.
-        ConfigError: With every problem of the file and the overrides.
+        MissingFilesError: If all that is wrong are files that are not here.
+        ConfigError: With every problem of the file, its variants and the overrides.
     """
+    values, path = _experiment(name)
+    if values.get("variants"):
+        load_variants(path)
+    return _load(ExperimentConfig, values, overrides, str(path))
+
+
+def load_variants(name: str | Path, overrides: Overrides = ()) -> dict[str, Loaded[ExperimentConfig]]:
+    """Loads an experiment once per variant, with what differs in place; without variants under its own name.
+
+    Files that a variant names need not be here: the one who runs it says so.
+
+    Raises:
+        UserError: If there is no such file.
+        ConfigError: With every problem of the file, its variants and the overrides.
+    """
+    values, path = _experiment(name)
+    variants = values.pop("variants", None) or {path.stem: {}}
+    if not isinstance(variants, dict) or not all(isinstance(value, dict) for value in variants.values()):
+        raise ConfigError(["variants: must map names to what differs, such as `scratch: {seed: 1}`"], str(path))
+    strange = [variant for variant in variants if not re.fullmatch(r"[\w.+-]+", str(variant))]
+    if strange:
+        raise ConfigError([f"variants[{v}]: a name is made of letters, digits and _ . + -" for v in strange], str(path))
+    found: dict[str, Loaded[ExperimentConfig]] = {}
+    problems: dict[str, tuple[str, ...]] = {}
+    for variant, differing in variants.items():
+        own = copy.deepcopy(values)
+        for key, value in differing.items():
+            _assign(own, str(key), value)
+        try:
+            found[str(variant)] = _load(ExperimentConfig, own, overrides, str(path))
+        except MissingFilesError as error:
+            found[str(variant)] = error.loaded
+        except ConfigError as error:
+            problems[str(variant)] = error.problems
+    if problems:
+        # What is wrong with every variant is wrong with what they share.
+        everywhere = set.intersection(*(set(problems.get(variant, ())) for variant in map(str, variants)))
+        alone = len(variants) == 1
+        lines = [
+            line if line in everywhere and not alone else f"variants[{variant}]: {line}"
+            for variant, found_lines in problems.items()
+            for line in found_lines
+        ]
+        raise ConfigError(list(dict.fromkeys(lines)), str(path))
+    return found
+
+
+def _experiment(name: str | Path) -> tuple[dict[str, Any], Path]:
+    """The values an experiment's file gives, and where it lies."""
     path = find_yaml(str(name), "experiments")
     folder, stem = topic(path, "experiments")
     values = _read(path)
@@ -64,7 +130,7 @@ def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[Exper
     tracking = values.setdefault("tracking", {})
     if isinstance(tracking, dict):
         tracking.setdefault("experiment", folder)
-    return _load(ExperimentConfig, values, overrides, str(path))
+    return values, path
 
 
 def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfig]:
@@ -106,15 +172,24 @@ def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, s
     for key, value in _parse(overrides, problems):
         _assign(values, key, value)
     tree = OmegaConf.structured(schema)
-    _merge(tree, schema, values, "", problems)
+    merge(tree, schema, values, "", problems)
     config = _resolve(tree, schema, problems)
     problems += _range_problems(config)
     # A section with a bad value was filled with defaults: what its combinations say would only confuse.
     bad_sections = {_section_of(problem) for problem in problems}
     problems += [line for line in checks.problems(config) if _section_of(line) not in bad_sections]
+    missing: list[str] = [line for line in checks.missing(config) if _section_of(line) not in bad_sections]
     if problems:
-        raise ConfigError(problems, source)
-    return Loaded(config, OmegaConf.to_yaml(tree, resolve=False), source)
+        raise ConfigError([*problems, *missing], source)
+    loaded = Loaded(config, OmegaConf.to_yaml(tree, resolve=False), source)
+    if missing:
+        raise MissingFilesError(missing, source, loaded)
+    return loaded
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """The overrides as they are typed: ``key=value``."""
+    return [f"{key}={value}" for key, value in overrides.items()] if isinstance(overrides, Mapping) else list(overrides)
 
 
 def _parse(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any]]:
@@ -152,112 +227,6 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
             _put(values[key], str(name), entry)
     else:
         values[key] = value
-
-
-def _merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:
-    """Puts plain values into a structured node, key by key, so that one bad key does not hide the next."""
-    if not isinstance(values, Mapping):
-        known = ", ".join(f.name for f in dataclasses.fields(schema))
-        problems.append(f"{prefix.rstrip('.')}: is a section with the keys {known}, but got {values!r}")
-        return
-    hints = typing.get_type_hints(schema)
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if key not in hints:
-            problems.append(f"{path}: unknown key{nearest(str(key), list(hints))}")
-            continue
-        section = _section(hints[key])
-        container = typing.get_origin(hints[key])
-        if section is None or (value is None and container is not None):
-            _set_leaf(node, key, value, hints[key], path, problems)
-        elif container is list:
-            _merge_list(node, key, section, value, path, problems)
-        elif container is dict:
-            _merge_dict(node, key, section, value, path, problems)
-        else:
-            if node[key] is None:
-                node[key] = OmegaConf.structured(section)
-            _merge(node[key], section, value, f"{path}.", problems)
-
-
-def _merge_list(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
-    if not isinstance(value, list):
-        problems.append(f"{path}: must be a list, but got {value!r}")
-        return
-    for index, entry in enumerate(value):
-        element = OmegaConf.structured(section)
-        _merge(element, section, entry, f"{path}[{index}].", problems)
-        node[key].append(element)
-
-
-def _merge_dict(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
-    if not isinstance(value, Mapping):
-        problems.append(f"{path}: must map names to sections, but got {value!r}")
-        return
-    for name, entry in value.items():
-        element = OmegaConf.structured(section)
-        _merge(element, section, entry, f"{path}[{name}].", problems)
-        node[key][str(name)] = element
-
-
-def _section(hint: Any) -> type | None:
-    """The dataclass inside a type: ``C``, ``C | None``, ``list[C]`` or ``dict[str, C]``; else ``None``."""
-    for inner in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-            return inner
-    return None
-
-
-def _set_leaf(node: DictConfig, key: str, value: Any, hint: Any, path: str, problems: list[str]) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # OmegaConf's word for a conversion nobody declared
-            node[key] = _as_declared(value, hint)
-    except (FutureWarning, OmegaConfBaseException, ValueError, TypeError):
-        choices = [str(choice) for choice in _choices(hint)]
-        close = nearest(str(value), choices) if isinstance(value, str) else ""
-        problems.append(f"{path}: must be {_describe(hint)}, but got {value!r}{close}")
-
-
-def _as_declared(value: Any, hint: Any) -> Any:
-    """Writes whole numbers as floats, and numbers as text, where that is what is declared."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list and isinstance(value, list):
-        return [_as_declared(entry, inner[0]) for entry in value]
-    if origin is dict and isinstance(value, dict):
-        return {str(name): _as_declared(entry, inner[1]) for name, entry in value.items()}
-    kinds = {hint, *inner}
-    if type(value) is int and float in kinds and int not in kinds:
-        return float(value)
-    if type(value) in (int, float) and str in kinds and not kinds & {int, float}:
-        return str(value)
-    return value
-
-
-def _choices(hint: Any) -> list[Any]:
-    if typing.get_origin(hint) is typing.Literal:
-        return list(typing.get_args(hint))
-    return [choice for inner in typing.get_args(hint) for choice in _choices(inner)]
-
-
-def _describe(hint: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    if hint in names:
-        return names[hint]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, inner))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in inner)
-    if origin is list:
-        return f"a list, each entry {_describe(inner[0])}" if inner[0] is not Any else "a list"
-    return "a mapping" if origin is dict else str(hint)
 
 
 def _section_of(problem: str) -> str:

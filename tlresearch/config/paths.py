@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tlresearch.errors import UserError, nearest
+from tlresearch.errors import MissingFileError, UserError, nearest
 
 
 def home() -> Path:
@@ -13,20 +13,25 @@ def home() -> Path:
     return Path(os.environ.get("TLRESEARCH_HOME", ".tlresearch")).absolute()
 
 
+def data_folder() -> Path:
+    """The data directory: ``TLRESEARCH_DATA``, else ``data`` in the current folder."""
+    return Path(os.environ.get("TLRESEARCH_DATA", "data")).absolute()
+
+
 def find_data(root: str) -> Path:
     """Finds a data folder or file; a relative path under ``TLRESEARCH_DATA`` (else ``data``), then as it is.
 
     Raises:
-        UserError: If it is in neither place; the text names both.
+        MissingFileError: If it is in neither place; the text names both.
     """
-    return _find(root, "data.root", Path(os.environ.get("TLRESEARCH_DATA", "data")), "TLRESEARCH_DATA")
+    return _find(root, "data.root", data_folder(), "TLRESEARCH_DATA")
 
 
 def find_weights(name: str) -> Path:
     """Finds a weights file; a relative path under ``TLRESEARCH_WEIGHTS`` (else ``weights``), then as it is.
 
     Raises:
-        UserError: If it is in neither place; the text names both.
+        MissingFileError: If it is in neither place; the text names both.
     """
     return _find(name, "backbone.weights", Path(os.environ.get("TLRESEARCH_WEIGHTS", "weights")), "TLRESEARCH_WEIGHTS")
 
@@ -36,11 +41,11 @@ def _find(name: str, key: str, folder: Path, variable: str) -> Path:
     if path.is_absolute():
         if path.exists():
             return path
-        raise UserError(f"{key}: {path} does not exist")
+        raise MissingFileError(f"{key}: {path} does not exist")
     for candidate in (folder / path, path):
         if candidate.exists():
             return candidate.absolute()
-    raise UserError(
+    raise MissingFileError(
         f"{key}: '{name}' is neither in {folder.absolute()} ({variable}) nor in {Path.cwd()}; "
         f"put it there, or set {variable} to the folder that holds it"
     )

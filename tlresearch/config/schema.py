@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
+from tlresearch.config.published_schema import ReferenceConfig
+from tlresearch.config.setting import setting
 from tlresearch.errors import nearest
-
-
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field with its one-line meaning, unit and range, kept where errors and docs can read them."""
-    about = {
-        "meaning": meaning,
-        "unit": unit,
-        "at_least": at_least,
-        "above": above,
-        "at_most": at_most,
-        "below": below,
-    }
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=about)
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=about)
-    return field(default=default, metadata=about)
 
 
 def type_of(key: str) -> Any:
@@ -65,14 +41,19 @@ def type_of(key: str) -> Any:
 class DataConfig:
     """Where the samples come from, how they are split and what is done to them."""
 
-    name: str = setting("image_folder", "Data source: image_folder, image_csv, npz, torchvision, digits, or a dotted path.")
+    name: str = setting("image_folder", "Data source: image_folder, image_csv, npz, torchvision, digits, audio_folder, audio_manifest, text_table, text_lines, conll, hf_dataset, masks, coco, voc, instance_masks, or a dotted path.")
     root: str | None = setting(None, "Folder or file; relative paths are looked up under the data directory (TLRESEARCH_DATA).")
-    dataset: str | None = setting(None, "Class name of torchvision.datasets for `name: torchvision`, such as CIFAR10.")
+    dataset: str | None = setting(None, "Class name of torchvision.datasets for `name: torchvision`, such as CIFAR10; name on the hub or saved folder for `name: hf_dataset`.")
     table: str = setting("labels.csv", "CSV file inside `root` for `name: image_csv`.")
     image_column: str = setting("image", "Column of `table` holding image paths relative to `root`.")
     label_column: str = setting("label", "Column of `table` holding the label; several labels are separated by ';'.")
+    text_column: str = setting("text", "Column holding the text; numbers, from 0, here and for `label_column` where a file has no header.")
+    files: dict[str, str] = setting({}, "Files below `root`: by split (train, val, test) for text_table and conll, by class for text_lines; empty looks for train.*, val.* or dev.*, test.*.")
+    max_length: int | None = setting(None, "Longest text; what is longer is cut; null takes the backbone's longest, at most 512.", unit="tokens", at_least=1)
     split_column: str | None = setting(None, "Column of `table` holding train, val or test; null splits by `split_seed`.")
-    download: bool = setting(True, "Download a torchvision data set that is not under the data directory yet.")
+    url: str | None = setting(None, "Address of a file or archive (zip, tar) that is downloaded to `root` if that is not there.")
+    sha256: str | None = setting(None, "SHA-256 of what is at `url`; required for it.")
+    download: bool = setting(True, "Download data that are not under the data directory yet (torchvision, hf_dataset, `url`).")
     classes: list[str] = setting([], "Keep only these classes, in this order; empty keeps all.")
     val_fraction: float = setting(0.2, "Share of the training samples held out for validation where the source has no val split.", unit="share of samples", above=0, below=1)
     test_fraction: float = setting(0.0, "Share of all samples held out for the test where the source has no test split.", unit="share of samples", at_least=0, below=1)
@@ -81,24 +62,27 @@ class DataConfig:
     train_fraction: float = setting(1.0, "Keep this share of the training samples of each class.", unit="share of samples", above=0, at_most=1)
     on_error: Literal["raise", "skip"] = setting("raise", "An unreadable sample: stop with an error, or skip and count it.")
     image_size: int | None = setting(None, "Side of the square network input; null takes the backbone's own.", unit="pixels", at_least=8, at_most=4096)
+    seconds: float | None = setting(None, "Length every sound is cut or padded with silence to; null takes the backbone's own, or keeps the lengths.", unit="seconds", above=0)
+    resize: int | None = setting(None, "Length the shorter edge of an image is brought to before the crop; null keeps the backbone's proportion to `image_size`.", unit="pixels", at_least=8, at_most=4096)
     augment: Literal["none", "flip", "crop_flip", "randaugment", "trivial"] = setting("none", "Random augmentation of the training images.")
     mixup: float = setting(0.0, "Alpha of mixup (Zhang et al. 2018); 0 is off.", at_least=0)
     cutmix: float = setting(0.0, "Alpha of CutMix (Yun et al. 2019); 0 is off.", at_least=0)
     batch_size: int = setting(32, "Training batch size.", unit="samples", at_least=1)
     eval_batch_size: int = setting(128, "Batch size of validation and test.", unit="samples", at_least=1)
     workers: int = setting(0, "Loader processes; 0 loads in the main process.", unit="processes", at_least=0)
-    options: dict[str, Any] = setting({}, "Further arguments of a data source of your own (dotted path).")
+    options: dict[str, Any] = setting({}, "Further arguments of the data source: of sounds, masks and boxes (see their pages), or of your own (dotted path).")
 
 
 @dataclass
 class BackboneConfig:
     """The pretrained network without its head."""
 
-    name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, small_cnn, or a dotted path.")
+    name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, hf/<name or folder>, log_mel/<image backbone>, small_cnn, mnist_cnn, word_cnn, speech_embedding, or a dotted path.")
     weights: str | None = setting("default", "Enum name such as IMAGENET1K_V1, 'default', null (random), a local file, or a URL.")
     weights_sha256: str | None = setting(None, "SHA-256 the weights file must have; required for a URL.")
     checkpoint: str | None = setting(None, "An earlier run of ours to start from, instead of `weights`: its MLflow run id, or latest:<run name>.")
     granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
+    in_channels: int | None = setting(None, "Input channels, if not those of the weights: 1 sums the first convolution over its inputs, more repeat it in turn, scaled to the same response.", at_least=1)
     options: dict[str, Any] = setting({}, "Further arguments of the model's constructor.")
 
 
@@ -106,11 +90,11 @@ class BackboneConfig:
 class TaskConfig:
     """What is learnt on top of the backbone."""
 
-    name: str = setting("classification", "classification, or a dotted path.")
+    name: str = setting("classification", "classification, tokens, segmentation, detection, or a dotted path.")
     dropout: float = setting(0.0, "Dropout in front of the head's linear layer.", unit="probability", at_least=0, below=1)
     label_smoothing: float = setting(0.0, "Label smoothing of the cross entropy (multi-class only).", unit="probability", at_least=0, below=1)
     class_weights: Literal["none", "balanced"] = setting("none", "Weight the loss by inverse class frequency.")
-    options: dict[str, Any] = setting({}, "Further arguments of a task of your own (dotted path).")
+    options: dict[str, Any] = setting({}, "Further arguments of the task: of segmentation and detection (see their pages), or of your own (dotted path).")
 
 
 @dataclass
@@ -226,12 +210,14 @@ class TrainerConfig:
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu, mps.")
     devices: int = setting(1, "Devices, or processes on the CPU.", unit="devices", at_least=1)
     strategy: str = setting("auto", "How several devices work together: auto, ddp.")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting("32-true", "Number format of the training step.")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting("auto", "Number format of the training step; auto times 32-true and bf16-mixed on this machine and takes the faster one.")
+    memory_format: Literal["auto", "contiguous", "channels_last"] = setting("auto", "Order of image tensors in memory; auto times both.")
     gradient_clip: float | None = setting(None, "Largest norm of the gradient; null does not clip.", above=0)
     accumulate: int = setting(1, "Batches whose gradients make one step.", unit="batches", at_least=1)
     deterministic: bool = setting(True, "Use deterministic algorithms, so that a run repeats bit for bit.")
     threads: int | None = setting(None, "Threads of one process; null leaves torch's choice.", unit="threads", at_least=1)
     checkpoint_every: int = setting(1, "Epochs between two checkpoints a killed run resumes from; 0 writes none.", unit="epochs", at_least=0)
+    checkpoint_seconds: float = setting(5.0, "Least time between two checkpoints, so that they do not outweigh short epochs.", unit="seconds", at_least=0)
 
 
 @dataclass
@@ -240,6 +226,9 @@ class CacheConfig:
 
     enabled: bool = setting(True, "Keep activations in front of the first trained stage, where inputs are not random.")
     max_gb: float = setting(20.0, "Bound on all kept activations; the least recently used go first.", unit="10^9 bytes", above=0)
+    views: int = setting(0, "Augmented views kept of each training sample: epoch e shows view e modulo this. An approximation of fresh augmentation; 0 draws a new view in every epoch and keeps none.", unit="views", at_least=0)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = setting("auto", "Number format of frozen stages run ahead; auto takes trainer.precision, and the faster one where that is auto too.")
+    memory_format: Literal["auto", "contiguous", "channels_last"] = setting("auto", "Order of image tensors in frozen stages run ahead; auto times both.")
 
 
 @dataclass
@@ -272,3 +261,6 @@ class ExperimentConfig:
     cache: CacheConfig = setting(CacheConfig, "Activation cache.")
     tracking: TrackingConfig = setting(TrackingConfig, "Tracking.")
     seed: int = setting(0, "Seed of head, order, augmentation and dropout.", at_least=0)
+    seeds: list[int] = setting([], "Seeds of a group: one run each under one parent with mean and interval; empty runs `seed` alone.")
+    reference: ReferenceConfig | None = setting(None, "The published numbers this experiment is held against by `tlresearch reproduce`.")
+    variants: dict[str, dict[str, Any]] = setting({}, "Variants of a published protocol by name: what differs from the above, `reference` included.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tlresearch.config.schema import setting
+from tlresearch.config.setting import setting
 
 
 # One option per line, whatever its length: read as a table.
@@ -39,6 +39,14 @@ class ComponentConfig:
 
 
 @dataclass
+class ConfirmConfig:
+    """The best configurations, run again with fresh seeds; their mean is reported and chooses the best."""
+
+    top: int = setting(0, "Configurations that are run again; 0 reports the best trial as it was.", unit="configurations", at_least=0)
+    seeds: int = setting(3, "Seeds each of them is run with, none of them a trial's.", unit="seeds", at_least=1)
+
+
+@dataclass
 class SweepConfig:
     """One sweep: an experiment, a search space over any of its keys, and how it is searched."""
 
@@ -52,6 +60,8 @@ class SweepConfig:
     sampler: ComponentConfig = setting(ComponentConfig, "Sampler; tpe unless named.")
     pruner: ComponentConfig = setting(ComponentConfig, "Pruner; none unless named.")
     trials: int = setting(20, "Total number of trials; running the sweep again continues up to it.", unit="trials", at_least=1)
+    workers: int = setting(1, "Processes that run trials at the same time, each on its share of the cores.", unit="processes", at_least=1)
     seed: int = setting(0, "Seed of the sampler.", at_least=0)
     baselines: dict[str, dict[str, Any]] = setting({}, "Runs beside the trials, by name: overrides by full key, such as training from scratch.")
+    confirm: ConfirmConfig = setting(ConfirmConfig, "Confirmation of the best configurations.")
     storage: str | None = setting(None, "Optuna storage URL; null is a local SQLite file.")

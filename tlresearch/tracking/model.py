@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
+from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.run import TrackedRun
-from tlresearch.tracking.store import quiet
+from tlresearch.tracking.store import Store, quiet
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.models import ModelSignature
+    from mlflow.pyfunc import PyFuncModel
 
 NAME = "model"
 SETTINGS = "served.json"
@@ -34,6 +37,7 @@ def log_model(
     classes: Sequence[str],
     *,
     loader: str = DEFAULT_LOADER,
+    columns: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
     params: Mapping[str, object] | None = None,
     step: int = 0,
@@ -46,6 +50,7 @@ def log_model(
         folder: All that the loader needs: weights as safetensors, config and labels as text.
         classes: Class names in the order of their numbers.
         loader: Dotted path of ``load(folder) -> Predictor``; called where the model is used.
+        columns: What it answers with, where that is not a class with probabilities.
         metrics: Metrics of this model, shown in the table of models.
         params: Params shown there.
         step: Epoch the weights are from.
@@ -70,8 +75,9 @@ def log_model(
         try:
             target = Path(scratch) / "stored"
             entry = Model(run_id=run.run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id)
-            _save(target, artifacts, entry, signature(classes), _requirements(extra_requirements))
+            _save(target, artifacts, entry, signature(classes, columns), _requirements(extra_requirements))
             client.log_model_artifacts(logged.model_id, str(target))
+            run.manifest.add_model(str(logged.model_id), target)
             client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
             now = int(time.time() * 1000)
             points = [
@@ -93,14 +99,38 @@ def log_model(
     return str(logged.model_id)
 
 
-def signature(classes: Sequence[str]) -> ModelSignature:
+def model_ids(run: Run) -> list[str]:
+    """Ids of the models that a run logged."""
+    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+
+
+def load_model(store: Store, model_id: str) -> PyFuncModel:
+    """Loads a logged model as whoever serves it does.
+
+    Raises:
+        TrackingError: If it is not there or not whole.
+    """
+    with store.errors(), warnings.catch_warnings(), quiet("mlflow.pyfunc"):
+        # Of MLflow about its own classes, when it is imported.
+        warnings.filterwarnings("ignore", message=".*inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+
+        with local(store, model_address(store, model_id)) as folder:
+            model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
+    return model
+
+
+def signature(classes: Sequence[str], columns: Sequence[str] = ()) -> ModelSignature:
     """The columns a stored model returns.
 
     The input stays open: MLflow can only describe a data frame or an array, and the model takes both.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 
+    if columns:
+        anything = AnyType()  # type: ignore[no-untyped-call]
+        return ModelSignature(outputs=Schema([ColSpec(anything, name) for name in columns]))
     probabilities = [ColSpec(DataType.double, f"p({name})") for name in classes]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "class"),

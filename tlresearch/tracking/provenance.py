@@ -27,9 +27,15 @@ PACKAGES = (
     "mlflow",
     "optuna",
     "numpy",
+    "scipy",
+    "pillow",
+    "torchmetrics",
+    "scikit-learn",
+    "safetensors",
     "timm",
     "transformers",
 )
+"""Packages that a number can depend on."""
 _LONGEST_DIFF = 4_000_000  # characters
 _TIMEOUT = 10  # seconds; a repository on a slow network disk must not hold up a training
 

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STUDY_TAG = "tlresearch.study"
+CONFIG = "config.yaml"
+DATA_FILES = "data/files.json"
+ENVIRONMENT = "provenance/environment.json"
+DIFF = "provenance/diff.patch"
+COMPUTATION = "provenance/computation.json"
+TIMES = "provenance/autotune.json"
+PREDICTIONS = "predictions"
+"""Artifacts of a run: how it is started again, what it came from, and its predictions sample by sample."""
 _PAGE = 1000
 _RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 _PREFIX = re.compile(r"^[0-9a-f]{4,31}$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import traceback
@@ -10,11 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import yaml
+
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
 from tlresearch.tracking.dataset import dataset_input
 from tlresearch.tracking.ending import OpenRuns, TerminationGuard
+from tlresearch.tracking.manifest import Manifest
+from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.redact import redact
 from tlresearch.tracking.store import Store, connect, one_line, run_url
 from tlresearch.tracking.system import SystemMetrics
@@ -86,8 +91,9 @@ def _continue(store: Store, run_id: str, tags: Mapping[str, str]) -> TrackedRun:
     found = store.client.get_run(run_id)
     if found.info.lifecycle_stage == "deleted":
         raise TrackingError(f"run {run_id} was deleted in MLflow; restore it there, or start a new run")
-    store.client.update_run(run_id, status="RUNNING")
     run = TrackedRun(store, run_id, found.info.experiment_id, found.info.run_name or "", resumed=True)
+    store.client.update_run(run_id, status="RUNNING")
+    found = store.client.get_run(run_id)  # as whoever wrote it before has left it
     run.params = dict(found.data.params)
     for tag in (STATE, REASON, FAILURE):
         if tag in found.data.tags:
@@ -105,6 +111,7 @@ class TrackedRun:
         name: Its name; `description`: Markdown of its page.
         resumed: Whether it was continued.
         params: Params as stored; `status`: ``RUNNING``, or how it ended.
+        manifest: Hashes of its artifacts.
     """
 
     def __init__(self, store: Store, run_id: str, experiment_id: str, name: str, *, resumed: bool) -> None:
@@ -113,8 +120,10 @@ class TrackedRun:
         self.name = name
         self.resumed = resumed
         self.description, self.params = "", dict[str, str]()
+        self.manifest = Manifest()
         self.status: Status | Literal["RUNNING"] = "RUNNING"
         self._long_params: dict[str, str] = {}
+        self._owner = Ownership(run_id)
         self._writer = MetricWriter(store, run_id, resumed=resumed)
         self._system: SystemMetrics | None = None
         self._pruned = False
@@ -168,28 +177,36 @@ class TrackedRun:
 
     def log_text(self, text: str, path: str) -> None:
         """Stores text as an artifact."""
-        with self.store.errors():
-            self.store.client.log_text(self.run_id, redact(text), path)
+        self._log_clean(redact(text), path)
 
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """Stores a mapping as an artifact, as JSON or YAML after the path's suffix."""
-        with self.store.errors():
-            self.store.client.log_dict(self.run_id, values.clean("", content), path)
+        clean = values.clean("", content)
+        as_json = path.endswith(".json")
+        self._log_clean(json.dumps(clean, indent=2, default=str) if as_json else yaml.safe_dump(clean), path)
+
+    def _log_clean(self, text: str, path: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(path).name
+            file.write_text(text, encoding="utf-8")
+            self.log_file(file, str(Path(path).parent))
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Stores a file, or a folder with all it holds, as artifacts under `folder`."""
+        place = Path(folder or (file.name if file.is_dir() else "")).as_posix().removeprefix(".")
         with self.store.errors():
             if file.is_dir():
-                self.store.client.log_artifacts(self.run_id, str(file), folder or file.name)
+                self.store.client.log_artifacts(self.run_id, str(file), place)
             else:
-                self.store.client.log_artifact(self.run_id, str(file), folder or None)
+                self.store.client.log_artifact(self.run_id, str(file), place or None)
+        self.manifest.add(file, place if file.is_dir() else f"{place}/{file.name}".removeprefix("/"))
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Stores a figure as an artifact such as ``figures/curves.png``."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(path).name
             figure.savefig(file, dpi=150)
-            self.log_file(file, str(Path(path).parent) if "/" in path else "")
+            self.log_file(file, str(Path(path).parent))
 
     def log_dataset(
         self,
@@ -247,9 +264,14 @@ class TrackedRun:
             self._system.stop()
         try:
             self._writer.close()
+            with self.store.errors():
+                if self.resumed:
+                    self.manifest.missing(self.store, self.run_id)
+                self.manifest.write(self.store, self.run_id)
         finally:
             with self.store.errors():
                 self.store.client.set_terminated(self.run_id, status)
+            self._owner.release()
 
     def abandon(self) -> None:
         """Closes a run nobody closed before the process ended."""

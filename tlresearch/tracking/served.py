@@ -49,6 +49,8 @@ class ServedModel(PythonModel):
     def predict(self, context: Any, model_input: Any, params: Any = None) -> DataFrame:
         """One row per image: ``class``, ``probability``, and one column ``p(<class>)`` for each class.
 
+        A predictor that has a `table` of its own, such as for masks or boxes, says its columns itself.
+
         Args:
             context: Unused; MLflow's signature.
             model_input: A data frame with the column ``image`` (paths, or encoded bytes such as a JPEG
@@ -60,8 +62,11 @@ class ServedModel(PythonModel):
 
         if self._predictor is None:
             raise RuntimeError("the model is not loaded; use mlflow.pyfunc.load_model")
-        images = to_images(model_input)
-        numbers, probabilities = self._predictor.predict(images)
+        samples = getattr(self._predictor, "read", to_images)(model_input)
+        table_of = getattr(self._predictor, "table", None)
+        if table_of is not None:  # masks and boxes are no class with probabilities
+            return DataFrame(table_of(samples))
+        numbers, probabilities = self._predictor.predict(samples)
         numbers, probabilities = np.asarray(numbers).astype(int), np.asarray(probabilities, dtype=float)
         table: dict[str, Any] = {
             "class": [self._classes[number] for number in numbers],

@@ -1,0 +1,121 @@
+"""Plain values into a structured config, key by key, so that one bad key does not hide the next. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tlresearch.errors import nearest
+
+
+def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:
+    """Puts plain values into a structured node, key by key, so that one bad key does not hide the next."""
+    if not isinstance(values, Mapping):
+        known = ", ".join(f.name for f in dataclasses.fields(schema))
+        problems.append(f"{prefix.rstrip('.')}: is a section with the keys {known}, but got {values!r}")
+        return
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            problems.append(f"{path}: unknown key{nearest(str(key), list(hints))}")
+            continue
+        section = _section(hints[key])
+        container = typing.get_origin(hints[key])
+        if section is None or (value is None and container is not None):
+            _set_leaf(node, key, value, hints[key], path, problems)
+        elif container is list:
+            _merge_list(node, key, section, value, path, problems)
+        elif container is dict:
+            _merge_dict(node, key, section, value, path, problems)
+        else:
+            if node[key] is None:
+                node[key] = OmegaConf.structured(section)
+            merge(node[key], section, value, f"{path}.", problems)
+
+
+def _merge_list(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
+    if not isinstance(value, list):
+        problems.append(f"{path}: must be a list, but got {value!r}")
+        return
+    for index, entry in enumerate(value):
+        element = OmegaConf.structured(section)
+        merge(element, section, entry, f"{path}[{index}].", problems)
+        node[key].append(element)
+
+
+def _merge_dict(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:
+    if not isinstance(value, Mapping):
+        problems.append(f"{path}: must map names to sections, but got {value!r}")
+        return
+    for name, entry in value.items():
+        element = OmegaConf.structured(section)
+        merge(element, section, entry, f"{path}[{name}].", problems)
+        node[key][str(name)] = element
+
+
+def _section(hint: Any) -> type | None:
+    """The dataclass inside a type: ``C``, ``C | None``, ``list[C]`` or ``dict[str, C]``; else ``None``."""
+    for inner in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            return inner
+    return None
+
+
+def _set_leaf(node: DictConfig, key: str, value: Any, hint: Any, path: str, problems: list[str]) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # OmegaConf's word for a conversion nobody declared
+            node[key] = _as_declared(value, hint)
+    except (FutureWarning, OmegaConfBaseException, ValueError, TypeError):
+        choices = [str(choice) for choice in _choices(hint)]
+        close = nearest(str(value), choices) if isinstance(value, str) else ""
+        problems.append(f"{path}: must be {_describe(hint)}, but got {value!r}{close}")
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    """Writes whole numbers as floats, and numbers as text, where that is what is declared."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        return [_as_declared(entry, inner[0]) for entry in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _as_declared(entry, inner[1]) for name, entry in value.items()}
+    kinds = {hint, *inner}
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    if type(value) in (int, float) and str in kinds and not kinds & {int, float}:
+        return str(value)
+    return value
+
+
+def _choices(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [choice for inner in typing.get_args(hint) for choice in _choices(inner)]
+
+
+def _describe(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    if hint in names:
+        return names[hint]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(part) for part in inner)
+    if origin is list:
+        return f"a list, each entry {_describe(inner[0])}" if inner[0] is not Any else "a list"
+    return "a mapping" if origin is dict else str(hint)

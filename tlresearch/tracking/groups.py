@@ -1,0 +1,66 @@
+"""Groups in the MLflow store: one parent run, one nested run per seed, and the record of the finished ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlresearch.tracking.records import search
+from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+GROUP = "tlresearch.group"
+"""Tag of a group's parent run and of its children: what identifies the group."""
+SEED = "tlresearch.seed"
+"""Tag of a group's children: their seed."""
+_RECORD = "seeds.json"
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One finished run of a group.
+
+    Attributes:
+        seed: Its seed.
+        run_id: Its MLflow run.
+        metrics: Metrics of the selected epoch, and ``test/...`` where the test split was evaluated.
+        history: Metrics of every epoch.
+        seconds: Wall time.
+    """
+
+    seed: int
+    run_id: str
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def is_group(run: Run) -> bool:
+    """Whether a run is the parent of a group."""
+    return GROUP in run.data.tags and SEED not in run.data.tags
+
+
+def find_group(store: Store, identity: str) -> Run | None:
+    """The newest parent run of a group."""
+    found = [run for run in search(store, f"tags.`{GROUP}` = '{identity}'") if SEED not in run.data.tags]
+    return found[0] if found else None
+
+
+def log_finished(group: TrackedRun, runs: Sequence[SeedRun]) -> None:
+    """Records the finished seeds on the parent run; a later record replaces an earlier one."""
+    group.log_dict({"seeds": [asdict(run) for run in runs]}, _RECORD)
+
+
+def finished(store: Store, run_id: str) -> dict[int, SeedRun]:
+    """The finished seeds of a group by its parent run."""
+    with store.errors():
+        if not any(item.path == _RECORD for item in store.client.list_artifacts(run_id)):
+            return {}
+        record = json.loads(Path(store.client.download_artifacts(run_id, _RECORD)).read_text())
+    return {entry["seed"]: SeedRun(**entry) for entry in record["seeds"]}

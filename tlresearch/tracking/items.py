@@ -1,0 +1,74 @@
+"""Predictions sample by sample, as a small CSV artifact, so that two runs can be compared item by item. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tlresearch.tracking.manifest import read_text
+from tlresearch.tracking.records import PREDICTIONS
+from tlresearch.tracking.store import Store
+
+SPLITS = ("test", "val")
+
+
+class Item(NamedTuple):
+    """One sample and what was predicted for it.
+
+    Attributes:
+        name: Name of the sample.
+        target: Its class; several are joined by ';'.
+        prediction: The predicted class, or classes.
+        score: Probability of the prediction; of several labels, that of the least sure one.
+    """
+
+    name: str
+    target: str
+    prediction: str
+    score: float
+
+    @property
+    def right(self) -> float:
+        """1.0 if the prediction is the target, else 0.0."""
+        return float(self.prediction == self.target)
+
+
+@dataclass(frozen=True)
+class Items:
+    """The predictions of a split.
+
+    Attributes:
+        split: ``test``, or ``val`` where there is no test split.
+        items: One for each sample of the split.
+    """
+
+    split: str
+    items: tuple[Item, ...]
+
+    @property
+    def path(self) -> str:
+        """Path of the artifact."""
+        return f"{PREDICTIONS}/{self.split}.csv"
+
+    def text(self) -> str:
+        """The table as CSV."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(Item._fields)
+        writer.writerows((item.name, item.target, item.prediction, f"{item.score:.6g}") for item in self.items)
+        return out.getvalue()
+
+
+def read_items(store: Store, run_id: str) -> Items | None:
+    """Returns the predictions that a run recorded: of the test split, else of validation; `None` if there are none."""
+    with store.errors():
+        recorded = {item.path for item in store.client.list_artifacts(run_id, PREDICTIONS)}
+        for split in SPLITS:
+            path = Items(split, ()).path
+            if path in recorded:
+                rows = csv.DictReader(io.StringIO(read_text(store, run_id, path), newline=""))
+                items = [Item(r["name"], r["target"], r["prediction"], float(r["score"])) for r in rows]
+                return Items(split, tuple(items))
+    return None
