@@ -200,7 +200,7 @@ def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> d
     best = dict.fromkeys(runs, float("inf"))
     for way, run in runs.items():
         best[way] = _seconds(run, device)  # with what the first call prepares: only to leave out hopeless ways
-    limit = 3 * min(best.values())
+    limit = 2 * min(best.values())
     running = {way: run for way, run in runs.items() if best[way] <= limit}
     spent = dict.fromkeys(running, 0.0)
     for step in itertools.count(1):

@@ -217,7 +217,7 @@ class TrainerConfig:
     deterministic: bool = setting(True, "Use deterministic algorithms, so that a run repeats bit for bit.")
     threads: int | None = setting(None, "Threads of one process; null leaves torch's choice.", unit="threads", at_least=1)
     checkpoint_every: int = setting(1, "Epochs between two checkpoints a killed run resumes from; 0 writes none.", unit="epochs", at_least=0)
-    checkpoint_seconds: float = setting(5.0, "Least time between two checkpoints, so that they do not outweigh short epochs.", unit="seconds", at_least=0)
+    checkpoint_seconds: float = setting(5.0, "Least time between two checkpoints; they also take at most 1 % of a run's time. 0 writes one whenever it is due.", unit="seconds", at_least=0)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from tlresearch.config.paths import home
 from tlresearch.ranks import is_leader
 
+SHARE = 0.01  # of the time of a run that its checkpoints may take
 SHARED = "TLRESEARCH_RUN_FOLDER"
 """Environment variable by which rank 0 tells the others its folder."""
 
@@ -104,7 +105,8 @@ class EpochCheckpoint(Checkpoint):
     Args:
         path: The file; replaced in one step.
         every: Epochs between two checkpoints.
-        seconds: Least time between two checkpoints, and before the first.
+        seconds: Least time between two checkpoints, and before the first; they also keep to `SHARE` of the time, since
+            weights and moments of a large network take long to write. 0 writes one whenever it is due.
         before: Called before writing, so that nothing of the epochs a checkpoint holds is still unrecorded.
     """
 
@@ -114,18 +116,22 @@ class EpochCheckpoint(Checkpoint):
         self.seconds = seconds
         self.before = before
         self._written = time.monotonic()
+        self._pause = seconds
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes after every other callback: Lightning runs checkpoints last."""
         due = (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop
         # Saving is the work of all ranks together, so rank 0 decides for all.
-        if trainer.strategy.broadcast(due and time.monotonic() - self._written >= self.seconds):
+        began = time.monotonic()
+        if trainer.strategy.broadcast(due and began - self._written >= self._pause):
             self.before()
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary, weights_only=False)  # the optimizer too
             if trainer.is_global_zero:
                 os.replace(temporary, self.path)
             self._written = time.monotonic()
+            if self.seconds:
+                self._pause = max(self.seconds, (self._written - began) / SHARE)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
