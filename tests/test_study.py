@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.exceptions import ExperimentalWarning
 
@@ -44,6 +45,24 @@ def test_a_grid_needs_choices() -> None:
         studies.open_study(SweepConfig(name="g", sampler=ComponentConfig("grid")), SPACE)
     space = {"optimizer.lr": SpaceConfig(choices=[0.1, 0.2])}
     assert studies.open_study(SweepConfig(name="g", sampler=ComponentConfig("grid")), space).study_name == "g"
+
+
+def test_no_start_and_no_worker_draws_the_points_of_another() -> None:
+    sweep = SweepConfig(name="streams", sampler=ComponentConfig("random"))
+
+    def draw(worker: int = 0) -> float:
+        study = studies.open_study(sweep, SPACE, worker=worker)
+        value: float = study.sampler.sample_independent(
+            study, study.ask(), "x", optuna.distributions.FloatDistribution(0, 1)
+        )
+        return value
+
+    first, second, third = draw(), draw(), draw(worker=1)
+    assert len({first, second, third}) == 3
+    again = SweepConfig(name="again", sampler=ComponentConfig("random"))
+    study = studies.open_study(again, SPACE)
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+    assert study.sampler.sample_independent(study, study.ask(), "x", distribution) == first  # a fresh study repeats
 
 
 def test_options_a_sampler_does_not_take_are_a_clear_error() -> None:

@@ -116,7 +116,10 @@ def fit(
         UserError: If config, data, weights or store are wrong; one text says all.
     """
     began = time.monotonic()
-    loaded = revise(experiment, overrides) if isinstance(experiment, Loaded) else load_experiment(experiment, overrides)
+    if not isinstance(experiment, Loaded):
+        loaded = load_experiment(experiment, overrides)
+    else:
+        loaded = revise(experiment, overrides) if overrides else experiment
     loaded = results.pin_checkpoint(loaded)
     config = loaded.config
     with (

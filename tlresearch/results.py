@@ -53,7 +53,7 @@ SERVED: Sequence[tuple[Callable[[Task, Data], bool], Saver, str]] = (
 
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "timm": ("timm",),
-    "hf": ("transformers",),
+    "hf": ("transformers", "soundfile", "scipy"),
     "log_mel": ("transformers", "soundfile", "scipy"),
     "speech_embedding": ("transformers", "soundfile", "scipy"),
 }

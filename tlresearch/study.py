@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tlresearch.config.paths import home
 from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
+from tlresearch.data.seeding import derive_seed
 from tlresearch.errors import ConfigError, UserError
 from tlresearch.tracking.redact import redact
 
@@ -45,8 +46,13 @@ INTERRUPTED = "interrupted"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> Study:
+def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: int = 0) -> Study:
     """Opens the study of a sweep, or makes it.
+
+    Args:
+        sweep: The sweep.
+        space: Its search space.
+        worker: Number of the process among those that work on the study: each draws other points.
 
     Raises:
         UserError: If the storage cannot be reached.
@@ -58,7 +64,6 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> Study:
     study = optuna.create_study(
         study_name=sweep.name,
         storage=_storage(sweep),
-        sampler=_sampler(sweep, space),
         pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
         direction=sweep.objective.direction,
         load_if_exists=True,
@@ -71,7 +76,10 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> Study:
             ],
             sweep.name,
         )
-    if not study.get_trials(deepcopy=False):
+    trials = len(study.get_trials(deepcopy=False))
+    # A sampler that began anew with the same seed would draw the points of the first start again.
+    study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
+    if not trials:
         for point in sweep.enqueue:
             study.enqueue_trial(point)
     return study
@@ -156,14 +164,14 @@ def _storage(sweep: SweepConfig) -> RDBStorage:
             raise
 
 
-def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> BaseSampler:
+def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, seed: int) -> BaseSampler:
     if sweep.sampler.name == "grid" and "search_space" not in sweep.sampler.options:
         open_ended = [key for key, dimension in space.items() if not dimension.choices]
         if open_ended:
             raise ConfigError([f"space[{key}]: the grid sampler needs choices" for key in open_ended], sweep.name)
         grid = {key: list(dimension.choices) for key, dimension in space.items()}
         return optuna.samplers.GridSampler(grid, seed=sweep.seed)
-    sampler: BaseSampler = _component(SAMPLERS, sweep.sampler, "sampler", "tpe", seed=sweep.seed)
+    sampler: BaseSampler = _component(SAMPLERS, sweep.sampler, "sampler", "tpe", seed=seed)
     return sampler
 
 

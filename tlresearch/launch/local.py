@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 
 from tlresearch import study as studies
@@ -30,6 +30,7 @@ class Brief:
     space: dict[str, SpaceConfig]
     parent: str
     threads: int
+    worker: int = 0
 
 
 class _Process:
@@ -44,6 +45,7 @@ class _Process:
         theirs.close()
         self.connection = Connection(ours.detach())
         self.connection.send(brief)
+        self.brief = brief
         self.trial: int | None = None
 
     def stop(self) -> None:
@@ -68,10 +70,10 @@ def run_trials(worker: Worker) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     brief = Brief(worker.config, worker.base, worker.space, worker.parent.run_id, max(1, cores // count))
     with _processes(brief, count) as processes:
-        _hand_out(worker, brief, processes)
+        _hand_out(worker, processes)
 
 
-def _hand_out(worker: Worker, brief: Brief, processes: list[_Process]) -> None:
+def _hand_out(worker: Worker, processes: list[_Process]) -> None:
     """Lets each process run one trial after another; counts those under way, so that the total is met exactly."""
     left, deaths = worker.left(), 0
     for process in processes:
@@ -86,7 +88,7 @@ def _hand_out(worker: Worker, brief: Brief, processes: list[_Process]) -> None:
             except (EOFError, OSError):
                 deaths += 1
                 left += 1  # it is tried again, under another number
-                _replace(worker, brief, process, processes)
+                _replace(worker, process, processes)
                 if deaths >= DEATHS:
                     raise UserError(
                         f"sweep '{worker.config.name}': {deaths} worker processes died one after another; "
@@ -109,18 +111,18 @@ def _hand_out(worker: Worker, brief: Brief, processes: list[_Process]) -> None:
                 busy.remove(process)
 
 
-def _replace(worker: Worker, brief: Brief, dead: _Process, processes: list[_Process]) -> None:
+def _replace(worker: Worker, dead: _Process, processes: list[_Process]) -> None:
     """Starts a process for one that died, and gives its trial another try."""
     processes.remove(dead)
     dead.stop()
     if dead.trial is not None:
         studies.requeue(worker.study, dead.trial)
-    processes.append(_Process(brief))
+    processes.append(_Process(dead.brief))
 
 
 @contextmanager
 def _processes(brief: Brief, count: int) -> Iterator[list[_Process]]:
-    processes = [_Process(brief) for _ in range(count)]
+    processes = [_Process(replace(brief, worker=number)) for number in range(count)]
     try:
         yield processes
     finally:

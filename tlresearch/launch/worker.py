@@ -21,7 +21,7 @@ def serve(connection: Connection) -> int:
     from tlresearch.tracking.silent import SilentRun
     from tlresearch.trials import Worker
 
-    study = studies.open_study(brief.config, brief.space)
+    study = studies.open_study(brief.config, brief.space, worker=brief.worker)
     parent = SilentRun(brief.parent, brief.config.name)
     with RemoteTracker() as tracker:
         quiet = SweepProgress(None, study, brief.config, 0)

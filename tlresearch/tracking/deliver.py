@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> Any:
     # Ctrl-C and a scheduler's signal reach the whole group: the training ends its runs, and they are written here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    os.nice(10)  # it has time: the training comes first
     serve(Connection(int(arguments[0])))
 
 
