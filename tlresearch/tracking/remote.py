@@ -165,6 +165,7 @@ class RemoteRun(TrackedRun):
         self.status = "RUNNING"
         self._pruned = False
         self._signals = TerminationGuard()
+        self._tags: dict[str, str] = {}
 
     @property
     def _opened(self) -> Opened:
@@ -200,12 +201,18 @@ class RemoteRun(TrackedRun):
 
     def flush(self) -> bool:
         """Makes sure that what was logged outlives this process."""
+        self._send_tags()
         self._tracker.sent()
         return True
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags."""
-        self._tracker.call(self._number, "set_tags", dict(tags))
+        """Sets tags, all of them in one write: at a checkpoint, or at the end."""
+        self._tags.update(tags)
+
+    def _send_tags(self) -> None:
+        if self._tags:
+            self._tracker.call(self._number, "set_tags", self._tags)
+            self._tags = {}
 
     def log_text(self, text: str, path: str) -> None:
         """Stores text as an artifact."""
@@ -238,12 +245,14 @@ class RemoteRun(TrackedRun):
     def mark_pruned(self, reason: str) -> None:
         """Marks a run that a pruner stopped."""
         self._pruned = True
+        self._send_tags()
         self._tracker.call(self._number, "mark_pruned", reason)
 
     def close(self, status: Status = "FINISHED") -> None:
         """Ends the run; a second call does nothing."""
         if self.status == "RUNNING":
             self.status = status
+            self._send_tags()
             self._tracker.call(self._number, "close", status)
             self._tracker.raise_errors()
 
