@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
-from typing import TextIO
+import weakref
 
 from tlresearch.config.paths import home
 
@@ -27,9 +28,10 @@ class Ownership:
     def __init__(self, run_id: str) -> None:
         self._path = home() / "writing" / f"{run_id}.lock"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO | None = self._path.open("w")
+        file = os.open(self._path, os.O_CREAT | os.O_RDWR)
+        self._close = weakref.finalize(self, os.close, file)  # also for a run that is dropped without an end
         deadline = time.monotonic() + PATIENCE
-        while not self._take(self._file):
+        while not _take(file):
             if time.monotonic() > deadline:
                 log.warning("run %s is still being written by another process; going on", run_id)
                 return
@@ -37,15 +39,14 @@ class Ownership:
 
     def release(self) -> None:
         """Lets the run go; its end has been written."""
-        if self._file is not None:
+        if self._close.alive:
             self._path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
+            self._close()
 
-    @staticmethod
-    def _take(file: TextIO) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+
+def _take(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
