@@ -12,7 +12,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -179,7 +178,11 @@ class _Bench:
         """Prepares the forward pass of the whole backbone."""
         batch = self._batch(0)
         forward = frozen(self._task.backbone, Inference(*way), self._device)
-        return lambda: void(forward(batch.inputs))
+
+        def run() -> None:
+            forward(batch.inputs)
+
+        return run
 
     def _batch(self, boundary: int) -> Batch:
         """The first training samples, brought to a boundary."""
@@ -189,10 +192,6 @@ class _Bench:
         with torch.no_grad(), evaluating(self._task.backbone):
             inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
         return Batch(inputs, batch.targets, batch.indices, boundary)
-
-
-def void(value: Any) -> None:
-    """Forgets a value."""
 
 
 def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> dict[Way, float]:

@@ -209,7 +209,7 @@ def test_batches_of_training_are_of_one_length_and_resume() -> None:
 
 
 def test_hub_data_set_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="the extra text is not installed")
     names = datasets.ClassLabel(names=["neg", "pos"])
     features = datasets.Features({"text": datasets.Value("string"), "label": names})
     columns = {"text": [text for text, _ in ROWS], "label": [int(label == "pos") for _, label in ROWS]}

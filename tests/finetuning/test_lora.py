@@ -26,7 +26,7 @@ from tlresearch.finetuning import lora
 from tlresearch.serving.classification import load_predictor, save_predictor
 from tlresearch.tracking.store import connect
 
-pytest.importorskip("peft")
+pytest.importorskip("peft", reason="the extra text is not installed")
 # Kind of layer that is adapted where no pattern is given, and how many of them there are, counted by hand.
 FAMILIES = {"resnet18": 20, "convnext_tiny": 36, "vit_b_16": 24, "swin_t": 27, "densenet121": 120}
 

@@ -23,7 +23,7 @@ from tlresearch.tasks.detectors import DETECTORS, DetectionHead, native
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
 
-pytest.importorskip("pycocotools")
+pytest.importorskip("pycocotools", reason="the extra detection is not installed")
 TARGETS = [torch.tensor([[8.0, 8, 40, 40, 0], [30, 20, 60, 62, 2]]), torch.zeros(0, 5)]
 
 

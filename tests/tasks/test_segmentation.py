@@ -159,7 +159,7 @@ def test_a_broken_off_run_goes_on_and_ends_as_the_unbroken_one(root: Path, monke
 
 @torch.no_grad()
 def test_adapters_in_a_backbone_with_maps_start_equal_and_merge() -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra text is not installed")
     backbone = build_backbone(BackboneConfig(name="torchvision/squeezenet1_1", weights=None), "maps").eval()
     x = torch.rand(1, 3, 64, 64)
     before, names = backbone(x), list(backbone.state_dict())

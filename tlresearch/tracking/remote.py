@@ -44,10 +44,14 @@ class Opened:
 class RemoteTracker:
     """Opens runs in a process of its own; leaving the context waits until everything is written.
 
+    The process starts with the first run: a sweep that has no trial left, or whose workers have their own, needs none.
+
     Errors of the store come back with the next run that is opened or closed, or when the context is left.
     """
 
-    def __init__(self) -> None:
+    _process: subprocess.Popen[bytes] | None = None
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "tlresearch.tracking.deliver", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
@@ -63,6 +67,8 @@ class RemoteTracker:
 
     def open_run(self, config: TrackingConfig, *, name: str, run_id: str | None = None, **about: Any) -> RemoteRun:
         """Opens a run as `tracking.run.open_run` does, without waiting for it."""
+        if self._process is None:
+            self._start()
         self.raise_errors()
         number = next(self._numbers)
         self.call(number, "open", config, name=name, run_id=run_id, **about)
@@ -132,6 +138,8 @@ class RemoteTracker:
         Raises:
             TrackingError: If the store refused something and nothing else went wrong.
         """
+        if self._process is None:
+            return
         self._outbox.put(None)
         self._sender.join()
         try:
@@ -239,8 +247,8 @@ class RemoteRun(TrackedRun):
         return Path(self._tracker.ask(self._number, "download", path))
 
     def start_system_metrics(self) -> None:
-        """Would measure the other process."""
-        raise NotImplementedError("a run that another process writes has no system metrics")
+        """Measures the machine until the run ends."""
+        self._tracker.call(self._number, "start_system_metrics")
 
     def mark_pruned(self, reason: str) -> None:
         """Marks a run that a pruner stopped."""
