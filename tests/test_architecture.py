@@ -40,6 +40,7 @@ FLOORS = [
     ["launch"],
     ["sweep", "reproduce"],
     ["demo"],
+    ["commands"],
     ["cli"],
     ["__init__", "__main__"],
 ]

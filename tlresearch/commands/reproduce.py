@@ -1,0 +1,53 @@
+"""`tlresearch reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.errors import UserError
+
+EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("what", nargs="?", help="experiment with a reference, or the id of a run to repeat")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"{OVERRIDES}; the verdict says so")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="only this variant; repeatable")
+    parser.add_argument("--again", action="store_true", help="run again what has finished before")
+    parser.add_argument("--all", action="store_true", help="every published experiment; writes REPRODUCED.md")
+    parser.add_argument("--slow", action="store_true", help="with --all: also what is marked as slow")
+    parser.add_argument("--anyway", action="store_true", help="repeat a run although its data or weights have changed")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Runs a published experiment and holds it against its numbers, or repeats a recorded run."""
+    if bool(options.what) == options.all:
+        raise UserError("reproduce: name a published experiment or a run id, or give --all")
+    console = console_of_leader()
+    if options.all and options.overrides:
+        raise UserError("reproduce: --all takes no overrides: the scoreboard is of the experiments as they are written")
+    if options.what and _is_run_id(options.what):
+        from tlresearch.repeat import repeat_run
+
+        return repeat_run(options.what, anyway=options.anyway, console=console).exit_code
+    from tlresearch import reproduce as published
+
+    if options.all:
+        results = published.reproduce_all(again=options.again, slow=options.slow, console=console)
+        console.print(f"written to {published.PAGE}", highlight=False)
+        return int(not all(result.reached for result in results))
+    result = published.reproduce(
+        options.what, options.overrides, variants=options.variant, again=options.again, console=console
+    )
+    if result.run_id:
+        console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
+    return int(not result.reached)
+
+
+def _is_run_id(text: str) -> bool:
+    """Tells a run id, or its beginning, from the name of an experiment."""
+    return re.fullmatch(r"[0-9a-f]{8,32}", text) is not None and not Path("experiments", f"{text}.yaml").is_file()

@@ -1,0 +1,28 @@
+"""`tlresearch sweep`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tlresearch.commands.shared import console_of_leader
+
+EXAMPLE = "tlresearch sweep hymenoptera/lr_x_unfreeze_depth trials=40"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("sweep", help="name under sweeps/, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the sweep, such as trials=40")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Runs a sweep, or continues it."""
+    from tlresearch.config.load import load_sweep
+
+    loaded = load_sweep(options.sweep, options.overrides)
+    console = console_of_leader()
+    from tlresearch.sweep import run as run_sweep
+    from tlresearch.sweep_report import print_result
+
+    print_result(console, run_sweep(loaded, console=console))
+    return 0

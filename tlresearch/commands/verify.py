@@ -1,0 +1,21 @@
+"""`tlresearch verify`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tlresearch.commands.shared import console_of_leader
+
+EXAMPLE = "tlresearch verify 3f2a9c1b"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("run", help="run id, unique beginning of it, or run name")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Checks a recorded run without training: artifacts, data, weights, and what its model says."""
+    from tlresearch.verify import verify_run
+
+    return verify_run(options.run, console=console_of_leader()).exit_code
