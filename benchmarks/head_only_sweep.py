@@ -65,9 +65,9 @@ def report(found: dict[str, list[Outcome]], trials: int, epochs: int, every: int
             "| :-- | ---: | ---: | ---: | ---: | ---: |",
             *rows,
             "",
-            "Each loop draws the order of the batches and the head's first weights in its own way, so a trial whose "
-            "rate is too small or too large to settle within its epochs differs between them. The validation set has "
-            "153 photos, one is 0.65 points.",
+            "All loops start from the same head, see the batches in the same order and decay the weights alike. The "
+            "peer resizes with PIL, the others with torch: their pixels differ by a level here and there. The "
+            "validation set has 153 photos, one is 0.65 points.",
             "",
             surroundings(),
             "",

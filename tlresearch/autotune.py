@@ -125,6 +125,7 @@ class _Bench:
         self._task = task
         self._data = data
         self._device = device
+        self._batches: dict[int, Batch] = {}
 
     def times(self, name: str, ways: Sequence[Way], measure: Callable[[Way], Callable[[], None]]) -> dict[Way, float]:
         """Seconds of each way; remembered for the same network, input, threads, machine and version of torch."""
@@ -185,13 +186,15 @@ class _Bench:
         return run
 
     def _batch(self, boundary: int) -> Batch:
-        """The first training samples, brought to a boundary."""
-        split = self._data.splits["train"]
-        keys = [SampleKey(index, 0) for index in range(min(SAMPLES, len(split)))]
-        batch = to_device(collate([split[key] for key in keys]), self._device)
-        with torch.no_grad(), evaluating(self._task.backbone):
-            inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
-        return Batch(inputs, batch.targets, batch.indices, boundary)
+        """The first training samples, brought to a boundary once."""
+        if boundary not in self._batches:
+            split = self._data.splits["train"]
+            keys = [SampleKey(index, 0) for index in range(min(SAMPLES, len(split)))]
+            batch = to_device(collate([split[key] for key in keys]), self._device)
+            with torch.no_grad(), evaluating(self._task.backbone):
+                inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
+            self._batches[boundary] = Batch(inputs, batch.targets, batch.indices, boundary)
+        return self._batches[boundary]
 
 
 def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> dict[Way, float]:

@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import get_model_weights
 from torchvision.transforms.functional import pil_to_tensor
 
+from benchmarks.loops.same import WEIGHT_DECAY, Order, new_head
 from benchmarks.loops.spec import Outcome, Point, Spec, main
 from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig
@@ -56,17 +57,16 @@ def run(spec: Spec) -> Outcome:
     def trial(point: Point) -> float:
         boundary = len(stages) - point.depth
         inputs = at(boundary)
-        torch.manual_seed(0)
         suffix = copy.deepcopy(nn.Sequential(*stages[boundary:]))
-        network = nn.Sequential(suffix, nn.Linear(backbone.out_features, int(data["train"][1].max()) + 1))
-        optimizer = torch.optim.AdamW(network.parameters(), lr=point.lr, fused=True)
+        network = nn.Sequential(suffix, new_head(backbone.out_features, int(data["train"][1].max()) + 1))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=point.lr, weight_decay=WEIGHT_DECAY, fused=True)
         targets, wanted = data["train"][1], data["val"][1]
+        order = Order(len(targets), spec.batch)
         accuracy = 0.0
-        for _ in range(spec.epochs):
+        for epoch in range(spec.epochs):
             network.train()
-            for indices in torch.randperm(len(targets)).split(spec.batch):
-                if len(indices) == 1:
-                    continue  # batch norm cannot train on one sample
+            order.set_epoch(epoch)
+            for indices in torch.tensor(list(order)).split(spec.batch):
                 optimizer.zero_grad()
                 with autocast():
                     scores = network(arranged(inputs["train"][indices]))

@@ -8,13 +8,16 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.loops.same import SEED, WEIGHT_DECAY
 from benchmarks.loops.spec import Outcome, Spec, main
 
 EXPERIMENT = """
 data: {{name: image_folder, root: {data}, batch_size: {batch}}}
 backbone: {{name: torchvision/{model}, weights: {weights}}}
 freeze: {{schedule: depth, unfreeze_depth: 0, epochs: {epochs}}}
-optimizer: {{name: adamw, lr: 1.0e-3}}
+optimizer: {{name: adamw, lr: 1.0e-3, weight_decay: {weight_decay}, decay_norm_and_bias: true}}
+scheduler: {{name: constant}}
+seed: {seed}
 trainer: {{precision: {precision}, memory_format: {memory_format}}}
 """
 
@@ -25,7 +28,8 @@ def run(spec: Spec) -> Outcome:
     folder = Path(spec.home)
     folder.mkdir(parents=True, exist_ok=True)
     precision = spec.precision or ["auto", "auto"]
-    text = EXPERIMENT.format(**{**vars(spec), "precision": precision[0], "memory_format": precision[1]})
+    same = {"seed": SEED, "weight_decay": WEIGHT_DECAY}
+    text = EXPERIMENT.format(**{**vars(spec), **same, "precision": precision[0], "memory_format": precision[1]})
     (folder / "experiment.yaml").write_text(text)
     sweep = {
         "name": spec.options.get("name", "benchmark"),

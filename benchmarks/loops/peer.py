@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import ImageFolder
 from torchvision.models import get_model, get_model_weights
 
+from benchmarks.loops.same import WEIGHT_DECAY, Order, new_head
 from benchmarks.loops.spec import Outcome, Spec, main
 from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig
@@ -59,7 +60,7 @@ class Classifier(L.LightningModule):
         self.network = get_model(spec.model, weights=None)
         self.network.load_state_dict(torch.load(spec.weights, weights_only=True), strict=False)
         head = self.network.classifier[-1] if hasattr(self.network, "classifier") else self.network.fc
-        new = nn.Linear(head.in_features, classes)
+        new = new_head(head.in_features, classes)
         if hasattr(self.network, "classifier"):
             self.network.classifier = new  # without dropout, as in the other loops
         else:
@@ -84,7 +85,9 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        return torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad], lr=self.lr, weight_decay=WEIGHT_DECAY
+        )
 
 
 def run(spec: Spec) -> Outcome:
@@ -109,7 +112,7 @@ def run(spec: Spec) -> Outcome:
         sets = [ImageFolder(Path(spec.data) / split, transform) for split in ("train", "val")]
         L.seed_everything(0, verbose=False)
         options: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
-        train = DataLoader(sets[0], batch_size=spec.batch, shuffle=True, **options)
+        train = DataLoader(sets[0], batch_size=spec.batch, sampler=Order(len(sets[0]), spec.batch), **options)
         val = DataLoader(sets[1], batch_size=64, **options)
         model = Classifier(spec, point.lr, len(sets[0].classes))
         logger = MLFlowLogger("benchmark", f"trial {trial.number}", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")

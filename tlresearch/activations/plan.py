@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -128,16 +129,19 @@ class FrozenPrefix:
         """What `load` gives of every sample; for a split without it, the inputs, if they do not change."""
         split = self.splits[name].split
         key = {"data": self._data["data"], "split": name, "boundary": 0, "stages": []}
+        threads = 1
         if isinstance(split, TwoStepSplit):
             load, key["load"] = split.load, split.load_key  # which tells all of the preprocessing that it does
+            threads = torch.get_num_threads()
         elif split.deterministic:
             load, key = lambda index: split[SampleKey(index, 0)][0], {**key, **self._data, "load": "inputs"}
         else:
             return None
 
         def compute() -> Iterator[Sequence[Value]]:
-            for first in range(0, len(split), self.batch_size):
-                yield [load(index) for index in range(first, min(first + self.batch_size, len(split)))]
+            with ThreadPoolExecutor(threads) as pool:
+                for first in range(0, len(split), self.batch_size):
+                    yield list(pool.map(load, range(first, min(first + self.batch_size, len(split)))))
 
         return self.store.get(key, len(split), compute) if key["load"] else None
 

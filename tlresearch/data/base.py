@@ -115,7 +115,10 @@ class TwoStepSplit(Protocol):
     """
 
     def load(self, index: int) -> Value:
-        """Returns a sample as it is in every epoch: decoded, and at the needed size where nothing random follows."""
+        """Returns a sample as it is in every epoch: decoded, and at the needed size where nothing random follows.
+
+        It is called from several threads at once, since decoders let go of the interpreter's lock.
+        """
         ...
 
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
