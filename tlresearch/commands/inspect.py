@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
 
-EXAMPLE = "tlresearch inspect torchvision/resnet50\ntlresearch inspect hymenoptera/gradual"
+EXAMPLE = (
+    "tlresearch inspect torchvision/resnet50\n"
+    "tlresearch inspect hymenoptera/gradual --picture schedule.png\n"
+    "tlresearch inspect 3f2a9c1b --saliency 8"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("what", help="a backbone such as torchvision/resnet50, or an experiment")
+    parser.add_argument("what", help="a backbone such as torchvision/resnet50, an experiment, or a run (id or name)")
+    parser.add_argument("--saliency", type=int, default=0, metavar="N", help="of a run: explain N images by Grad-CAM")
+    parser.add_argument("--items", default="", metavar="A,B", help="of a run: explain the samples of these names")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw an experiment's schedule, or a run's stages")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
 def command(options: argparse.Namespace) -> int:
-    """Shows the stages of a backbone, or the plan of an experiment, before anything trains."""
+    """Shows a backbone's stages and costs, an experiment's plan, or what fine-tuning did to the stages of a run."""
     from tlresearch.inspect import inspect_anything
 
-    inspect_anything(options.what, options.overrides, console_of_leader())
+    inspect_anything(
+        options.what,
+        options.overrides,
+        console_of_leader(),
+        saliency=options.saliency,
+        items=[name for name in options.items.split(",") if name],
+        picture=options.picture,
+    )
     return 0

@@ -1,0 +1,60 @@
+"""`tlresearch rank`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.errors import UserError
+
+EXAMPLE = (
+    "tlresearch rank hymenoptera/linear_probe --backbones torchvision/resnet18,torchvision/mobilenet_v2\n"
+    "tlresearch rank hymenoptera_data --backbones all-small --boundaries"
+)
+ORDERS = ("logme", "h_score", "leep", "nce", "knn", "probe")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("what", help="an experiment, or a folder of images or an .npz file under TLRESEARCH_DATA")
+    parser.add_argument("--backbones", default="all-small", metavar="A,B,C", help="names, or all-small (the default)")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights of one backbone: a file, an enum name, or null for random ones (repeatable; else the default)",
+    )
+    parser.add_argument("--by", choices=ORDERS, default="logme", help="score that decides the order (default: logme)")
+    parser.add_argument("--boundaries", action="store_true", help="show the scores at every boundary too")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+
+def command(options: argparse.Namespace) -> int:
+    """Ranks pretrained backbones on a data set without training, and proposes an unfreeze depth for each."""
+    weights = dict(_pair(text) for text in options.weights)
+    from tlresearch.ranking.rank import SMALL, rank
+    from tlresearch.ranking.report import as_table, boundary_table
+
+    console = console_of_leader()
+    names = list(SMALL) if options.backbones == "all-small" else options.backbones.split(",")
+    with console.status("reading the data") as status:
+        ranking = rank(options.what, names, options.overrides, weights=weights, by=options.by, say=status.update)
+    there = [one for one in ranking.backbones if not one.problem]
+    if there:
+        console.print(as_table(ranking))
+    if options.boundaries:
+        for one in there:
+            console.print(boundary_table(one))
+    for one in ranking.backbones:
+        if one.problem:
+            console.print(f"not ranked: {one.name}: {one.problem}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"MLflow run {ranking.run_id}; see it with: make ui", highlight=False)
+    return 0 if there else 1
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UserError(f"--weights: '{text}' has not the form NAME=FILE")
+    return name, value
