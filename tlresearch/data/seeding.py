@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,10 @@ def seed_all(seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
+_drawing = threading.RLock()
+"""Held while torch's one generator stands for a block's own: several threads may load samples."""
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Runs the block with torch's CPU random numbers seeded from the parts, then puts the old state back.
@@ -36,9 +41,10 @@ def seeded(*parts: int | str) -> Iterator[None]:
     transforms draw on the CPU.
     """
     generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(derive_seed(*parts))
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+    with _drawing:
+        state = generator.get_state()
+        generator.manual_seed(derive_seed(*parts))
+        try:
+            yield
+        finally:
+            generator.set_state(state)

@@ -1,0 +1,178 @@
+"""Corrupted images of five strengths in the manner of ImageNet-C (Hendrycks and Dietterich 2019), always the same ones.
+
+The strengths are those of the authors' code for images of about 224 pixels. They act on the framed image, as there.
+Noise and blur are torchvision's functions, pixels and JPEG are Pillow's, so that no further library is needed; the
+noise is drawn from the name of the sample, so that a set is the same in every run.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as F
+
+from tlresearch.data.base import Batch, SampleKey, Split, TwoStepSplit
+from tlresearch.data.seeding import seeded
+from tlresearch.data.values import Value
+from tlresearch.errors import DataError
+
+
+def corrupt(image: Tensor, kind: str, severity: int) -> Tensor:
+    """Corrupts an image; noise is drawn from torch's global generator.
+
+    Args:
+        image: uint8 ``(C, H, W)``.
+        kind: A key of `CORRUPTIONS`.
+        severity: 1 to 5.
+    """
+    function, strengths = CORRUPTIONS[kind]
+    changed = function(image.float() / 255, strengths[severity - 1])
+    return (changed.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _gaussian_noise(image: Tensor, sigma: float) -> Tensor:
+    noisy: Tensor = F.gaussian_noise(image, sigma=sigma, clip=False)
+    return noisy
+
+
+def _shot_noise(image: Tensor, photons: float) -> Tensor:
+    return torch.poisson(image * photons) / photons
+
+
+def _impulse_noise(image: Tensor, share: float) -> Tensor:
+    drawn = torch.rand_like(image)
+    return torch.where(drawn < share / 2, 0.0, torch.where(drawn > 1 - share / 2, 1.0, image))
+
+
+def _defocus_blur(image: Tensor, disk: tuple[int, float]) -> Tensor:
+    """Blurs by a disk of a radius in pixels, whose edge is softened."""
+    radius, alias = disk
+    reach = max(8, radius)
+    line = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = ((line[:, None] ** 2 + line[None, :] ** 2) <= radius**2).float()
+    side = 3 if radius <= 8 else 5
+    kernel = F.gaussian_blur((kernel / kernel.sum())[None], [side, side], [alias, alias])
+    channels = image.shape[0]
+    # Images smaller than the disk have too little to mirror.
+    mode = "reflect" if reach < min(image.shape[1:]) else "replicate"
+    padded = functional.pad(image[None], (reach,) * 4, mode=mode)
+    return functional.conv2d(padded, kernel[None].expand(channels, 1, -1, -1), groups=channels)[0]
+
+
+def _gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    reach = min(int(4 * sigma + 0.5), min(image.shape[1:]) - 1)
+    blurred: Tensor = F.gaussian_blur(image, [2 * reach + 1, 2 * reach + 1], [sigma, sigma])
+    return blurred
+
+
+def _brightness(image: Tensor, added: float) -> Tensor:
+    """Adds to the value of hue, saturation and value."""
+    value = image.amax(dim=0, keepdim=True)
+    wanted = (value + added).clamp(max=1)
+    return torch.where(value > 0, image * wanted / value.clamp(min=1e-6), wanted)
+
+
+def _contrast(image: Tensor, factor: float) -> Tensor:
+    mean = image.mean(dim=(1, 2), keepdim=True)
+    return (image - mean) * factor + mean
+
+
+def _pixelate(image: Tensor, factor: float) -> Tensor:
+    pixels = _to_pillow(image)
+    small = pixels.resize(
+        (max(1, int(pixels.width * factor)), max(1, int(pixels.height * factor))), Image.Resampling.BOX
+    )
+    return _from_pillow(small.resize(pixels.size, Image.Resampling.BOX))
+
+
+def _jpeg(image: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    _to_pillow(image).save(file, "JPEG", quality=quality)
+    return _from_pillow(Image.open(file))
+
+
+def _to_pillow(image: Tensor) -> Image.Image:
+    pixels = (image * 255).round().to(torch.uint8)
+    return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, Any], Tensor], Sequence[Any]]] = {
+    "gaussian_noise": (_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": (_shot_noise, (60, 25, 12, 5, 3)),
+    "impulse_noise": (_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),
+    "defocus_blur": (_defocus_blur, ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))),
+    "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6)),
+    "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
+    "jpeg_compression": (_jpeg, (25, 18, 15, 10, 7)),
+}
+"""What is done to an image in [0, 1], and the five strengths of it."""
+
+
+class CorruptedSplit:
+    """A split of images, each corrupted in one way.
+
+    Args:
+        split: The images: a split whose `load` gives framed uint8 images.
+        kind: Kind of the corruption.
+        severity: Its strength, 1 to 5.
+        name: What the set is called in errors.
+
+    Raises:
+        DataError: If the samples are no such images.
+    """
+
+    augment_key = ""
+
+    def __init__(self, split: Split, kind: str, severity: int, *, name: str) -> None:
+        sample = split.load(0) if isinstance(split, TwoStepSplit) and split.deterministic else None
+        if not (isinstance(sample, Tensor) and sample.dtype == torch.uint8 and sample.ndim == 3):
+            raise DataError(
+                f"data.shift[{name}].corruptions: only images with classes are corrupted; "
+                "name another set of this kind of sample instead, by what differs in `data`"
+            )
+        self.split = cast(TwoStepSplit, split)
+        self.kind, self.severity = kind, severity
+        self.targets, self.names = split.targets, split.names
+        self.deterministic = True
+        self._raw = split.raw
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on: images whose decoding is no work are kept too, as the corruption is."""
+        return f"{self.split.load_key}, {self.kind} {self.severity}"
+
+    def load(self, index: int) -> Tensor:
+        """Returns a corrupted image, uint8 ``(C, H, W)``; the same sample is corrupted in the same way."""
+        image = cast(Tensor, self.split.load(index))
+        with seeded("corruption", self.kind, self.severity, self.names[index]):
+            return corrupt(image, self.kind, self.severity)
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        """Normalises images and adds their targets."""
+        return self.split.finish(values, keys)
+
+    def raw(self, index: int) -> Any:
+        """Returns the image before preprocessing and corruption."""
+        return self._raw(index)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
+        """Returns network input, target and index of one sample."""
+        batch = self.finish([self.load(key.index)], [key])
+        return cast(Tensor, batch.inputs)[0], batch.targets[0], key.index
