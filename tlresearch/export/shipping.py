@@ -1,0 +1,249 @@
+"""A trained run outwards: written in other formats, measured, and refused if it answers otherwise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Data, SplitName
+from tlresearch.differences import read_record
+from tlresearch.errors import UserError
+from tlresearch.export import standalone
+from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
+from tlresearch.export.measure import TOLERANCES, Tolerance, answers, as_image, measure
+from tlresearch.export.outcome import Export, Shipped, show
+from tlresearch.export.quantize import quantize_dynamic, quantize_static
+from tlresearch.present import present_data, recorded_config
+from tlresearch.serving.classification import Predictor, load_predictor
+from tlresearch.tracking.loaders import SETTINGS
+from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
+from tlresearch.tracking.model import model_ids
+from tlresearch.tracking.records import find_run
+from tlresearch.tracking.run import PRUNED_MARK
+from tlresearch.tracking.store import Store, connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+FOLDER = "export"
+"""Artifacts of exported runs lie there, and their metrics begin with it."""
+ABOUT = "model.json"
+IMAGES = "tlresearch.serving.classification.load_predictor"
+"""What reads the models of image classification."""
+CALIBRATION = 100
+"""Training samples that static int8 takes its scales from."""
+
+
+def export_run(
+    run: str,
+    forms: Sequence[Form],
+    *,
+    out: Path | None = None,
+    tolerance: float | None = None,
+    changed: float | None = None,
+    samples: int | None = None,
+    console: Console | None = None,
+) -> Export:
+    """Writes the model of a run in other formats and keeps those that answer as it does.
+
+    Args:
+        run: Run id, unique beginning of one, or run name.
+        forms: What to write.
+        out: The folder; `None` is ``exports/<name>-<beginning of the id>``.
+        tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
+        changed: Largest share of changed answers; `None` as above.
+        samples: Measure on this many samples of the split, evenly spread; `None` takes all.
+        console: Where the table is shown.
+
+    Raises:
+        UserError: If the run has no model that can be exported, or its data is not there.
+    """
+    store = connect()
+    found = find_run(store, run)
+    run_id, name = found.info.run_id, (found.info.run_name or "").removeprefix(PRUNED_MARK)
+    config = recorded_config(store, run_id, name).config
+    folder = out or Path("exports") / f"{name.replace('/', '-')}-{run_id[:8]}"
+    with _model(store, found) as source:
+        predictor = load_predictor(source)
+        backbone = predictor.network[0]  # type: ignore[index]
+        assert isinstance(backbone, StagedBackbone)
+        data = present_data(config, backbone)
+        _warn_of_changes(store, found, data)
+        split: SplitName = "test" if "test" in data.splits else "val"
+        rows = _spread(len(data.splits[split]), samples)
+        folder.mkdir(parents=True, exist_ok=True)
+        run_original = original(predictor)
+        wanted = answers(run_original, data, split, rows)
+        first = measure(run_original, wanted, wanted, data, split, rows, size(source))
+        about = _about(found, name, predictor)
+        shipped: list[Shipped] = []
+        with tempfile.TemporaryDirectory() as scratch:
+            for form in forms:
+                limit = _limit(form, tolerance, changed)
+                log.info("export: %s", form.name)
+                target = Path(scratch) / form.file
+                measured, reason = None, ""
+                try:
+                    _write(form, predictor, source, target, about, data)
+                    run_form = runner(form, target)
+                    given = answers(run_form, data, split, rows)
+                    measured = measure(run_form, given, wanted, data, split, rows, size(target))
+                    reason = measured.beyond(limit)
+                except UserError as error:
+                    if len(forms) == 1:
+                        raise
+                    reason = str(error).removeprefix("export: ")
+                _place(target, folder / form.file, keep=not reason)
+                shipped.append(Shipped(form, folder / form.file, measured, reason))
+    result = Export(run_id, name, split, len(rows), first, tuple(shipped), folder)
+    _leave(result, about)
+    _record(store, result)
+    if console is not None:
+        show(console, result)
+    return result
+
+
+def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -> list[Form]:
+    """Returns the forms a command line asks for: each format in float32, and in every other number format it has.
+
+    Raises:
+        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone.
+    """
+    if int8 and "onnx" not in formats:
+        raise UserError("export: --int8 is computed by ONNX Runtime; add --to onnx")
+    if "bf16" in half and set(formats) == {"onnx"}:
+        raise UserError("export: ONNX Runtime computes nothing in bf16 on a processor; use --half fp16")
+    found: list[Form] = []
+    for to in dict.fromkeys(formats):
+        numbers = [
+            "fp32",
+            *(n for n in half if (to, n) != ("onnx", "bf16")),
+            *([f"int8-{way}" for way in int8] if to == "onnx" else []),
+        ]
+        found += [Form(to, number) for number in dict.fromkeys(numbers)]  # type: ignore[arg-type]
+    return found
+
+
+@contextmanager
+def _model(store: Store, run: Run) -> Iterator[Path]:
+    """The folder of the run's classifier.
+
+    Raises:
+        UserError: If it has none, or one of another task.
+    """
+    models = model_ids(run)
+    name = f"run {run.info.run_id[:8]} ({run.info.run_name})"
+    if not models:
+        raise UserError(
+            f"export: {name} kept no model, as trials and runs with tracking.model=false do not; run it again as a "
+            "run of its own (of a sweep: its run named 'best')"
+        )
+    with local(store, model_address(store, models[-1])) as folder:
+        source = folder / "artifacts" / "model"
+        if json.loads((source / SETTINGS).read_text())["loader"] != IMAGES:
+            raise UserError(
+                f"export: {name} is no image classifier, the only task whose models can be exported; its MLflow "
+                "model predicts from raw inputs"
+            )
+        yield source
+
+
+def _write(form: Form, predictor: Predictor, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
+    if form.numbers in DTYPES:
+        write(predictor, form, source, target, about)
+        return
+    plain = target.with_name(Form("onnx").file)
+    made = not plain.exists()
+    if made:
+        write(predictor, Form("onnx"), source, plain, about)
+    if form.numbers == "int8-dynamic":
+        quantize_dynamic(plain, target)
+    else:
+        part = data.splits["train"]
+        quantize_static(plain, target, [as_image(part.raw(row)) for row in _spread(len(part), CALIBRATION)])
+    if made:
+        plain.unlink()
+
+
+def _limit(form: Form, difference: float | None, changed: float | None) -> Tolerance:
+    usual = TOLERANCES[form.numbers]
+    return Tolerance(
+        usual.changed if changed is None else changed, usual.difference if difference is None else difference
+    )
+
+
+def _place(made: Path, target: Path, *, keep: bool) -> None:
+    """Puts what was written into its place, instead of what an earlier export left; refused, nothing stays there."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    if keep:
+        # Copied, since int8 starts from the float32 file.
+        (shutil.copytree if made.is_dir() else shutil.copy)(made, target)
+
+
+def _spread(count: int, most: int | None) -> list[int]:
+    """Positions of at most `most` samples, evenly over all."""
+    if most is None or most >= count:
+        return list(range(count))
+    return [index * count // most for index in range(most)]
+
+
+def _about(run: Run, name: str, predictor: Predictor) -> dict[str, str]:
+    return {
+        "classes": json.dumps(list(predictor.classes)),
+        "kind": predictor.kind,
+        "input": "images: uint8 (N, height, width, channels), of any size; all of one batch alike",
+        "output": "probabilities: float32 (N, classes)",
+        "preprocessing": json.dumps(asdict(predictor.preprocessing)),
+        "inside": "resize, centre crop, scale to [0, 1], normalise, network, probabilities; decoding files is outside",
+        "run": run.info.run_id,
+        "name": name,
+        "data": run.data.tags.get("tlresearch.data", ""),
+        "weights": run.data.tags.get("tlresearch.weights", ""),
+    }
+
+
+def _leave(result: Export, about: Mapping[str, str]) -> None:
+    """Writes what the files are beside them, and a script that predicts without tlresearch."""
+    content: dict[str, Any] = {**about, "classes": json.loads(about["classes"])}
+    content["preprocessing"] = json.loads(about["preprocessing"])
+    content["measured"] = {"split": result.split, "samples": result.samples, "original": asdict(result.original)}
+    content["measured"] |= {s.form.file: asdict(s.measured) for s in result.forms if s.measured and not s.refused}
+    (result.folder / ABOUT).write_text(json.dumps(content, indent=1))
+    if any(shipped.form.to == "onnx" and not shipped.refused for shipped in result.forms):
+        shutil.copy(str(standalone.__file__), result.folder / "predict.py")
+
+
+def _record(store: Store, result: Export) -> None:
+    """Adds the files that were kept and what was measured to the run."""
+    rows = {"original": result.original} | {s.form.name.replace(" ", "-"): s.measured for s in result.forms}
+    metrics: dict[str, float] = {}
+    for row, measured in rows.items():
+        if measured is not None:
+            values = {"size_mb": measured.size / 1e6, "latency_ms": measured.latency}
+            values |= {"images_per_second": measured.throughput, "changed": measured.changed}
+            values |= {"max_difference": measured.difference}
+            values |= {f"{result.split}_{key}": value for key, value in measured.metrics.items()}
+            metrics |= {f"{FOLDER}/{row}/{key}": value for key, value in values.items()}
+    kept = {f"{FOLDER}/{shipped.form.file}": shipped.path for shipped in result.forms if not shipped.refused}
+    kept[f"{FOLDER}/{ABOUT}"] = result.folder / ABOUT
+    add_to_ended_run(store, result.run_id, tags={}, files=kept, metrics=metrics)
+
+
+def _warn_of_changes(store: Store, run: Run, data: Data) -> None:
+    inputs = read_record(store, run).inputs
+    if inputs and inputs.data != data.fingerprint.digest:
+        log.warning("the data has changed since the run: the forms are measured on what is there now")
