@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
@@ -21,7 +19,7 @@ from tlresearch.data.base import Data, SplitName
 from tlresearch.differences import Inputs, input_differences, read_record
 from tlresearch.errors import UserError
 from tlresearch.present import as_it_was, inputs_of, measure, present_data, present_weights, recorded_config
-from tlresearch.tasks.classification import Meters
+from tlresearch.serving.measure import measure_served
 from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import damaged, local, read_manifest
 from tlresearch.tracking.model import load_model, model_ids
@@ -193,13 +191,14 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data) -> Chec
     models = model_ids(run)
     if not models:
         return Check("model", "not recorded", "the run logged no model, as trials do not")
-    if config.task.name != "classification":
-        return Check("model", "not recorded", f"what a model of task {config.task.name} says is not measured here")
     split: SplitName = "test" if "test" in data.splits else "val"
     try:
-        found = _metrics(load_model(store, models[-1]).predict, data, split, config.data.eval_batch_size)
+        served = load_model(store, models[-1])
+        found = measure_served(served.predict, data, split, config.data.eval_batch_size)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
         return Check("model", "failed", f"cannot be used: {one_line(error)}")
+    if found is None:
+        return Check("model", "not recorded", f"it loads; its {data.kind} are of another size than what was measured")
     return _agree("model", split, found, _logged(split, run), len(data.splits[split]))
 
 
@@ -216,27 +215,6 @@ def _logged(split: str, run: Run) -> dict[str, float]:
     """Metrics of the weights that were kept, without the name of the split."""
     prefix = f"selected/{split}/"
     return {key.removeprefix(prefix): value for key, value in run.data.metrics.items() if key.startswith(prefix)}
-
-
-def _metrics(predict: Callable[[list[Any]], Any], data: Data, split: SplitName, batch_size: int) -> dict[str, float]:
-    """Runs raw images through a served model and measures its answers."""
-    part = data.splits[split]
-    meters = Meters(data.kind, len(data.classes), thorough=True)
-    targets = torch.as_tensor(part.targets)
-    for start in range(0, len(part), batch_size):
-        rows = range(start, min(start + batch_size, len(part)))
-        answers = predict([_as_served(part.raw(row)) for row in rows])
-        probabilities = torch.tensor(answers[[f"p({name})" for name in data.classes]].to_numpy(dtype=np.float32))
-        wanted = targets[rows.start : rows.stop]
-        meters.update(probabilities, wanted.int() if data.kind == "multilabel" else wanted, torch.tensor(0.0))
-    return {name: value for name, value in meters.finish().items() if name != "loss"}
-
-
-def _as_served(sample: Any) -> Any:
-    """A raw sample as a user hands it over: images ``(H, W, C)`` and sounds as arrays, text as it is."""
-    if not isinstance(sample, Tensor):
-        return sample
-    return sample.permute(1, 2, 0).numpy() if sample.ndim == 3 else sample.numpy()
 
 
 def _close(a: float, b: float) -> bool:

@@ -19,16 +19,16 @@ from tlresearch.tracking.run import TrackedRun, open_run
 
 LOADER = """
 import torch
+from tlresearch.serving.base import ClassPredictor
+from tlresearch.serving.raw import RawImages
 
-class Brightness:
-    def predict(self, images):
-        scores = torch.stack([image.float().mean(dim=(1, 2))[:2] for image in images]) / 10
-        probabilities = scores.softmax(dim=1)
-        return probabilities.argmax(dim=1), probabilities
+class Brightness(ClassPredictor):
+    def inputs(self, samples):
+        return [image.float().mean(dim=(1, 2))[:2] / 10 for image in samples]
 
 def load(folder):
     assert (folder / "weights.txt").read_text() == "weights"
-    return Brightness()
+    return Brightness(torch.nn.Identity(), RawImages(3), ["red", "green"], "binary")
 """
 
 
@@ -112,7 +112,7 @@ def test_the_logged_model_is_linked_described_and_holds_no_pickle(
 
 
 def test_a_loader_from_elsewhere_is_refused() -> None:
-    from tlresearch.tracking.served import find_loader
+    from tlresearch.tracking.loaders import find_loader
 
     with pytest.raises(ValueError, match="must be in tlresearch"):
         find_loader("os.system")

@@ -2,96 +2,48 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tlresearch.backbones.base import End, StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.speech import SpeechStage
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
-from tlresearch.data.audio_decoding import AudioPreprocessing, decode
+from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.base import Data, TargetKind
-from tlresearch.data.values import stack
+from tlresearch.data.values import Value
+from tlresearch.serving.base import ClassPredictor, linear_head, read_description, save_predictor_files, with_weights
+from tlresearch.serving.raw import RawSounds
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.classification import ClassificationTask
 
-WEIGHTS = "weights.safetensors"
-DESCRIPTION = "predictor.json"
 MODEL = "backbone"
 """Folder of the config of a model of transformers."""
-BATCH = 32
-LONGEST_PATH = 1000  # longer text is a whole file
 
 
-class AudioPredictor:
+class AudioPredictor(ClassPredictor):
     """Predicts from sounds.
 
-    Attributes:
-        classes: Class names in the order of the probabilities.
-        kind: What the targets are.
+    Args:
+        network: See `ClassPredictor`.
+        preprocessing: What is done to a sound.
+        classes: See `ClassPredictor`.
+        kind: See `ClassPredictor`.
     """
 
     def __init__(
         self, network: nn.Module, preprocessing: AudioPreprocessing, classes: Sequence[str], kind: TargetKind
     ) -> None:
-        self.network = network.eval()
+        super().__init__(network, RawSounds(preprocessing.sample_rate), classes, kind)
         self.preprocessing = preprocessing
-        self.classes = tuple(classes)
-        self.kind = kind
 
-    def read(self, model_input: Any) -> list[Tensor]:
-        """Takes a data frame with the column ``audio``, a list, or one sound, and returns waveforms.
-
-        A sound is a path, the bytes of a file (or these as base64 text, as a server hands them over), or an array
-        ``(samples,)`` in -1 to 1 at the network's rate.
-
-        Raises:
-            ValueError: If it is anything else, or a file cannot be decoded.
-        """
-        if hasattr(model_input, "columns"):
-            if "audio" not in model_input.columns:
-                known = ", ".join(map(str, model_input.columns))
-                raise ValueError(f"the data frame needs a column 'audio' but has: {known}")
-            model_input = list(model_input["audio"])
-        one = isinstance(model_input, (str, bytes, bytearray, Path))
-        if isinstance(model_input, (np.ndarray, Tensor)) and model_input.ndim == 1:
-            one = isinstance(model_input, Tensor) or model_input.dtype.kind in "fiu"
-        return [self._waveform(sound) for sound in ([model_input] if one else model_input)]
-
-    @torch.inference_mode()
-    def predict(self, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the likeliest class ``(clips,)`` and the probabilities ``(clips, classes)`` of waveforms."""
-        outputs = [torch.zeros(0, len(self.classes))]
-        for start in range(0, len(clips), BATCH):
-            batch = stack([self.preprocessing(clip) for clip in clips[start : start + BATCH]])
-            outputs.append(self.network(batch).float())
-        logits = torch.cat(outputs)
-        probabilities = logits.sigmoid() if self.kind == "multilabel" else logits.softmax(dim=1)
-        return probabilities.argmax(dim=1), probabilities
-
-    def _waveform(self, sound: Any) -> Tensor:
-        if isinstance(sound, (str, Path)):
-            if len(str(sound)) <= LONGEST_PATH and Path(sound).is_file():
-                sound = Path(sound).read_bytes()
-            else:
-                try:
-                    sound = base64.b64decode(str(sound), validate=True)
-                except ValueError:
-                    raise FileNotFoundError(f"there is no sound file {str(sound)[:200]}") from None
-        if isinstance(sound, (bytes, bytearray)):
-            return decode(bytes(sound), self.preprocessing.sample_rate)[0]
-        clip = torch.as_tensor(sound, dtype=torch.float32)
-        if clip.ndim != 1 or not len(clip):
-            raise ValueError(f"a sound must be an array (samples,) but got {tuple(clip.shape)}")
-        return clip
+    def inputs(self, samples: Sequence[Tensor]) -> list[Value]:
+        """Preprocesses waveforms ``(samples,)``."""
+        return [self.preprocessing(clip) for clip in samples]
 
 
 def audio_servable(task: Task, data: Data) -> bool:
@@ -115,21 +67,21 @@ def save_audio_predictor(folder: Path, config: ExperimentConfig, task: Task, dat
         "kind": data.kind,
         "preprocessing": asdict(data.preprocessing),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    save_file({name: t for name, t in tensors.items() if name.startswith(("backbone.", "head."))}, folder / WEIGHTS)
+    save_predictor_files(folder, task, description)
 
 
 def load_audio_predictor(folder: Path) -> AudioPredictor:
     """Reads what `save_audio_predictor` wrote; nothing is unpickled and nothing downloaded."""
-    description = json.loads((folder / DESCRIPTION).read_text())
+    description = read_description(folder)
+    backbone, classes = audio_backbone(folder, description), description["classes"]
+    network = with_weights(folder, backbone, linear_head(backbone.out_features, len(classes)))
+    preprocessing = AudioPreprocessing(**description["preprocessing"])
+    return AudioPredictor(network, preprocessing, classes, description["kind"])
+
+
+def audio_backbone(folder: Path, description: dict[str, Any], end: End = "pooled") -> StagedBackbone:
+    """Builds the backbone that a description names, with random weights."""
     config = BackboneConfig(**description["backbone"], weights=None)
     if config.name == "hf/":
         config.name = f"hf/{folder / MODEL}"
-    backbone, classes = build_backbone(config), description["classes"]
-    network = nn.Module()
-    network.backbone = backbone
-    network.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(backbone.out_features, len(classes)))
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    preprocessing = AudioPreprocessing(**description["preprocessing"])
-    return AudioPredictor(nn.Sequential(backbone, network.head), preprocessing, classes, description["kind"])
+    return build_backbone(config, end)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.build import build_backbone
@@ -17,45 +14,33 @@ from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import Data, Preprocessing, TargetKind
 from tlresearch.data.decoding import to_channels
 from tlresearch.data.transforms import Evaluation
+from tlresearch.data.values import Value
+from tlresearch.serving.base import ClassPredictor, linear_head, read_description, save_predictor_files, with_weights
+from tlresearch.serving.raw import RawImages
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.classification import ClassificationTask
 
-WEIGHTS = "weights.safetensors"
-DESCRIPTION = "predictor.json"
 
+class Predictor(ClassPredictor):
+    """Predicts from raw images of any sizes, one by one preprocessed and together run.
 
-class Predictor:
-    """Predicts from raw images.
-
-    Attributes:
-        classes: Class names in the order of the probabilities.
-        kind: What the targets are; several labels have independent probabilities.
+    Args:
+        network: See `ClassPredictor`.
+        preprocessing: What is done to an image.
+        classes: See `ClassPredictor`.
+        kind: See `ClassPredictor`.
     """
 
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], kind: TargetKind
     ) -> None:
-        self.network = network.eval()
+        super().__init__(network, RawImages(preprocessing.channels), classes, kind)
         self.preprocessing = preprocessing
         self.evaluation = Evaluation(preprocessing)
-        self.classes = tuple(classes)
-        self.kind = kind
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Predicts images of any sizes, one by one preprocessed and together run.
-
-        Args:
-            images: uint8 tensors ``(C, H, W)``; grey, RGB or RGBA.
-
-        Returns:
-            The likeliest class ``(images,)`` and the probabilities ``(images, classes)``.
-        """
-        channels = self.preprocessing.channels
-        batch = torch.stack([self.evaluation(to_channels(image, channels)) for image in images])
-        outputs = self.network(batch)
-        probabilities = outputs.sigmoid() if self.kind == "multilabel" else outputs.softmax(dim=1)
-        return probabilities.argmax(dim=1), probabilities
+    def inputs(self, samples: Sequence[Tensor]) -> list[Value]:
+        """Preprocesses uint8 images ``(C, H, W)``."""
+        return [self.evaluation(to_channels(image, self.preprocessing.channels)) for image in samples]
 
 
 def servable(task: Task, data: Data) -> bool:
@@ -77,28 +62,19 @@ def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Dat
         "kind": data.kind,
         "preprocessing": asdict(data.preprocessing or task.backbone.preprocessing),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    save_file({name: t for name, t in tensors.items() if name.startswith(("backbone.", "head."))}, folder / WEIGHTS)
+    save_predictor_files(folder, task, description)
 
 
 def load_predictor(folder: Path) -> Predictor:
     """Reads what `save_predictor` wrote; nothing is unpickled and nothing downloaded."""
-    description = json.loads((folder / DESCRIPTION).read_text())
-    config = BackboneConfig(**description["backbone"], weights=None, options=description["options"])
-    backbone = build_backbone(config)
-    tensors = load_file(folder / WEIGHTS)
-    width, classes = backbone.out_features, len(description["classes"])
-    network = nn.Module()
-    network.backbone = backbone
-    network.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(width, classes))
-    network.load_state_dict(tensors)
-    fields: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in description["preprocessing"].items()
-    }
-    return Predictor(
-        nn.Sequential(backbone, network.head),
-        Preprocessing(**fields),
-        description["classes"],
-        description["kind"],
-    )
+    description = read_description(folder)
+    classes = description["classes"]
+    backbone = build_backbone(BackboneConfig(**description["backbone"], weights=None, options=description["options"]))
+    network = with_weights(folder, backbone, linear_head(backbone.out_features, len(classes)))
+    return Predictor(network, image_preprocessing(description["preprocessing"]), classes, description["kind"])
+
+
+def image_preprocessing(fields: dict[str, Any]) -> Preprocessing:
+    """Reads a preprocessing from JSON, which has lists for tuples."""
+    read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    return Preprocessing(**read)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,16 +21,16 @@ from tlresearch.data.base import Data, Preprocessing
 from tlresearch.data.decoding import to_channels
 from tlresearch.data.framing import inner_size
 from tlresearch.data.transforms import Evaluation
+from tlresearch.serving.base import DESCRIPTION, WEIGHTS, RawPredictor, Shown
+from tlresearch.serving.drawing import box_pictures, mask_pictures, shown_boxes, shown_shares
+from tlresearch.serving.raw import RawImages
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.detection import DetectionTask, detection_head
 from tlresearch.tasks.detectors import DetectionHead
 from tlresearch.tasks.segmentation import SegmentationTask, segmentation_head
 
-WEIGHTS = "weights.safetensors"
-DESCRIPTION = "predictor.json"
 
-
-class DensePredictor:
+class DensePredictor(RawPredictor):
     """Predicts masks or boxes from raw images.
 
     Args:
@@ -42,6 +43,7 @@ class DensePredictor:
     def __init__(
         self, backbone: StagedBackbone, head: nn.Module, preprocessing: Preprocessing, classes: Sequence[str]
     ) -> None:
+        super().__init__(RawImages(preprocessing.channels))
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.evaluation = Evaluation(preprocessing)
@@ -57,10 +59,21 @@ class DensePredictor:
             Columns with one entry per image. Of segmentation: ``mask``, class numbers as a list of rows, of the
             image's size (of the input's, where `Preprocessing.fit` is ``crop``), and each class's share of the pixels
             as ``share(<class>)``. Of detection: ``boxes`` ``[x0, y0, x1, y1]`` in pixels of the image, ``classes`` and
-            ``scores``, surest first.
+            ``scores``, surest first; with masks of objects also ``mask``: for each pixel of the image the number of
+            its object in that order, from 1, and 0 where there is none.
         """
         rows = [self.boxes(image) if isinstance(self.head, DetectionHead) else self.mask(image) for image in images]
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns what covers the image, or how many boxes of each class were found."""
+        return shown_boxes(row) if "boxes" in row else shown_shares(row, self.classes)
+
+    def pictures(self, sample: Tensor, row: Mapping[str, Any]) -> dict[str, Image]:
+        """Draws mask or boxes; see `mask_pictures` and `box_pictures`."""
+        if "boxes" in row:
+            return box_pictures(sample, row, self.classes)
+        return mask_pictures(sample, row["mask"], self.classes)
 
     @torch.inference_mode()
     def mask(self, image: Tensor) -> dict[str, Any]:
@@ -84,11 +97,20 @@ class DensePredictor:
         height, width = inner_size(self.evaluation.preprocessing, image.shape[-2], image.shape[-1])
         scale = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
         limits = torch.tensor([image.shape[-1], image.shape[-2]] * 2, dtype=torch.float32)
-        return {
+        row = {
             "boxes": (found["boxes"] * scale).minimum(limits).tolist(),
             "classes": [self.classes[number] for number in found["labels"].tolist()],
             "scores": found["scores"].tolist(),
         }
+        if "masks" in found:
+            size = (image.shape[-2], image.shape[-1])
+            inner = found["masks"][:, None, :height, :width].float()
+            planes = functional.interpolate(inner, size, mode="bilinear")[:, 0] > 0.5 if len(inner) else inner[:, 0]
+            numbers = torch.zeros(size, dtype=torch.int64)
+            for number in reversed(range(len(planes))):  # the surest is on top
+                numbers[planes[number]] = number + 1
+            row["mask"] = numbers.tolist()
+        return row
 
     def _input(self, image: Tensor) -> Tensor:
         return self.evaluation(to_channels(image, self.evaluation.preprocessing.channels))[None]
@@ -129,7 +151,7 @@ def load_dense_predictor(folder: Path) -> DensePredictor:
     assert preprocessing.crop is not None
     network = nn.Module()
     network.backbone = backbone = build_backbone(BackboneConfig(**description["backbone"], weights=None), "maps")
-    build = detection_head if task.name == "detection" else segmentation_head
+    build = detection_head if task.name in ("detection", "instances") else segmentation_head
     network.head = head = build(task, backbone, len(classes), preprocessing.crop, task.name)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return DensePredictor(backbone, head, preprocessing, classes)

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from tlresearch.backbones.base import End, StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.text import FOLDER, TextBackbone
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import Data, TargetKind
 from tlresearch.data.text_tokenizer import TextPreprocessing, text_input
-from tlresearch.data.values import stack
+from tlresearch.data.values import Value
+from tlresearch.serving.base import ClassPredictor, linear_head, read_description, save_predictor_files, with_weights
+from tlresearch.serving.raw import RawTexts
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.classification import ClassificationTask
 
-WEIGHTS = "weights.safetensors"
-DESCRIPTION = "predictor.json"
 FILES = "backbone"
 """Folder of what the backbone is built from beside its weights: vocabulary and settings."""
-BATCH = 64
 
 
-class TextPredictor:
+class TextPredictor(ClassPredictor):
     """Predicts from raw texts.
 
-    Attributes:
-        classes: Class names in the order of the probabilities.
-        kind: What the targets are; several labels have independent probabilities.
+    Args:
+        network: See `ClassPredictor`.
+        preprocessing: The tokenizer.
+        max_length: Most tokens of a text; what is longer is cut.
+        classes: See `ClassPredictor`.
+        kind: See `ClassPredictor`.
     """
 
     def __init__(
@@ -43,39 +43,13 @@ class TextPredictor:
         classes: Sequence[str],
         kind: TargetKind,
     ) -> None:
-        self.network = network.eval()
+        super().__init__(network, RawTexts(), classes, kind)
         self.preprocessing = preprocessing
         self.max_length = max_length
-        self.classes = tuple(classes)
-        self.kind = kind
 
-    def read(self, model_input: Any) -> list[str]:
-        """Takes a data frame with the column ``text``, a list of texts, or one text.
-
-        Raises:
-            ValueError: If it is anything else.
-        """
-        if hasattr(model_input, "columns"):
-            if "text" not in model_input.columns:
-                known = ", ".join(map(str, model_input.columns))
-                raise ValueError(f"the data frame needs a column 'text' but has: {known}")
-            model_input = model_input["text"]
-        texts = [model_input] if isinstance(model_input, str) else list(model_input)
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("the model takes texts: a list of strings, or a data frame with the column 'text'")
-        return texts
-
-    @torch.inference_mode()
-    def predict(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns the likeliest class ``(texts,)`` and the probabilities ``(texts, classes)``."""
-        encoded = self.preprocessing.tokenizer.texts(texts, self.max_length)
-        outputs = [torch.zeros(0, len(self.classes))]
-        for start in range(0, len(encoded), BATCH):
-            batch = stack([text_input(ids) for ids in encoded[start : start + BATCH]])
-            outputs.append(self.network(batch).float())
-        logits = torch.cat(outputs)
-        probabilities = logits.sigmoid() if self.kind == "multilabel" else logits.softmax(dim=1)
-        return probabilities.argmax(dim=1), probabilities
+    def inputs(self, samples: Sequence[str]) -> list[Value]:
+        """Tokenises texts."""
+        return [text_input(ids) for ids in self.preprocessing.tokenizer.texts(samples, self.max_length)]
 
 
 def text_servable(task: Task, data: Data) -> bool:
@@ -96,29 +70,23 @@ def save_text_predictor(folder: Path, config: ExperimentConfig, task: Task, data
         "kind": data.kind,
         "max_length": preprocessing.max_length,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    save_file({name: t for name, t in tensors.items() if name.startswith(("backbone.", "head."))}, folder / WEIGHTS)
+    save_predictor_files(folder, task, description)
 
 
 def load_text_predictor(folder: Path) -> TextPredictor:
     """Reads what `save_text_predictor` wrote; nothing is unpickled and nothing downloaded."""
-    description = json.loads((folder / DESCRIPTION).read_text())
+    description = read_description(folder)
+    backbone, classes = text_backbone(folder, description), description["classes"]
+    network = with_weights(folder, backbone, linear_head(backbone.out_features, len(classes)))
+    return TextPredictor(network, backbone.preprocessing, description["max_length"], classes, description["kind"])
+
+
+def text_backbone(folder: Path, description: dict[str, Any], end: End = "pooled") -> StagedBackbone:
+    """Builds the backbone that a description names, with random weights."""
     recipe, files = description["backbone"], str(folder / FILES)
     options = {
         key: value.replace(FOLDER, files) if isinstance(value, str) else value
         for key, value in recipe["options"].items()
     }
-    backbone = build_backbone(BackboneConfig(name=recipe["name"].replace(FOLDER, files), weights=None, options=options))
-    classes = description["classes"]
-    network = nn.Module()
-    network.backbone = backbone
-    network.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(backbone.out_features, len(classes)))
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    return TextPredictor(
-        nn.Sequential(backbone, network.head),
-        backbone.preprocessing,
-        description["max_length"],
-        classes,
-        description["kind"],
-    )
+    name = recipe["name"].replace(FOLDER, files)
+    return build_backbone(BackboneConfig(name=name, weights=None, options=options), end)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlresearch.tracking.records import search
+from tlresearch.tracking.records import children, search
 from tlresearch.tracking.run import TrackedRun
 from tlresearch.tracking.store import Store
 
@@ -46,10 +46,9 @@ def is_group(run: Run) -> bool:
     return GROUP in run.data.tags and SEED not in run.data.tags
 
 
-def find_group(store: Store, identity: str) -> Run | None:
-    """The newest parent run of a group."""
-    found = [run for run in search(store, f"tags.`{GROUP}` = '{identity}'") if SEED not in run.data.tags]
-    return found[0] if found else None
+def groups(store: Store, identity: str) -> list[Run]:
+    """The parent runs of a group, newest first."""
+    return [run for run in search(store, f"tags.`{GROUP}` = '{identity}'") if SEED not in run.data.tags]
 
 
 def log_finished(group: TrackedRun, runs: Sequence[SeedRun]) -> None:
@@ -64,3 +63,31 @@ def finished(store: Store, run_id: str) -> dict[int, SeedRun]:
             return {}
         record = json.loads(Path(store.client.download_artifacts(run_id, _RECORD)).read_text())
     return {entry["seed"]: SeedRun(**entry) for entry in record["seeds"]}
+
+
+def recovered(store: Store, run_id: str) -> dict[int, SeedRun]:
+    """The finished seeds of a group that was interrupted, those too that its process did not live to record."""
+    done = finished(store, run_id)
+    for run in children(store, run_id):
+        seed = int(run.data.tags.get(SEED, -1))
+        if seed >= 0 and seed not in done and run.info.status == "FINISHED":
+            done[seed] = _read_run(store, run, seed)
+    return done
+
+
+def _read_run(store: Store, run: Run, seed: int) -> SeedRun:
+    """Reads from the run itself what its group would have recorded of it."""
+    selected = "selected/"
+    found = run.data.metrics.items()
+    metrics = {key.removeprefix(selected): value for key, value in found if key.startswith(selected)}
+    del metrics["epoch"]
+    epochs: dict[int, dict[str, float]] = {}
+    for key in metrics:
+        if not key.startswith("test/"):
+            with store.errors():
+                points = store.client.get_metric_history(run.info.run_id, key)
+            for point in points:
+                epochs.setdefault(point.step, {})[key] = point.value
+    metrics |= {key: value for key, value in found if key.startswith(("shift/", "gap/"))}
+    seconds = (run.info.end_time - run.info.start_time) / 1000
+    return SeedRun(seed, run.info.run_id, metrics, [epochs[step] for step in sorted(epochs)], round(seconds, 2))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,31 +148,57 @@ def _stored(store: Store, run_id: str, folder: str | None = None) -> Iterator[st
 
 
 def add_to_ended_run(
-    store: Store, run_id: str, *, tags: Mapping[str, str], texts: Mapping[str, str] | None = None
+    store: Store,
+    run_id: str,
+    *,
+    tags: Mapping[str, str],
+    texts: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Adds tags and text artifacts to a run that has ended; its status and times stay as they are.
+    """Adds tags, metrics and artifacts to a run that has ended; its status and times stay as they are.
 
     Args:
         store: The store.
         run_id: The run.
         tags: Tags; one that is there is replaced.
-        texts: Content of each artifact by path.
+        texts: Content of each text artifact by path.
+        files: Files, or folders with all they hold, by the path they are stored as.
+        metrics: Metrics; a value that is there gets a newer one beside it.
     """
+    from mlflow.entities import Metric
+
     from tlresearch.tracking import values
     from tlresearch.tracking.redact import redact
 
     with store.errors():
         for key, value in values.tags(tags).items():
             store.client.set_tag(run_id, key, value)
-        if not texts:
+        now = int(time.time() * 1000)
+        points = [Metric(values.metric_key(name), float(value), now, 0) for name, value in (metrics or {}).items()]
+        for start in range(0, len(points), 500):
+            store.client.log_batch(run_id, metrics=points[start : start + 500], synchronous=True)
+        if not texts and not files:
             return
         manifest = Manifest()
         manifest.missing(store, run_id)
         with tempfile.TemporaryDirectory() as scratch:
-            for place, text in texts.items():
+            for place, text in (texts or {}).items():
                 file = Path(scratch) / Path(place).name
                 file.write_text(redact(text))
-                parent = str(Path(place).parent)
-                store.client.log_artifact(run_id, str(file), None if parent == "." else parent)
+                _store(store, run_id, file, place)
+                manifest.add(file, place)
+            for place, file in (files or {}).items():
+                if file.is_file() and file.name != Path(place).name:  # MLflow keeps the name of a file
+                    file = Path(shutil.copy(file, Path(scratch) / Path(place).name))
+                _store(store, run_id, file, place)
                 manifest.add(file, place)
         manifest.write(store, run_id)
+
+
+def _store(store: Store, run_id: str, file: Path, place: str) -> None:
+    if file.is_dir():
+        store.client.log_artifacts(run_id, str(file), place)
+    else:
+        parent = str(Path(place).parent)
+        store.client.log_artifact(run_id, str(file), None if parent == "." else parent)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
+from tlresearch.tracking.loaders import SETTINGS, rebuild
 from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.run import TrackedRun
-from tlresearch.tracking.store import Store, quiet
+from tlresearch.tracking.store import Store, one_line, quiet
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 NAME = "model"
-SETTINGS = "served.json"
-DEFAULT_LOADER = "tlresearch.export.load_predictor"
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")
 
 
@@ -36,7 +35,7 @@ def log_model(
     folder: Path,
     classes: Sequence[str],
     *,
-    loader: str = DEFAULT_LOADER,
+    loader: str,
     columns: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
     params: Mapping[str, object] | None = None,
@@ -49,7 +48,7 @@ def log_model(
         run: The run it was trained in.
         folder: All that the loader needs: weights as safetensors, config and labels as text.
         classes: Class names in the order of their numbers.
-        loader: Dotted path of ``load(folder) -> Predictor``; called where the model is used.
+        loader: Dotted path of ``load(folder) -> Predictor``; called where the model is used. See `Predictor`.
         columns: What it answers with, where that is not a class with probabilities.
         metrics: Metrics of this model, shown in the table of models.
         params: Params shown there.
@@ -118,6 +117,19 @@ def load_model(store: Store, model_id: str) -> PyFuncModel:
         with local(store, model_address(store, model_id)) as folder:
             model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
     return model
+
+
+def load_predictor(store: Store, model_id: str) -> Any:
+    """Rebuilds the predictor of a logged model, without MLflow around it.
+
+    Raises:
+        TrackingError: If it is not there or not whole, or its loader is not trusted.
+    """
+    with store.errors(), local(store, f"{model_address(store, model_id)}/artifacts/{NAME}") as folder:
+        try:
+            return rebuild(folder)
+        except (ValueError, KeyError, AttributeError, ModuleNotFoundError) as error:
+            raise TrackingError(f"model {model_id} cannot be rebuilt: {one_line(error)}") from None
 
 
 def signature(classes: Sequence[str], columns: Sequence[str] = ()) -> ModelSignature:

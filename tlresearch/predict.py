@@ -1,0 +1,244 @@
+"""Predictions of a recorded run's model from raw files: one row per file, in order; what cannot be read is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tlresearch.errors import UserError
+from tlresearch.serving.base import RawPredictor, Shown
+from tlresearch.tracking.model import load_predictor
+from tlresearch.tracking.registry import find_model
+from tlresearch.tracking.store import connect, one_line
+
+FORMATS = (".csv", ".jsonl")
+PRINTED = 20
+"""Rows that are printed where all of them stand in a file."""
+_NAMED = 20  # unreadable files that are named
+_WIDTH = 60  # characters of an input in the terminal
+
+
+@dataclass(frozen=True)
+class Source:
+    """One sample to predict.
+
+    Attributes:
+        name: Path of the file, or the text itself.
+        path: The file; ``None`` where the text was given.
+    """
+
+    name: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of predicting.
+
+    Attributes:
+        model: The model, and the run it is from.
+        answers: Inputs with their answers, in order.
+        unreadable: Reason of every input that could not be read, by its name.
+        out: File with every column of every answer.
+        pictures: How many pictures were written.
+    """
+
+    model: str
+    answers: tuple[tuple[Source, Shown], ...]
+    unreadable: Mapping[str, str]
+    out: Path | None
+    pictures: int
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an input could not be read."""
+        return int(bool(self.unreadable))
+
+
+def predict(
+    run: str, files: Sequence[str] = (), *, texts: Iterable[str] = (), out: str | None = None, batch: int = 32
+) -> Predicted:
+    """Predicts raw files by the model that a run logged.
+
+    Args:
+        run: Run id, unique beginning of it, run name, or a registered model as ``models:/name@alias``.
+        files: Files, and folders, whose files are taken in order.
+        texts: Texts, for models of text.
+        out: File for the answers, ``.csv`` or ``.jsonl``, or a folder; pictures go to the folder of that name.
+        batch: Samples that are read and run at once.
+
+    Raises:
+        UserError: If there is no such run or file, the model does not read such samples, or nothing could be read.
+    """
+    store = connect()
+    found = find_model(store, run)
+    predictor: RawPredictor = load_predictor(store, found.model_id)
+    texts = [text for text in texts if text.strip()]
+    if texts and predictor.raw.column != "text":
+        raise UserError(f"--text: {found.name} reads {predictor.raw.name}s, not texts; name files")
+    sources = [*_sources(files, predictor.raw.suffixes), *(Source(text, None) for text in texts)]
+    if not sources:
+        raise UserError(f"nothing to predict: name {predictor.raw.name} files or folders that hold some")
+    if batch < 1:
+        raise UserError(f"--batch must be at least 1 but is {batch}")
+    answers: list[tuple[Source, Shown]] = []
+    unreadable: dict[str, str] = {}
+    with ExitStack() as stack:
+        writer = stack.enter_context(Writer(Path(out))) if out else None
+        for start in range(0, len(sources), batch):
+            samples = list(_read(predictor, sources[start : start + batch], unreadable))
+            table = predictor.table([sample for _, sample in samples])
+            for position, (source, sample) in enumerate(samples):
+                row = {name: column[position] for name, column in table.items()}
+                answers.append((source, predictor.shown(row)))
+                if writer:
+                    writer.write(source, row, predictor.pictures(sample, row))
+        if not answers:
+            name, reason = next(iter(unreadable.items()))
+            raise UserError(f"none of {len(sources)} inputs is a readable {predictor.raw.name}; {name}: {reason}")
+    written = (writer.file, writer.pictures) if writer else (None, 0)
+    return Predicted(found.name, tuple(answers), unreadable, *written)
+
+
+def print_predicted(console: Console, predicted: Predicted) -> None:
+    """Prints the answers as a table (the first ones, where a file holds all), and what could not be read."""
+    limit = PRINTED if predicted.out else len(predicted.answers)
+    table = Table(title=predicted.model, title_justify="left", header_style="bold")
+    table.add_column("input", overflow="fold")
+    table.add_column("prediction", overflow="fold")
+    table.add_column("probability", justify="right")
+    for source, (prediction, probability) in predicted.answers[:limit]:
+        table.add_row(_short(source), _plain(prediction), "" if probability is None else f"{probability:.3f}")
+    console.print(table, markup=False)
+    if len(predicted.answers) > limit:
+        console.print(f"… and {len(predicted.answers) - limit} more")
+    if predicted.out:
+        pictures = f", {predicted.pictures} pictures in {pictures_folder(predicted.out)}" if predicted.pictures else ""
+        rows = f"{len(predicted.answers)} rows in {predicted.out}{pictures}"
+        console.print(rows, highlight=False, markup=False, soft_wrap=True)
+    if predicted.unreadable:
+        console.print(f"{len(predicted.unreadable)} could not be read:", style="red")
+        for name, reason in list(predicted.unreadable.items())[:_NAMED]:
+            console.print(f"  {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        if len(predicted.unreadable) > _NAMED:
+            console.print(f"  … and {len(predicted.unreadable) - _NAMED} more")
+
+
+class Writer:
+    """Writes answers as they come, and the pictures that belong to them.
+
+    Args:
+        out: A ``.csv`` or ``.jsonl`` file, or a folder, which then holds ``predictions.csv``.
+
+    Raises:
+        UserError: If it is neither, or cannot be written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        if out.suffix and out.suffix not in FORMATS and not out.is_dir():
+            raise UserError(f"--out: {out} is neither {' nor '.join(FORMATS)} nor a folder")
+        self.file = out if out.suffix in FORMATS else out / "predictions.csv"
+        self.pictures = 0
+        self._taken: set[str] = set()
+        self._columns: list[str] = []
+
+    def __enter__(self) -> Writer:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: IO[str] = self.file.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise UserError(f"--out: {self.file} cannot be written: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write(self, source: Source, row: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
+        """Writes an answer; the path of a picture stands for the column it shows."""
+        record = {"input": source.name, **row}
+        if pictures:
+            folder = pictures_folder(self.file)
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = self._stem(source)
+            for name, picture in pictures.items():
+                path = folder / f"{stem}_{name}.png"
+                picture.save(path)
+                record[name] = str(path)
+                self.pictures += 1
+        if self.file.suffix == ".jsonl":
+            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            return
+        writer = csv.writer(self._stream, lineterminator="\n")
+        if not self._columns:
+            self._columns = list(record)
+            writer.writerow(self._columns)
+        # A picture may be missing of one sample, such as the overlay of one that was cropped.
+        writer.writerow([_cell(record.get(name, "")) for name in self._columns])
+
+    def _stem(self, source: Source) -> str:
+        """A name for the pictures of a sample; files of equal name in different folders get a number."""
+        stem = wanted = Path(source.name).stem
+        number = 1
+        while stem in self._taken:
+            number += 1
+            stem = f"{wanted}-{number}"
+        self._taken.add(stem)
+        return stem
+
+
+def pictures_folder(file: Path) -> Path:
+    """The folder of the pictures that belong to a file of answers."""
+    return file.parent if file.name == "predictions.csv" else file.with_suffix("")
+
+
+def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
+    for given in files:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            inside = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
+            if not inside:
+                raise UserError(f"{given} holds no files that this model reads ({' '.join(suffixes)})")
+            yield from (Source(str(file), file) for file in sorted(inside))
+        elif path.exists():
+            yield Source(given, path)
+        else:
+            raise UserError(f"there is no file or folder {given}")
+
+
+def _read(
+    predictor: RawPredictor, sources: Sequence[Source], unreadable: dict[str, str]
+) -> Iterator[tuple[Source, Any]]:
+    """Reads samples; those that cannot be read are noted."""
+    for source in sources:
+        try:
+            sample = predictor.raw.open(source.path) if source.path else predictor.raw.sample(source.name)
+        except OSError as error:
+            unreadable[source.name] = error.strerror or one_line(error)
+        except ValueError as error:
+            unreadable[source.name] = one_line(error)
+        else:
+            yield source, sample
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def _short(source: Source) -> str:
+    """The end of a path, or the beginning of a text."""
+    if source.path and len(source.path.parts) > 3:
+        return str(Path("…", *source.path.parts[-2:]))
+    line = _plain(source.name)
+    return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

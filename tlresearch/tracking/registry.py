@@ -1,0 +1,182 @@
+"""Trained models by name: finding the model of a run or of the registry, and registering one with its lineage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tlresearch.errors import TrackingError, nearest
+from tlresearch.tracking.model import model_ids
+from tlresearch.tracking.records import find_run
+from tlresearch.tracking.run import PRUNED_MARK
+from tlresearch.tracking.store import Store, one_line
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+LINEAGE = (
+    "tlresearch.data",
+    "tlresearch.weights",
+    "tlresearch.weights_sha256",
+    "tlresearch.parent_run",
+    "mlflow.source.git.commit",
+)
+"""Tags of a run that its registered model takes over."""
+FINGERPRINT = "tlresearch.data_fingerprint"
+MODEL = "tlresearch.model"
+"""Tag of a version: id of the logged model. MLflow's own field for it is empty when it is read from a database."""
+_REGISTERED = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A logged model.
+
+    Attributes:
+        model_id: Its id.
+        run_id: The run it was trained in.
+        name: What to call it, such as ``probe (run 3f2a9c1b)`` or ``digits@champion, version 2``.
+    """
+
+    model_id: str
+    run_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What came of registering a model.
+
+    Attributes:
+        name: Name in the registry.
+        version: Version under that name.
+        new: Whether the version is new; a model is registered once under a name.
+        tags: Lineage.
+    """
+
+    name: str
+    version: str
+    new: bool
+    tags: dict[str, str]
+
+
+def find_model(store: Store, text: str) -> Found:
+    """Finds a model by its run (id, beginning of the id, or name), or as ``models:/name@alias`` or ``models:/name/2``.
+
+    Raises:
+        TrackingError: If there is none.
+    """
+    if text.startswith("models:"):
+        return _registered(store, text)
+    run = find_run(store, text)
+    run_id, name = run.info.run_id, (run.info.run_name or "").removeprefix(PRUNED_MARK)
+    models = model_ids(run)
+    if not models:
+        if run.info.status == "RUNNING":
+            raise TrackingError(f"run {run_id[:8]} ({name}) has no model yet: it is still running")
+        raise TrackingError(
+            f"run {run_id[:8]} ({name}) has no model: trials of a sweep, runs with tracking.model=false and tasks "
+            "of one's own log none; of a sweep or a group of seeds name one of its runs"
+        )
+    return Found(models[-1], run_id, f"{name} (run {run_id[:8]})")
+
+
+def register(store: Store, run: str, name: str, alias: str | None = None) -> Registered:
+    """Registers a run's model; the alias, if there is one, then stands for it.
+
+    Args:
+        store: The store.
+        run: Run id, beginning of it, or run name.
+        name: Name in the registry; it is created if there is none.
+        alias: Such as ``champion``.
+
+    Raises:
+        TrackingError: If there is no such model, or MLflow takes the name or the alias not.
+    """
+    found = find_model(store, run)
+    recorded = store.client.get_run(found.run_id)
+    tags = {**lineage(recorded), MODEL: found.model_id}
+    with store.errors():
+        _ensure(store, name)
+        versions = store.client.search_model_versions(f"name = '{name}'")
+        known = next((version for version in versions if version.tags.get(MODEL) == found.model_id), None)
+        version = known or _new_version(store, name, found, tags)
+        if alias:
+            store.client.set_registered_model_alias(name, alias, version.version)
+    return Registered(name, str(version.version), known is None, tags)
+
+
+def lineage(run: Run) -> dict[str, str]:
+    """What a registered model came from: run, data (with the whole fingerprint), weights and code, by tag."""
+    tags = {key: run.data.tags[key] for key in LINEAGE if key in run.data.tags}
+    tags |= {"tlresearch.run": run.info.run_id, "tlresearch.run_name": run.info.run_name or ""}
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    if inputs:
+        tags[FINGERPRINT] = json.loads(inputs[0].dataset.profile or "{}").get("digest", inputs[0].dataset.digest)
+    return tags
+
+
+def _registered(store: Store, text: str) -> Found:
+    from mlflow.exceptions import MlflowException
+
+    match = _REGISTERED.match(text)
+    if match is None:
+        raise TrackingError(f"'{text}' is no registered model: write models:/name@alias or models:/name/2")
+    name, alias, number = match["name"], match["alias"], match["version"]
+    client = store.client
+    try:
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        known = [model.name for model in client.search_registered_models()]
+        if name not in known:
+            listing = f"; registered are {', '.join(known)}" if known else "; nothing is registered yet"
+            raise TrackingError(f"no model is registered as '{name}'{nearest(name, known) or listing}") from None
+        raise TrackingError(f"{text}: {one_line(error)}") from None
+    if MODEL not in version.tags:
+        raise TrackingError(f"{text} is no model of a run of ours: register one by tlresearch register RUN {name}")
+    return Found(version.tags[MODEL], str(version.run_id), f"{name} version {version.version}")
+
+
+def _ensure(store: Store, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.get_registered_model(name)
+    except MlflowException:
+        store.client.create_registered_model(name, tags={"tlresearch": "true"})
+
+
+def _new_version(store: Store, name: str, found: Found, tags: dict[str, str]) -> ModelVersion:
+    with _as_global(store):
+        return store.client.create_model_version(
+            name,
+            f"models:/{found.model_id}",
+            run_id=found.run_id,
+            tags=tags,
+            description=f"Trained in {found.name}.",
+            model_id=found.model_id,
+        )
+
+
+@contextlib.contextmanager
+def _as_global(store: Store) -> Iterator[None]:
+    """Makes a store MLflow's global one for a while: registering looks the model's source up there."""
+    import mlflow
+
+    name = "MLFLOW_TRACKING_URI"
+    chosen = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    before, variable = mlflow.get_tracking_uri(), os.environ.get(name)
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before if chosen else "")
+        os.environ.pop(name, None)
+        if variable is not None:
+            os.environ[name] = variable
