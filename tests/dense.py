@@ -57,6 +57,17 @@ def save_boxes(root: Path, count: int = 12, side: int = 32) -> Path:
     return root
 
 
+def save_instances(root: Path, count: int = 12, side: int = 32) -> Path:
+    """Writes ``PNGImages`` and ``PedMasks`` with two objects each, as of Penn-Fudan."""
+    for folder in ("PNGImages", "PedMasks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        image, mask, _ = shapes(seed, side)
+        Image.fromarray(image).save(root / f"PNGImages/{seed}.png")
+        Image.fromarray(mask).save(root / f"PedMasks/{seed}_mask.png")
+    return root
+
+
 def masks_text(root: Path, augment: str = "none", **sections: str) -> str:
     """A segmentation experiment over such masks, as YAML text; `sections` are added or replaced."""
     return _text(
@@ -75,6 +86,18 @@ def boxes_text(root: Path, **sections: str) -> str:
         {
             "data": f"{{name: voc, root: {root}, test_fraction: 0.2, batch_size: 4}}",
             "task": "{name: detection, options: {detector: fcos, width: 32}}",
+            **sections,
+        }
+    )
+
+
+def instances_text(root: Path, **sections: str) -> str:
+    """An experiment over objects with their masks, as YAML text; `sections` are added or replaced."""
+    return _text(
+        {
+            "data": f"{{name: instance_masks, root: {root}, options: {{targets: masks}}, "
+            "test_fraction: 0.2, batch_size: 4}",
+            "task": "{name: instances, options: {width: 8, anchor_scale: 0.25}}",
             **sections,
         }
     )

@@ -57,6 +57,27 @@ def test_a_class_without_a_sample_is_no_warning() -> None:
     assert "auroc" in task.compute_metrics("val")
 
 
+def test_a_class_without_a_sample_does_not_count_in_auroc() -> None:
+    task = make("multilabel", classes=2)
+    targets = torch.tensor([[1.0, 0], [0, 0], [1, 0]])
+    task.update_metrics("val", torch.tensor([[2.0, 1], [-1, 2], [1, 0]]), batch(targets), torch.tensor(1.0))
+    assert task.compute_metrics("val")["auroc"] == 1.0  # not the mean of 1 and 0
+
+
+def test_the_test_has_auroc_by_class_and_intervals() -> None:
+    task = make(class_names=("red", "white cell", "rest"))
+    logits, targets = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    logits[torch.arange(60), targets] += 1
+    for split in ("val", "test"):
+        task.update_metrics(split, logits, batch(targets), torch.tensor(1.0))
+    val, test = task.compute_metrics("val"), task.compute_metrics("test")
+    assert not any(name.startswith(("auroc_", "accuracy_")) for name in val)
+    each = [test[f"auroc_of_{name}"] for name in ("red", "white_cell", "rest")]
+    assert test["auroc"] == val["auroc"] == pytest.approx(sum(each) / 3)
+    for name in ("auroc", "accuracy"):
+        assert test[f"{name}_low"] < test[name] < test[f"{name}_high"]
+
+
 def test_label_smoothing_is_for_training_only() -> None:
     task = make(label_smoothing=0.2)
     logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])

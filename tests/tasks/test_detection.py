@@ -93,7 +93,8 @@ def test_metrics_of_a_split_by_hand() -> None:
     meters = BoxMeters(("a", "b b", "c"))
     boxes = torch.tensor([[0.0, 0, 10, 10, 0], [20, 20, 40, 40, 1]])
     exact = {"boxes": boxes[:1, :4], "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
-    meters.update([exact], [boxes], torch.tensor(2.0))
+    given = {"boxes": boxes[:, :4], "labels": boxes[:, 4].long()}
+    meters.update([exact], [given], torch.tensor(2.0))
     found = meters.finish()
     # Class a is found exactly, class b b is missed, and class c is not there.
     assert (found["map_a"], found["map_b_b"], found["loss"]) == (1.0, 0.0, 2.0)
@@ -101,11 +102,13 @@ def test_metrics_of_a_split_by_hand() -> None:
     assert math.isnan(found["map_c"])
     # Overlap 10*12 of a box 10*10 in one of 10*12 is 0.83: counted from 0.5 to 0.8, 7 of 10 thresholds.
     wider = {**exact, "boxes": torch.tensor([[0.0, 0, 10, 12]])}
-    meters.update([wider], [boxes[:1]], torch.tensor(1.0))
+    first = {name: leaf[:1] for name, leaf in given.items()}
+    meters.update([wider], [first], torch.tensor(1.0))
     found = meters.finish()
     assert found["map"] == pytest.approx(0.7)
     assert found["map_75"] == 1.0
-    meters.update([{name: leaf[:0] for name, leaf in exact.items()}], [boxes[:0]], torch.tensor(1.0))
+    none = {name: leaf[:0] for name, leaf in given.items()}
+    meters.update([{name: leaf[:0] for name, leaf in exact.items()}], [none], torch.tensor(1.0))
     assert math.isnan(meters.finish()["map"])  # nothing there, nothing found
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.ops import masks_to_boxes
 
 from tlresearch.data.base import SplitName
+from tlresearch.data.instances import CocoShapes, InstanceFiles, Instances
 from tlresearch.data.table import SPLIT_ALIASES
 from tlresearch.errors import DataError
 
@@ -36,6 +35,7 @@ class Annotations:
         splits: Split of each image where the source gives one.
         problems: Why an image's annotation cannot be read, by name.
         crowds: Number of regions of many objects, which are left out.
+        instances: Masks of the objects where the source has them.
     """
 
     classes: list[str] = field(default_factory=list)
@@ -44,6 +44,7 @@ class Annotations:
     splits: list[SplitName] | None = None
     problems: dict[str, str] = field(default_factory=dict)
     crowds: int = 0
+    instances: Instances | None = None
 
 
 def to_boxes(objects: Sequence[Object], classes: Sequence[str]) -> tuple[Tensor, int]:
@@ -109,22 +110,27 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
     """
     files = _coco_files(root, annotations)
     found = Annotations(splits=[] if None not in files else None)
+    shapes: list[tuple[int, int, list[tuple[str, Any]]]] = []
     for split, file in files.items():
         try:
             content = json.loads((root / file).read_text(encoding="utf-8"))
             categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
             by_image: dict[Any, list[Object]] = {entry["id"]: [] for entry in content["images"]}
+            drawn: dict[Any, list[tuple[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
             for entry in content["annotations"]:
                 if entry.get("iscrowd"):
                     found.crowds += 1
                     continue
                 x, y, width, height = map(float, entry["bbox"])
-                by_image[entry["image_id"]].append((categories[entry["category_id"]], (x, y, x + width, y + height)))
+                label = categories[entry["category_id"]]
+                by_image[entry["image_id"]].append((label, (x, y, x + width, y + height)))
+                drawn[entry["image_id"]].append((label, entry.get("segmentation")))
             folder = images.get(split) if isinstance(images, Mapping) else images
             place = Path(str(folder)) if folder is not None else Path(file).parent
             for entry in content["images"]:
                 found.names.append((place / entry["file_name"]).as_posix())
                 found.objects.append(by_image[entry["id"]])
+                shapes.append((int(entry.get("height", 0)), int(entry.get("width", 0)), drawn[entry["id"]]))
                 if found.splits is not None and split is not None:
                     found.splits.append(split)
         except FileNotFoundError:
@@ -136,6 +142,7 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
         if found.classes and found.classes != known:
             raise DataError(f"{root}: {file} has other categories than the files before it")
         found.classes = known
+    found.instances = CocoShapes(shapes)
     return found
 
 
@@ -156,23 +163,20 @@ def read_instance_masks(
     """
     pictures = _pictures(_folder(root, images, "images"))
     found_masks = _pictures(_folder(root, masks, "masks"))
-    found = Annotations(classes=[name])
-    for stem, picture in pictures.items():
+    own = {picture: found_masks.get(stem + mask_suffix) for stem, picture in pictures.items()}
+    instances = InstanceFiles(root, list(own.values()), name)
+    found = Annotations(classes=[name], instances=instances)
+    for number, (stem, picture) in enumerate(pictures.items()):
         objects: list[Object] = []
         try:
-            with Image.open(root / found_masks[stem + mask_suffix]) as image:
-                numbers = torch.from_numpy(np.array(image).astype(np.int64))
-            if numbers.ndim != 2:
-                raise ValueError("it is coloured")
-            each = torch.unique(numbers)
-            planes = numbers == each[each > 0][:, None, None]
+            if own[picture] is None:
+                raise ValueError(f"there is no mask {stem}{mask_suffix} in '{masks}'")
+            planes = [plane for _, plane in instances.planes(number)]
             # The last pixel belongs to the object, so the box ends behind it.
-            boxes = masks_to_boxes(planes) + torch.tensor([0, 0, 1, 1])
+            boxes = masks_to_boxes(torch.stack(planes)) + torch.tensor([0, 0, 1, 1]) if planes else torch.zeros(0, 4)
             objects = [(name, (b[0], b[1], b[2], b[3])) for b in boxes.tolist()]
-        except KeyError:
-            found.problems[picture] = f"there is no mask {stem}{mask_suffix} in '{masks}'"
-        except (OSError, ValueError) as error:
-            found.problems[picture] = f"its mask cannot be read: {error}"
+        except ValueError as error:
+            found.problems[picture] = str(error)
         found.names.append(picture)
         found.objects.append(objects)
     if not found.names:

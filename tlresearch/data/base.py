@@ -12,7 +12,7 @@ from torch import Tensor
 from tlresearch.data.values import Value
 
 SplitName = Literal["train", "val", "test"]
-TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes"]
+TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes", "instances"]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from tlresearch.data.download import ensure_here
 from tlresearch.data.image_csv import read_image_csv
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
+from tlresearch.data.medical import with_medical
 from tlresearch.data.npz import read_npz
 from tlresearch.data.prepared import Prepared, prepare
+from tlresearch.data.sampling import check_sampling
 from tlresearch.data.segmentation import build_masks
 from tlresearch.data.table import Table
 from tlresearch.data.text import TEXT_SOURCES, build_text
@@ -38,17 +40,19 @@ def _root(config: DataConfig) -> Path:
 
 
 def _image_folder(config: DataConfig) -> Table:
-    return read_image_folder(_root(config))
+    return with_medical(read_image_folder(_root(config)), config.options)
 
 
 def _image_csv(config: DataConfig) -> Table:
-    return read_image_csv(
+    table = read_image_csv(
         _root(config),
         table=config.table,
         image_column=config.image_column,
         label_column=config.label_column,
         split_column=config.split_column,
+        group_column=config.group_column,
     )
+    return with_medical(table, config.options)
 
 
 def _npz(config: DataConfig) -> Table:
@@ -98,8 +102,14 @@ def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
     ensure_here(config)
-    if config.name in BUILDERS:
-        return BUILDERS[config.name](config, preprocessing=preprocessing, seed=seed)
+    build: Callable[..., Data] = BUILDERS.get(config.name, _build_images)
+    data = build(config, preprocessing=preprocessing, seed=seed)
+    if config.sampling == "balanced":
+        check_sampling(data)
+    return data
+
+
+def _build_images(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
     if not isinstance(preprocessing, Preprocessing):
         raise DataError(f"data.name: {config.name} gives images, which this backbone does not take")
     if preprocessing.channels not in (1, 3):

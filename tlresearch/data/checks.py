@@ -106,6 +106,23 @@ def check_splits(name: str, splits: Mapping[SplitName, Sequence[int]], labels: T
     )
 
 
+def check_groups(name: str, splits: Mapping[SplitName, Sequence[int]], whose: Sequence[str]) -> None:
+    """Checks that no group, such as a patient, stands in two splits: that would flatter the result.
+
+    Raises:
+        DataError: If one does.
+    """
+    found: dict[str, set[SplitName]] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            found.setdefault(whose[row], set()).add(split)
+    refuse(
+        [f"'{group}' in {' and '.join(sorted(places))}" for group, places in found.items() if len(places) > 1],
+        what=f"{name}: groups in more than one split",
+        cure="Move their samples to one split, or give no splits and let them be held out group by group",
+    )
+
+
 def check_sizes(
     names: Sequence[str], checked: Mapping[int, Checked], preprocessing: Preprocessing
 ) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,18 +11,27 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from tlresearch.data.dicom import Window, is_dicom, read_dicom
 
-def decode(content: bytes, channels: int) -> Tensor:
+
+def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Tensor:
     """Decodes an image file; alpha is dropped, the first frame is taken, EXIF rotation is not applied.
 
     PIL decodes every format: torchvision's own decoders give the same pixels, know fewer formats and are
-    deprecated since 0.29.
+    deprecated since 0.29. DICOM files need the extra `medical`.
+
+    Args:
+        content: The bytes of the file.
+        channels: Channels of the result, 1 or 3.
+        windows: Intensities shown of a DICOM file; see `read_dicom`.
 
     Raises:
         ValueError: If it cannot be decoded; the text says why.
     """
     if not content:
         raise ValueError("the file is empty (0 bytes)")
+    if is_dicom(content):
+        return as_tensor(read_dicom(content, windows), channels)
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -30,6 +40,11 @@ def decode(content: bytes, channels: int) -> Tensor:
         raise ValueError("not an image, or a damaged one") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(str(error) or type(error).__name__) from None
+    return as_tensor(pixels, channels)
+
+
+def as_tensor(pixels: np.ndarray, channels: int) -> Tensor:
+    """Turns pixels ``(H, W, 1 or 3)`` into a tensor ``(channels, H, W)``."""
     return to_channels(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), channels)
 
 

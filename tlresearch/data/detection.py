@@ -1,11 +1,13 @@
-"""Sources of boxes: images with objects from COCO, Pascal VOC or instance masks."""
+"""Sources of objects: images with boxes, or a mask of each object, from COCO, Pascal VOC or instance masks."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,9 +15,10 @@ from torch import Tensor
 from tlresearch.config.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import Annotations, read_coco, read_instance_masks, read_voc, to_boxes
-from tlresearch.data.base import Data, Preprocessing
-from tlresearch.data.dense_split import BoxTargets, DenseSplit, build_joint
+from tlresearch.data.base import Data, Preprocessing, TargetKind
+from tlresearch.data.dense_split import BoxTargets, DenseSplit, PlaneTargets, build_joint
 from tlresearch.data.files import FileImages
+from tlresearch.data.instances import Instances, InstanceTargets
 from tlresearch.data.prepared import prepare
 from tlresearch.data.segmentation import check_channels, check_image_backbone, check_options, one_size
 from tlresearch.data.table import Checked, Table, refuse
@@ -30,30 +33,51 @@ READERS: Mapping[str, Callable[..., Annotations]] = {
     "instance_masks": read_instance_masks,
 }
 FITS = ("letterbox", "stretch")
+TARGETS = ("boxes", "masks")
 
 
 class _AnnotatedImages(FileImages):
-    """Images whose annotation may be what cannot be read."""
+    """Images whose annotation may be what cannot be read.
 
-    def __init__(self, images: FileImages, problems: Mapping[str, str]) -> None:
-        super().__init__(images.root, images.names)
+    Args:
+        root: Folder the names are relative to.
+        names: Paths relative to the root.
+        problems: Why an image's annotation cannot be read, by name.
+        instances: Masks of the objects, if they are read.
+    """
+
+    def __init__(
+        self, root: Path, names: Sequence[str], problems: Mapping[str, str], instances: Instances | None = None
+    ) -> None:
+        super().__init__(root, names)
         self._problems = problems
+        self._instances = instances
 
     def check(self, indices: Sequence[int]) -> list[Checked]:
-        """Hashes and decodes every image."""
+        """Hashes and decodes every image, and its masks if they are read."""
         checked = super().check(indices)
-        return [
-            c._replace(problem=c.problem or self._problems.get(self.names[i]))
-            for i, c in zip(indices, checked, strict=True)
-        ]
+        return [self._with_annotation(index, one) for index, one in zip(indices, checked, strict=True)]
+
+    def _with_annotation(self, index: int, image: Checked) -> Checked:
+        problem = image.problem or self._problems.get(self.names[index])
+        if problem is not None or self._instances is None:
+            return image._replace(problem=problem)
+        try:
+            sizes = {tuple(plane.shape) for _, plane in self._instances.planes(index)}
+        except ValueError as error:
+            return image._replace(problem=str(error))
+        for height, width in sizes - {(image.height, image.width)}:
+            return image._replace(problem=f"it is {image.width}x{image.height} but its mask is {width}x{height}")
+        whole = hashlib.sha256(f"{image.digest} {self._instances.digest(index)}".encode()).hexdigest()
+        return image._replace(digest=whole)
 
 
 def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -> Data:
-    """Reads, checks and splits images with boxes.
+    """Reads, checks and splits images with boxes, or with a mask of each object.
 
-    Options (``data.options``) are those of the reader (`read_coco`, `read_voc`, `read_instance_masks`) and ``fit``
-    (letterbox, or stretch; see `Preprocessing.fit`). Boxes are clipped to their image; those without area are left
-    out, and their number is said. Images without a box stay.
+    Options (``data.options``) are those of the reader (`read_coco`, `read_voc`, `read_instance_masks`), ``targets``
+    (boxes, or masks) and ``fit`` (letterbox, or stretch; see `Preprocessing.fit`). Boxes are clipped to their image;
+    those without area are left out, and their number is said. Images without a box stay.
 
     Args:
         config: The `data` section.
@@ -65,19 +89,25 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
     """
     reader = READERS[config.name]
     known = [name for name in inspect.signature(reader).parameters if name != "root"]
-    check_options(config, [*known, "fit"])
+    check_options(config, [*known, "targets", "fit"])
     check_image_backbone(config, preprocessing)
     options = dict(config.options)
-    fit = options.pop("fit", "letterbox")
+    fit, wanted_targets = options.pop("fit", "letterbox"), options.pop("targets", "boxes")
     if fit not in FITS:
         raise DataError(f"data.options.fit: unknown '{fit}'; choose from {', '.join(FITS)}")
+    if wanted_targets not in TARGETS:
+        raise DataError(f"data.options.targets: unknown '{wanted_targets}'; choose from {', '.join(TARGETS)}")
     if config.root is None:
         raise DataError(f"data.root is not set: {config.name} needs the folder of images and annotations")
     root = find_data(config.root)
     found = reader(root, **options)
+    instances = found.instances if wanted_targets == "masks" else None
+    if wanted_targets == "masks" and instances is None:
+        raise DataError(f"data.options.targets: {config.name} has boxes only; masks need coco or instance_masks")
+    kind: TargetKind = "boxes" if instances is None else "instances"
     classes = _kept_classes(root.name, found.classes, config.classes)
     read = [to_boxes(objects, classes) for objects in found.objects]
-    images = _AnnotatedImages(FileImages(root, found.names), found.problems)
+    images = _AnnotatedImages(root, found.names, found.problems, instances)
     table = Table(
         name=root.name,
         classes=classes,
@@ -86,8 +116,8 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
         images=images,
         splits=found.splits,
         targets=[boxes for boxes, _ in read],
-        kind="boxes",
-        samples="images with boxes",
+        kind=kind,
+        samples=f"images with {wanted_targets}",
     )
     prepared = prepare(table, replace(config, classes=[]))
     sizes = {row: (checked.height, checked.width) for row, checked in prepared.checked.items()}
@@ -95,7 +125,11 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
     empty = sum(count for _, count in read) + sum(count for _, count in clipped.values())
     if empty or found.crowds:
         logger.warning("%s: %d boxes without area and %d crowd regions are left out", root.name, empty, found.crowds)
-    targets = BoxTargets([clipped[row][0] if row in clipped else boxes for row, (boxes, _) in enumerate(read)])
+    targets: PlaneTargets
+    if instances is None:
+        targets = BoxTargets([clipped[row][0] if row in clipped else boxes for row, (boxes, _) in enumerate(read)])
+    else:
+        targets = InstanceTargets(instances, classes, sizes)
     wanted = resized(preprocessing, config.image_size)
     if wanted.crop is None:
         side = one_size(sizes.values())
@@ -121,7 +155,7 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
             for split, rows in prepared.splits.items()
         },
         classes=classes,
-        kind="boxes",
+        kind=kind,
         fingerprint=prepared.fingerprint,
         preprocessing=wanted,
         skipped=prepared.skipped,

@@ -16,14 +16,22 @@ from tlresearch.data.table import SPLIT_ALIASES, Table, refuse
 from tlresearch.errors import DataError, nearest
 
 
-def read_image_csv(root: Path, *, table: str, image_column: str, label_column: str, split_column: str | None) -> Table:
-    """Reads a CSV file with a header: paths relative to `root`, labels (joined by ';'), perhaps splits.
+def read_image_csv(
+    root: Path,
+    *,
+    table: str,
+    image_column: str,
+    label_column: str,
+    split_column: str | None,
+    group_column: str | None = None,
+) -> Table:
+    """Reads a CSV file with a header: paths relative to `root`, labels (joined by ';'), perhaps splits and groups.
 
     Raises:
         DataError: If the table or a column is missing, or a row is incomplete.
     """
     path = root / table
-    rows = _read_rows(path, [image_column, label_column, *([split_column] if split_column else [])])
+    rows = _read_rows(path, [image_column, label_column, *filter(None, (split_column, group_column))])
     names = [Path(row[image_column].strip()).as_posix() if row[image_column].strip() else "" for row in rows]
     refuse(
         [f"row {number}" for number, name in enumerate(names, start=2) if not name],
@@ -37,7 +45,13 @@ def read_image_csv(root: Path, *, table: str, image_column: str, label_column: s
     )
     classes, labels = _read_labels(path, [row[label_column] for row in rows], label_column)
     splits = _read_splits(path, [row[split_column] for row in rows], split_column) if split_column else None
-    return Table(root.name, classes, labels, names, FileImages(root, names), splits)
+    groups = [row[group_column].strip() for row in rows] if group_column else None
+    refuse(
+        [f"row {number}" for number, group in enumerate(groups or [], start=2) if not group],
+        what=f"{path}: rows without an entry in column '{group_column}'",
+        cure="Say whose image it is or remove the row",
+    )
+    return Table(root.name, classes, labels, names, FileImages(root, names), splits, groups=groups)
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

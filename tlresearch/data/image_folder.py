@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import FileImages
+from tlresearch.data.medical import PICTURES
 from tlresearch.data.table import SPLIT_ALIASES, Table, refuse
 from tlresearch.errors import DataError
 
@@ -69,7 +69,7 @@ def _table(
     refuse(
         [cls if folder is None else f"{folder}/{cls}" for (cls, folder), names in found.items() if not names],
         what=f"{root}: class folders without an image",
-        cure=f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder",
+        cure=f"Add images ({' '.join(PICTURES)}) or remove the folder",
     )
     number = {cls: position for position, cls in enumerate(classes)}
     names = [name for group in found.values() for name in group]
@@ -103,5 +103,5 @@ def _images(root: Path, folder: str) -> list[str]:
     found = []
     for place, _, files in sorted(os.walk(root / folder, followlinks=True)):
         below = Path(place).relative_to(root)
-        found += [(below / file).as_posix() for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)]
+        found += [(below / file).as_posix() for file in sorted(files) if file.lower().endswith(PICTURES)]
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
 from tlresearch.data.base import Batch, SampleKey, Split
+from tlresearch.data.sampling import balanced_order, classes_of
 from tlresearch.data.seeding import derive_seed
 from tlresearch.data.values import stack
 from tlresearch.errors import DataError
@@ -38,16 +39,26 @@ class EpochSampler(Sampler[SampleKey]):
         seed: Seed of the order.
         batch_size: Size of the batches the keys are cut into.
         lengths: Length of each sample, in whatever unit; ``None`` where all are of one.
+        classes: Class number of each sample, ``(samples,)``, to draw every class equally often instead of every
+            sample once; see `balanced_order`.
     """
 
     def __init__(
-        self, size: int, *, shuffle: bool, seed: int, batch_size: int, lengths: Sequence[int] | None = None
+        self,
+        size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        batch_size: int,
+        lengths: Sequence[int] | None = None,
+        classes: Tensor | None = None,
     ) -> None:
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.batch_size = batch_size
         self.lengths = lengths
+        self.classes = classes
         self.epoch = 0
         self._skipped = (0, 0)
 
@@ -83,7 +94,10 @@ class EpochSampler(Sampler[SampleKey]):
         if not self.shuffle:
             return list(range(rank, self.size, world))
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
+        if self.classes is None:
+            order = torch.randperm(self.size, generator=generator).tolist()
+        else:
+            order = balanced_order(self.classes, generator)
         # Repeated as often as needed: there may be more processes than samples.
         filled = [order[position % self.size] for position in range(-(-self.size // world) * world)]
         share = filled[rank::world][: len(self)]
@@ -131,7 +145,14 @@ def take_targets(targets: Tensor | Sequence[Any], indices: Sequence[int]) -> Any
 
 
 def make_loader(
-    split: Split, *, batch_size: int, shuffle: bool, seed: int, workers: int = 0, drop_last: bool = False
+    split: Split,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    workers: int = 0,
+    drop_last: bool = False,
+    sampling: Literal["uniform", "balanced"] = "uniform",
 ) -> DataLoader[Any]:
     """Builds the loader of a split; it yields a `Batch` and draws no global random number.
 
@@ -142,12 +163,16 @@ def make_loader(
         seed: Seed of the order.
         workers: Loader processes; they stay alive between epochs.
         drop_last: Whether to drop a smaller last batch altogether.
+        sampling: Whether training draws every sample once, or every class equally often.
 
     Raises:
-        DataError: If `drop_last` would leave no batch.
+        DataError: If `drop_last` would leave no batch, or samples to be balanced have no single class.
     """
     lengths = getattr(split, "lengths", None)
-    sampler = EpochSampler(len(split), shuffle=shuffle, seed=seed, batch_size=batch_size, lengths=lengths)
+    classes = classes_of(split) if shuffle and sampling == "balanced" else None
+    sampler = EpochSampler(
+        len(split), shuffle=shuffle, seed=seed, batch_size=batch_size, lengths=lengths, classes=classes
+    )
     if drop_last and len(sampler) < batch_size:
         raise DataError(
             f"{len(split)} samples do not fill one batch of {batch_size} and the last one is dropped: "

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tlresearch.data.framing import IGNORE
 from tlresearch.data.table import Checked, Images
+from tlresearch.data.volumes import read_slice
 
 _PLAIN = {"RGBA": "RGB", "CMYK": "RGB", "LA": "L", "PA": "P"}
 """Modes of PIL without their transparency."""
@@ -78,7 +79,7 @@ class FileMasks:
 
     Args:
         root: Folder the names are relative to.
-        names: Paths relative to the root.
+        names: Paths relative to the root; of slices, see `slices_of`.
     """
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
@@ -87,6 +88,12 @@ class FileMasks:
 
     def pixels(self, index: int) -> tuple[np.ndarray, str]:
         """Returns a mask's pixels, palette numbers where the file has a palette, and the SHA-256 of the file."""
+        part = read_slice(self.root, self.names[index])
+        if part is not None:
+            numbers = np.rint(part.values).astype(np.int64)
+            if not np.array_equal(numbers, part.values):
+                raise ValueError(f"its mask {self.names[index]} has values that are no whole numbers")
+            return numbers, part.digest
         try:
             content = (self.root / self.names[index]).read_bytes()
             with Image.open(io.BytesIO(content)) as image:

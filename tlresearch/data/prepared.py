@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Fingerprint, SplitName, TargetKind
-from tlresearch.data.checks import check_splits, check_table, keep_classes, warn_of_duplicates
+from tlresearch.data.checks import check_groups, check_splits, check_table, keep_classes, warn_of_duplicates
 from tlresearch.data.fingerprint import fingerprint
 from tlresearch.data.splits import assign_splits, subset
 from tlresearch.data.table import Checked, Table, refuse
@@ -70,6 +71,7 @@ def prepare(table: Table, config: DataConfig) -> Prepared:
             [*range(len(table.names))],
         )
         groups, kind = ("any",), table.kind
+    whose = _whose(table, config.group_pattern)
     checked, skipped = _check(table, rows, config.on_error)
     splits = assign_splits(
         labels,
@@ -80,7 +82,10 @@ def prepare(table: Table, config: DataConfig) -> Prepared:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         split_seed=config.split_seed,
+        whose=whose,
     )
+    if whose is not None:
+        check_groups(table.name, splits, whose)
     check_splits(table.name, splits, labels, groups)
     warn_of_duplicates(table.name, splits, table.names, checked)
     splits["train"] = subset(
@@ -95,6 +100,19 @@ def prepare(table: Table, config: DataConfig) -> Prepared:
     targets = labels if table.targets is None else table.targets
     hashed = fingerprint(splits, labels=targets, names=table.names, classes=classes, checked=checked)
     return Prepared(classes, kind, splits, targets, checked, skipped, hashed)
+
+
+def _whose(table: Table, pattern: str | None) -> Sequence[str] | None:
+    """What each sample is of: from its name where a pattern says how, else as the source says."""
+    if pattern is None:
+        return table.groups
+    found = [re.search(pattern, name) for name in table.names]
+    refuse(
+        [name for name, match in zip(table.names, found, strict=True) if match is None or match[1] is None],
+        what=f"{table.name}: names in which data.group_pattern '{pattern}' finds no group",
+        cure="Change the pattern; it is looked for anywhere in the name",
+    )
+    return [match[1] for match in found if match is not None]
 
 
 def _check(table: Table, rows: Sequence[int], on_error: str) -> tuple[dict[int, Checked], dict[str, str]]:

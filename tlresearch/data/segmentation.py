@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tlresearch.config.paths import find_data
 from tlresearch.config.schema import DataConfig
@@ -28,12 +27,15 @@ from tlresearch.data.mask_files import (
     ignored_values,
     read_legend,
 )
+from tlresearch.data.medical import PICTURES
 from tlresearch.data.prepared import prepare
 from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Images, Table, refuse
 from tlresearch.data.transforms import Evaluation, resized
+from tlresearch.data.volumes import OPTIONS as MEDICAL_OPTIONS
+from tlresearch.data.volumes import Reading, all_slices, file_of, is_volume, read_reading
 from tlresearch.errors import DataError, nearest
 
-OPTIONS = ("images", "masks", "mask_suffix", "classes", "ignore", "fit")
+OPTIONS = ("images", "masks", "mask_suffix", "classes", "ignore", "fit", *MEDICAL_OPTIONS)
 LEGEND_FILE = "classes.json"
 FITS = ("stretch", "letterbox", "crop")
 
@@ -45,8 +47,9 @@ def build_masks(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
 
     Options (``data.options``): ``images`` and ``masks`` (names of the folders), ``mask_suffix`` (what a mask's name
     has behind its image's), ``classes`` (names with their mask values, numbers or colours, or names alone), ``ignore``
-    (value of pixels that do not count) and ``fit`` (see `Preprocessing.fit`; ``stretch``). Without ``classes`` they
-    are read from ``classes.json`` in the root, else every value that occurs is a class.
+    (value of pixels that do not count), ``fit`` (see `Preprocessing.fit`; ``stretch``), and those of medical images
+    (see `read_reading`). Without ``classes`` they are read from ``classes.json`` in the root, else every value that
+    occurs is a class.
 
     Args:
         config: The `data` section.
@@ -77,6 +80,7 @@ def build_masks(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
         targets=[torch.empty(0)] * len(names),  # a pair's hash holds the mask
         kind="masks",
         samples="images with masks",
+        groups=[file_of(name) for name in names] if any(file_of(name) != name for name in names) else None,
     )
     found = prepare(table, config)
     sizes = {row: (checked.height, checked.width) for row, checked in found.checked.items()}
@@ -173,7 +177,8 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> Found:
         raise DataError(f"data.root: {root} is neither a folder nor an npz file; {_EXPECTED}")
     images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
     parts = [folder for folder in sorted(SPLIT_ALIASES) if (root / folder / images).is_dir()] or [""]
-    found = [_pairs(root, Path(part, images), Path(part, masks), str(options.get("mask_suffix", ""))) for part in parts]
+    suffix, reading = str(options.get("mask_suffix", "")), read_reading(options)
+    found = [_slices(root, _pairs(root, Path(part, images), Path(part, masks), suffix), reading) for part in parts]
     names = [image for pairs in found for image, _ in pairs]
     if not names:
         raise DataError(f"{root} holds no images in '{images}'; {_EXPECTED} (data.options.images and .masks name them)")
@@ -184,7 +189,25 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> Found:
         for image, _ in ps
     ]
     splits = [SPLIT_ALIASES[name] for name in first] if all(name in SPLIT_ALIASES for name in first) else None
-    return names, FileImages(root, names), FileMasks(root, [mask for pairs in found for _, mask in pairs]), splits
+    pictures = FileImages(root, names, reading.windows)
+    return names, pictures, FileMasks(root, [mask for pairs in found for _, mask in pairs]), splits
+
+
+def _slices(root: Path, pairs: Sequence[tuple[str, str]], reading: Reading) -> list[tuple[str, str]]:
+    """Replaces pairs of volumes by pairs of their slices."""
+    images, masks = zip(*pairs, strict=True) if pairs else ((), ())
+    refuse(
+        [f"{image} with {mask}" for image, mask in pairs if is_volume(image) != is_volume(mask)],
+        what=f"{root}: volumes whose mask is none, or the other way round",
+        cure="Give both as volumes, or both as images",
+    )
+    sides = [*zip(all_slices(root, images, reading), all_slices(root, masks, reading), strict=True)]
+    refuse(
+        [f"{file_of(a[0])} has {len(a)}, {file_of(b[0])} {len(b)}" for a, b in sides if len(a) != len(b)],
+        what=f"{root}: volumes with another number of slices than their masks",
+        cure="Save the masks on the grid of their volumes",
+    )
+    return [pair for a, b in sides for pair in zip(a, b, strict=True)]
 
 
 def _pairs(root: Path, images: Path, masks: Path, suffix: str) -> list[tuple[str, str]]:
@@ -205,11 +228,14 @@ def _pairs(root: Path, images: Path, masks: Path, suffix: str) -> list[tuple[str
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(PICTURES))
 
 
 def _stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    name = path.relative_to(folder).as_posix()
+    # All of the ending of .nii.gz; in other names a point may stand anywhere.
+    ending = max((e for e in PICTURES if name.lower().endswith(e)), key=len)
+    return name[: -len(ending)]
 
 
 def _read_arrays(path: Path) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tlresearch.data.base import SplitName
@@ -24,12 +25,14 @@ def assign_splits(
     val_fraction: float,
     test_fraction: float,
     split_seed: int,
+    whose: Sequence[str] | None = None,
 ) -> dict[SplitName, Rows]:
     """Distributes the rows over train, val and (perhaps) test; each list is in the order of the table.
 
     Given splits are kept. A missing test split is taken from the training samples if `test_fraction` asks
     for it, then a missing val split as the share `val_fraction` of what remains. Samples are picked by a hash
-    of their name and the seed, class by class: a sample added later hardly moves the others about.
+    of their name and the seed, class by class: a sample added later hardly moves the others about. With `whose`
+    (what each sample is of, such as a patient) whole groups are picked in the same way.
 
     Raises:
         DataError: If a class has too few samples to be in every split.
@@ -41,7 +44,11 @@ def assign_splits(
     held_out: tuple[tuple[SplitName, float], ...] = (("test", test_fraction), ("val", val_fraction))
     for split, fraction in held_out:
         if split not in splits and fraction > 0:
-            part = _hold_out(splits["train"], labels, names, fraction, f"{split} split", split_seed, classes)
+            part = (
+                _hold_out(splits["train"], labels, names, fraction, f"{split} split", split_seed, classes)
+                if whose is None
+                else _hold_out_groups(splits["train"], labels, whose, fraction, f"{split} split", split_seed, classes)
+            )
             taken = set(part)
             splits["train"] = [row for row in splits["train"] if row not in taken]
             splits[split] = part
@@ -94,17 +101,43 @@ def _hold_out(
     purpose: str,
     seed: int,
     classes: Sequence[str],
+    units: str = "samples",
 ) -> Rows:
     if len(rows) < 2:
-        raise DataError(f"{len(rows)} training samples are too few to hold out a {purpose}: add samples")
+        raise DataError(f"{len(rows)} training {units} are too few to hold out a {purpose}: add {units}")
     if labels.ndim == 1:
         refuse(
             [f"'{classes[number]}'" for number, group in _groups(rows, labels).items() if len(group) < 2],
-            what=f"classes with a single training sample, which cannot also be in the {purpose}",
-            cure="Add samples or leave the class out with data.classes",
+            what=f"classes with a single training {units.removesuffix('s')}, which cannot also be in the {purpose}",
+            cure=f"Add {units} or leave the class out with data.classes",
         )
     held_out = set(_share(rows, labels, names, fraction, purpose, seed, spare=True))
     return [row for row in rows if row in held_out]
+
+
+def _hold_out_groups(
+    rows: Sequence[int],
+    labels: Tensor,
+    whose: Sequence[str],
+    fraction: float,
+    purpose: str,
+    seed: int,
+    classes: Sequence[str],
+) -> Rows:
+    """Holds out the share of the groups of each class; a group counts to the class that most of its samples have."""
+    members: dict[str, Rows] = {}
+    for row in rows:
+        members.setdefault(whose[row], []).append(row)
+    # From here on a group is a sample: its number, name and class take their place.
+    names = sorted(members)
+    of_class = (
+        torch.stack([labels[members[name]].bincount(minlength=len(classes)).argmax() for name in names])
+        if labels.ndim == 1
+        else labels[: len(names)]
+    )
+    held_out = _hold_out(range(len(names)), of_class, names, fraction, purpose, seed, classes, units="groups")
+    taken = {row for number in held_out for row in members[names[number]]}
+    return [row for row in rows if row in taken]
 
 
 def _share(

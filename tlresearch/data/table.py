@@ -68,6 +68,7 @@ class Table:
         targets: What is learnt, where it is not the labels: such as transcripts; the labels are then of no effect.
         kind: What `targets` are.
         samples: What the samples are called in messages.
+        groups: What each sample is of, such as a patient: samples of one group are never in two splits.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Table:
     targets: Sequence[Tensor] | None = None
     kind: TargetKind = "multiclass"
     samples: str = "images"
+    groups: Sequence[str] | None = None
 
     @property
     def multilabel(self) -> bool:

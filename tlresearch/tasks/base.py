@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[StagedBackbone, nn.Module], Optimizer]
 Mixer = Callable[[Batch, int], Batch]
 Penalty = Callable[[StagedBackbone], Tensor]
+Teacher = Callable[[Tensor, Any, Batch], Tensor]
+"""Turns loss, outputs and batch of a training step into the loss that is learnt from."""
 
 
 class Task(L.LightningModule, ABC):
@@ -65,6 +67,7 @@ class Task(L.LightningModule, ABC):
         self._penalty = penalty
         self.results: dict[str, dict[str, float]] = {}
         self.memory_format = "contiguous"
+        self.teacher: Teacher | None = None
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -101,6 +104,8 @@ class Task(L.LightningModule, ABC):
         outputs = self(mixed.inputs, mixed.boundary)
         loss = self.loss(outputs, mixed.targets)
         self.update_metrics("train", _detached(outputs), batch, loss.detach())
+        if self.teacher:
+            loss = self.teacher(loss, outputs, mixed)
         return loss + self._penalty(self.backbone) if self._penalty else loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -54,6 +54,7 @@ def classification(
         dropout=config.task.dropout,
         label_smoothing=config.task.label_smoothing,
         class_weights=weights,
+        class_names=data.classes,
         **task_arguments(config, backbone, data, schedule),
     )
 
@@ -107,7 +108,7 @@ def _side(data: Data) -> int:
 def detection(
     config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
 ) -> DetectionTask:
-    """Builds the detection task of an experiment."""
+    """Builds the task of an experiment that looks for objects: their boxes, or their masks too."""
     return DetectionTask(
         backbone,
         detection_head(config.task, backbone, len(data.classes), _side(data), config.name),
@@ -121,11 +122,13 @@ TASKS: Mapping[str, TaskBuilder] = {
     "speech_recognition": speech_recognition,
     "segmentation": segmentation,
     "detection": detection,
+    "instances": detection,
     "tokens": tokens,
 }
 ENDS: Mapping[str, End] = {
     "segmentation": "maps",
     "detection": "maps",
+    "instances": "maps",
     "speech_recognition": "sequence",
     "tokens": "sequence",
 }
@@ -135,6 +138,7 @@ KINDS: Mapping[str, tuple[TargetKind, ...]] = {
     "speech_recognition": ("transcript",),
     "segmentation": ("masks",),
     "detection": ("boxes",),
+    "instances": ("instances",),
     "tokens": ("tokens",),
 }
 """What kinds of targets the tasks learn."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics import classification as tm
+from torchmetrics.utilities.data import dim_zero_cat
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.classification_figures import prediction_figures
+from tlresearch.tasks.intervals import bootstrap_intervals
 from tlresearch.tracking.items import Item, Items
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "val", "test")
+PER_CLASS = 100
+"""Most classes whose AUROC is recorded one by one."""
 
 
 class Meters(nn.Module):
@@ -36,6 +41,8 @@ class Meters(nn.Module):
 
     def __init__(self, kind: TargetKind, classes: int, *, thorough: bool) -> None:
         super().__init__()
+        self.multilabel = kind == "multilabel"
+        self.classes = classes
         self.loss = MeanMetric()
         self.metrics = MetricCollection(_metrics(kind, classes, thorough=thorough))
 
@@ -44,15 +51,30 @@ class Meters(nn.Module):
         self.loss.update(loss, weight=len(targets))
         self.metrics.update(probabilities, targets)
 
-    def finish(self) -> dict[str, float]:
-        """Returns every value and resets."""
+    def finish(self, names: Sequence[str] = ()) -> dict[str, float]:
+        """Returns every value and resets; what has no value is NaN.
+
+        AUROC is the mean over the classes that have something to rank; torchmetrics would count the others as 0.
+
+        Args:
+            names: Names of the classes, if AUROC of each is wanted too: ``auroc_of_<name>``.
+        """
         with warnings.catch_warnings():
-            # A class without a sample in the split: torchmetrics leaves it out of the mean and says so each time.
             warnings.filterwarnings("ignore", message="No (positive|negative) samples")
             values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        if "auroc" in values:
+            each = self._auroc(values["auroc"])
+            values["auroc"] = each.nanmean()
+            values |= {f"auroc_of_{_plain(name)}": value for name, value in zip(names, each, strict=False)}
         self.loss.reset()
         self.metrics.reset()
         return {name: float(value) for name, value in values.items()}
+
+    def _auroc(self, values: Tensor) -> Tensor:
+        """AUROC of each class, NaN where there is nothing to rank."""
+        targets = dim_zero_cat(cast(Any, self.metrics["auroc"]).target)
+        counts = targets.sum(dim=0) if self.multilabel else torch.bincount(targets, minlength=self.classes)
+        return values.masked_fill((counts == 0) | (counts == len(targets)), float("nan"))
 
 
 class ClassificationTask(Task):
@@ -69,6 +91,7 @@ class ClassificationTask(Task):
         dropout: Probability of dropout in front of the linear layer.
         label_smoothing: Smoothing of the cross entropy.
         class_weights: Weight of each class in the loss.
+        class_names: Names of the classes, if AUROC of each is recorded for the test.
         mixer: See `Task`.
         penalty: See `Task`.
     """
@@ -84,6 +107,7 @@ class ClassificationTask(Task):
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        class_names: Sequence[str] = (),
         mixer: Mixer | None = None,
         penalty: Penalty | None = None,
     ) -> None:
@@ -93,8 +117,10 @@ class ClassificationTask(Task):
         self.label_smoothing = label_smoothing
         # Not a buffer: it belongs to the data, and no checkpoint should bring another one.
         self.class_weights = class_weights
+        # Of two classes the second's AUROC is the first's.
+        self.class_names = class_names if classes <= PER_CLASS and (classes > 2 or kind == "multilabel") else ()
         self.meters = nn.ModuleDict({f"{s}_meters": Meters(kind, classes, thorough=s != "train") for s in SPLITS})
-        self.predictions: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
+        self.predictions: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"val": [], "test": []}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy; `targets` are class numbers ``(batch,)`` or shares ``(batch, classes)``."""
@@ -116,7 +142,7 @@ class ClassificationTask(Task):
         targets = batch.targets.int() if self.kind == "multilabel" else batch.targets
         self._meters(split).update(probabilities, targets, loss)
         if split in self.predictions:
-            self.predictions[split].append((batch.indices.cpu(), probabilities.cpu()))
+            self.predictions[split].append((batch.indices.cpu(), probabilities.cpu(), targets.cpu()))
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the predictions of the epoch before."""
@@ -131,7 +157,7 @@ class ClassificationTask(Task):
         split: SplitName = "test" if self.predictions["test"] else "val"
         if not self.predictions[split]:
             return {}
-        indices, probabilities = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
+        indices, probabilities, _ = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
         return prediction_figures(data, split, indices, probabilities)
 
     def items(self, data: Data) -> Items | None:
@@ -139,14 +165,24 @@ class ClassificationTask(Task):
         split: SplitName = "test" if self.predictions["test"] else "val"
         if not self.predictions[split]:
             return None
-        indices, probabilities = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
+        indices, probabilities, _ = (torch.cat(parts) for parts in zip(*self.predictions[split], strict=True))
         if len(indices) != len(data.splits[split]):
             return None  # with several devices each rank sees its share only
         return Items(split, prediction_items(data, split, indices, probabilities))
 
     def compute_metrics(self, split: str) -> dict[str, float]:
-        """Returns loss and metrics of a split and resets them."""
-        return self._meters(split).finish()
+        """Returns loss and metrics of a split and resets them; of the test also AUROC by class, and intervals."""
+        if split != "test":
+            return self._meters(split).finish()
+        return self._meters(split).finish(self.class_names) | self._intervals()
+
+    def _intervals(self) -> dict[str, float]:
+        # With several devices each rank sees its share of the samples only.
+        shared = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        if shared or not self.predictions["test"]:
+            return {}
+        _, probabilities, targets = (torch.cat(parts) for parts in zip(*self.predictions["test"], strict=True))
+        return bootstrap_intervals(probabilities.double().numpy(), targets.long().numpy())
 
     def _meters(self, split: str) -> Meters:
         return cast(Meters, self.meters[f"{split}_meters"])  # ModuleDict refuses `train`, a method of its own
@@ -171,6 +207,11 @@ def _labels(chosen: Tensor, classes: Sequence[str]) -> list[str]:
     return [";".join(name for name, yes in zip(classes, row, strict=True) if yes) for row in chosen.tolist()]
 
 
+def _plain(name: str) -> str:
+    """A class's name as part of a metric's."""
+    return re.sub(r"[^0-9A-Za-z_]+", "_", name)
+
+
 def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
     """Returns class weights inversely proportional to frequency, ``n / (classes * n_c)`` (King and Zeng 2001).
 
@@ -184,17 +225,18 @@ def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
 
 
 def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric | MetricCollection]:
+    each: Literal["none"] = "none"
     if kind == "multilabel":
         found: dict[str, Metric | MetricCollection] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
         if thorough:
             found["macro_f1"] = tm.MultilabelF1Score(classes, average="macro")
-            found["auroc"] = tm.MultilabelAUROC(classes, average="macro")
+            found["auroc"] = tm.MultilabelAUROC(classes, average=each)
         return found
     found = {"accuracy": tm.MulticlassAccuracy(classes, average="micro")}
     if thorough:
         macro: Literal["macro"] = "macro"
         found["balanced_accuracy"] = tm.MulticlassRecall(classes, average=macro)
         found["macro_f1"] = tm.MulticlassF1Score(classes, average=macro)
-        found["auroc"] = tm.MulticlassAUROC(classes, average=macro)
+        found["auroc"] = tm.MulticlassAUROC(classes, average=each)
         found["calibration_error"] = tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1")
     return found

@@ -1,4 +1,4 @@
-"""Object detection: boxes with classes, by a detector of torchvision over feature maps of any image backbone."""
+"""Object detection: boxes with classes, or masks of single objects, over feature maps of any image backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from tlresearch.data.seeding import seeded
 from tlresearch.errors import ConfigError, MissingExtraError, nearest
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.detection_figures import detections_figure
-from tlresearch.tasks.detectors import DETECTORS, DetectionHead, Detections, Maps, native
+from tlresearch.tasks.detectors import (
+    DETECTORS,
+    INSTANCE_DETECTORS,
+    DetectionHead,
+    Detections,
+    InstanceHead,
+    Maps,
+    native,
+    native_instances,
+)
 from tlresearch.tasks.segmentation import read_options
 
 if TYPE_CHECKING:
@@ -36,47 +45,47 @@ class BoxMeters(nn.Module):
 
     Args:
         classes: Class names.
+        masks: Whether overlaps of masks are counted too, beside those of boxes.
 
     Raises:
         MissingExtraError: If pycocotools is not installed, which counts average precision.
     """
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
+    def __init__(self, classes: tuple[str, ...], *, masks: bool = False) -> None:
         super().__init__()
         if find_spec("pycocotools") is None:
             raise MissingExtraError("pycocotools", "detection")
         self.classes = classes
         self.loss = MeanMetric()
-        self.map = MeanAveragePrecision(class_metrics=True)
+        # Ours and torchmetrics' names of what is measured.
+        self.kinds = {"": "bbox_", "mask_": "segm_"} if masks else {"": ""}
+        self.map = MeanAveragePrecision(iou_type=("bbox", "segm") if masks else "bbox", class_metrics=True)
         self.map.warn_on_many_detections = False
 
-    def update(self, detections: Detections, targets: Sequence[Tensor], loss: Tensor) -> None:
-        """Takes a batch."""
+    def update(self, detections: Detections, targets: Sequence[Mapping[str, Tensor]], loss: Tensor) -> None:
+        """Takes a batch; for targets see `DetectionHead.as_given`."""
         self.loss.update(loss, weight=len(targets))
-        self.map.update(detections, [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in targets])
+        self.map.update(detections, [dict(target) for target in targets])
 
     def finish(self) -> dict[str, float]:
         """Returns every value and resets.
 
         Mean average precision is COCO's: ``map`` over the overlaps 0.5 to 0.95, ``map_50`` and ``map_75`` at one,
-        ``recall`` with at most 100 boxes per image, and by class, such as ``map_car``. What has no value, such as
-        that of a class without a box in the split, is NaN.
+        ``recall`` with at most 100 boxes per image, and by class, such as ``map_car``; ``mask_map`` and so on count
+        masks. What has no value, such as that of a class without a box in the split, is NaN.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(non-tuple sequence|__array__).*")
             found = self.map.compute()
-        each = dict(
-            zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1).tolist(), strict=True)
-        )
-        values = {
-            "loss": float(self.loss.compute()),
-            "map": float(found["map"]),
-            "map_50": float(found["map_50"]),
-            "map_75": float(found["map_75"]),
-            "recall": float(found["mar_100"]),
-        }
-        for number, name in enumerate(self.classes):
-            values[f"map_{re.sub(r'[^0-9A-Za-z_]+', '_', name)}"] = float(each.get(number, -1.0))
+        values = {"loss": float(self.loss.compute())}
+        for ours, theirs in self.kinds.items():
+            numbers, by_class = found["classes"].reshape(-1), found[f"{theirs}map_per_class"].reshape(-1)
+            each = dict(zip(numbers.tolist(), by_class.tolist(), strict=True))
+            for name, key in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("recall", "mar_100")):
+                values[f"{ours}{name}"] = float(found[f"{theirs}{key}"])
+            for number, name in enumerate(self.classes):
+                plain = re.sub(r"[^0-9A-Za-z_]+", "_", name)
+                values[f"{ours}map_{plain}"] = float(each.get(number, -1.0))
         self.loss.reset()
         self.map.reset()
         # pycocotools says -1 where there is nothing to measure.
@@ -84,7 +93,7 @@ class BoxMeters(nn.Module):
 
 
 class DetectionTask(Task):
-    """A detector over feature maps.
+    """A detector over feature maps, of boxes or, with an `InstanceHead`, of boxes and masks.
 
     Training has its losses alone; boxes are looked for, and compared, in evaluation.
 
@@ -111,8 +120,9 @@ class DetectionTask(Task):
     ) -> None:
         super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
         self.meters = nn.ModuleDict({"train_meters": MeanMetric()})
-        self.meters.update({f"{split}_meters": BoxMeters(classes) for split in ("val", "test")})
-        self.served_columns = ("boxes", "classes", "scores")
+        masks = isinstance(head, InstanceHead)
+        self.meters.update({f"{split}_meters": BoxMeters(classes, masks=masks) for split in ("val", "test")})
+        self.served_columns = ("boxes", "classes", "scores", *(["mask"] if masks else []))
         self.predictions: dict[str, dict[int, dict[str, Tensor]]] = {"val": {}, "test": {}}
 
     @property
@@ -121,7 +131,7 @@ class DetectionTask(Task):
         return cast(DetectionHead, self.head)
 
     def loss(self, outputs: Maps, targets: Sequence[Tensor]) -> Tensor:
-        """The sum of the detector's losses; `targets` are boxes with the class number last, ``(n, 5)`` per image."""
+        """The sum of the detector's losses; for `targets` see `BoxTargets` and `InstanceTargets`."""
         if self.training:
             return torch.stack(list(self.detector.losses(outputs, targets).values())).sum()
         # A detector samples the boxes that it learns from; an evaluation must not move the random numbers of training.
@@ -135,7 +145,7 @@ class DetectionTask(Task):
             meters.update(loss, weight=len(batch.targets))
             return
         detections = self.detector.detections(outputs)
-        meters.update(detections, batch.targets, loss)
+        meters.update(detections, [self.detector.as_given(target) for target in batch.targets], loss)
         for index, found in zip(batch.indices.tolist(), detections, strict=True):
             if index < SHOWN:
                 self.predictions[split][index] = {name: leaf.cpu() for name, leaf in found.items()}
@@ -153,7 +163,10 @@ class DetectionTask(Task):
         """Draws the first samples of the test split, else of validation, with true and detected boxes."""
         split: SplitName = "test" if self.predictions["test"] else "val"
         predictions = self.predictions[split]
-        return {"detections.png": detections_figure(data, split, predictions)} if predictions else {}
+        if not predictions:
+            return {}
+        targets = {index: self.detector.as_given(data.splits[split].targets[index]) for index in predictions}
+        return {"detections.png": detections_figure(data, split, targets, predictions)}
 
 
 DEFAULTS: Mapping[str, Any] = {"detector": None, "width": 128, "anchor_scale": 1.0}
@@ -164,7 +177,7 @@ def detection_head(config: TaskConfig, backbone: StagedBackbone, classes: int, s
     """Builds the head that a config asks for: a detector, or the one the backbone's own network has.
 
     Args:
-        config: The `task` section.
+        config: The `task` section; `instances` wants masks of objects.
         backbone: A backbone that ends in feature maps.
         classes: Number of classes.
         side: Side of the input in pixels.
@@ -175,11 +188,16 @@ def detection_head(config: TaskConfig, backbone: StagedBackbone, classes: int, s
     """
     assert isinstance(backbone, PyramidBackbone)
     options = read_options(config, DEFAULTS, source)
-    name = options["detector"] or ("native" if backbone.native_head else "faster_rcnn")
-    if name == "native" and backbone.native_head is not None:
-        return native(backbone.native_head(classes), side)
-    if name not in DETECTORS:
-        known = [*DETECTORS, *(["native"] if backbone.native_head else [])]
+    masks = config.name == "instances"
+    detectors = INSTANCE_DETECTORS if masks else DETECTORS
+    own = backbone.native_head(classes, masks=masks) if backbone.native_head else None
+    if masks and own is not None and getattr(getattr(own, "roi_heads", None), "mask_head", None) is None:
+        own = None  # a detector without masks
+    name = options["detector"] or ("native" if own is not None else next(iter(detectors)))
+    if name == "native" and own is not None:
+        return native_instances(own, side) if masks else native(own, side)
+    if name not in detectors:
+        known = [*detectors, *(["native"] if own is not None else [])]
         raise ConfigError(
             [f"task.options.detector: unknown '{name}'{nearest(str(name), known)}; choose from {', '.join(known)}"],
             source,
@@ -187,4 +205,4 @@ def detection_head(config: TaskConfig, backbone: StagedBackbone, classes: int, s
     if name == "fcos" and int(options["width"]) % 32:
         raise ConfigError(["task.options.width: fcos normalises in 32 groups: take a multiple of 32"], source)
     settings = {"width": int(options["width"]), "anchor_scale": float(options["anchor_scale"])}
-    return DETECTORS[name](backbone.maps, classes, side, **settings)
+    return detectors[name](backbone.maps, classes, side, **settings)

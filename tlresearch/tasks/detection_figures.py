@@ -1,10 +1,11 @@
-"""Figures of a detector: true and detected boxes drawn into the images."""
+"""Figures of a detector: true and detected boxes, and masks where it has some, drawn into the images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from tlresearch.data.base import Data, Preprocessing, SplitName
@@ -19,12 +20,18 @@ SURE = 0.5
 """Detections below this score are not drawn."""
 
 
-def detections_figure(data: Data, split: SplitName, predictions: Mapping[int, Mapping[str, Tensor]]) -> Figure:
+def detections_figure(
+    data: Data,
+    split: SplitName,
+    targets: Mapping[int, Mapping[str, Tensor]],
+    predictions: Mapping[int, Mapping[str, Tensor]],
+) -> Figure:
     """Draws one row per sample: the true boxes, and the detected ones with their scores.
 
     Args:
         data: The data set.
         split: The split that was evaluated.
+        targets: True boxes by position in the split; see `DetectionHead.as_given`.
         predictions: Detections by position in the split; see `Detections`.
     """
     from matplotlib import colormaps
@@ -37,12 +44,11 @@ def detections_figure(data: Data, split: SplitName, predictions: Mapping[int, Ma
     grid = figure.subplots(len(predictions), 2, squeeze=False)
     for (left, right), (index, found) in zip(grid, sorted(predictions.items()), strict=True):
         image = shown(evaluation.frame(data.splits[split].raw(index)))
-        target = data.splits[split].targets[index]
         kept = found["scores"] >= SURE
         left.imshow(image)
         right.imshow(image)
-        _draw(left, target[:, :4], target[:, 4].long(), palette)
-        _draw(right, found["boxes"][kept], found["labels"][kept], palette, found["scores"][kept])
+        _draw(left, targets[index], palette)
+        _draw(right, {name: leaf[kept] for name, leaf in found.items()}, palette)
         left.set_title(f"{data.splits[split].names[index][-40:]}: true", fontsize=8, loc="left")
         right.set_title(f"detected with a score of at least {SURE}", fontsize=8, loc="left")
         left.set_axis_off()
@@ -52,10 +58,25 @@ def detections_figure(data: Data, split: SplitName, predictions: Mapping[int, Ma
     return figure
 
 
-def _draw(axes: Any, boxes: Tensor, labels: Tensor, palette: list[Any], scores: Tensor | None = None) -> None:
+def _draw(axes: Any, found: Mapping[str, Tensor], palette: list[Any]) -> None:
     from matplotlib.patches import Rectangle
 
-    for number, ((x0, y0, x1, y1), label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+    scores = found.get("scores")
+    if "masks" in found:
+        axes.imshow(_objects(found["masks"] > 0))
+    for number, ((x0, y0, x1, y1), label) in enumerate(
+        zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True)
+    ):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2, edgecolor=palette[label]))
         if scores is not None:
             axes.text(x0, y0 - 1, f"{float(scores[number]):.2f}", fontsize=6, color=palette[label], va="bottom")
+
+
+def _objects(masks: Tensor) -> Any:
+    """A colour for each object, so that neighbours of one class are told apart; the first ones are on top."""
+    from matplotlib import colormaps
+
+    overlay = torch.zeros(*masks.shape[1:], 4)
+    for number in reversed(range(len(masks))):
+        overlay[masks[number]] = torch.tensor([*colormaps["tab20"](number % 20)[:3], 0.5], dtype=overlay.dtype)
+    return overlay.numpy()

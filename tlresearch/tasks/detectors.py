@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, masks_to_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from tlresearch.backbones.pyramid import FeatureMap
 
+SURE = 0.5
+"""Probability above which a pixel belongs to its object."""
+
 Maps = dict[str, Tensor]
 Detections = list[dict[str, Tensor]]
 """For each image: boxes ``(n, 4)``, their scores ``(n,)`` and class numbers ``labels`` ``(n,)``, surest first."""
+
+
+Head = TypeVar("Head", bound="DetectionHead")
 
 
 class _Given(nn.Module):
@@ -73,9 +81,13 @@ class DetectionHead(nn.Module):
             maps: What `forward` returned.
             targets: For each image boxes with the class number last, ``(n, 5)``, see `BoxTargets`.
         """
-        given = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long() + self._first} for boxes in targets]
+        given = [{**one, "labels": one["labels"] + self._first} for one in map(self.as_given, targets)]
         found: dict[str, Tensor] = self._run(maps, given)
         return found
+
+    def as_given(self, target: Tensor) -> dict[str, Tensor]:
+        """Returns a target as metrics and, but for the numbers of the classes, detectors take it."""
+        return {"boxes": target[:, :4], "labels": target[:, 4].long()}
 
     @torch.no_grad()
     def detections(self, maps: Maps) -> Detections:
@@ -106,6 +118,25 @@ class DetectionHead(nn.Module):
                 for part, mode in modes:
                     part.training = mode
                 self.detector.backbone.maps = {}  # type: ignore[union-attr]
+
+
+class InstanceHead(DetectionHead):
+    """A detector that also says which pixels of a box are its object's; targets are those of `InstanceTargets`."""
+
+    def as_given(self, target: Tensor) -> dict[str, Tensor]:
+        """Returns masks with their classes and the boxes around them."""
+        # The last pixel belongs to the object, so the box ends behind it.
+        boxes = masks_to_boxes(target > 0) + torch.tensor([0, 0, 1, 1], device=target.device)
+        labels = target.flatten(1).amax(dim=1).long() - 1 if len(target) else boxes.new_zeros(0, dtype=torch.int64)
+        return {"boxes": boxes.float(), "labels": labels, "masks": (target > 0).to(torch.uint8)}
+
+    @torch.no_grad()
+    def detections(self, maps: Maps) -> Detections:
+        """Returns what is detected in each image, with ``masks``, bool ``(n, side, side)``."""
+        return [
+            {**one, "masks": paste_masks_in_image(one["masks"], one["boxes"], (self.side, self.side))[:, 0] > SURE}
+            for one in super().detections(maps)
+        ]
 
 
 class _Pyramid(nn.Module):
@@ -161,19 +192,43 @@ def faster_rcnn(
     It learns from 128 regions per image out of 1000 proposals, where torchvision takes 512 out of 2000 for COCO's
     large images: less work for small data sets and images.
     """
+    return _two_stages(FasterRCNN, DetectionHead, maps, classes, side, width, anchor_scale)
+
+
+def mask_rcnn(maps: Sequence[FeatureMap], classes: int, side: int, *, width: int, anchor_scale: float) -> InstanceHead:
+    """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask of 28 x 28 points in each box, from `width` channels."""
+    head = _two_stages(MaskRCNN, InstanceHead, maps, classes, side, width, anchor_scale)
+    regions: Any = head.detector.roi_heads
+    regions.mask_head = MaskRCNNHeads(width, [width] * 4, 1)
+    regions.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
+    return head
+
+
+def _two_stages(
+    detector: Callable[..., nn.Module],
+    head: Callable[[nn.Module, nn.Module, int], Head],
+    maps: Sequence[FeatureMap],
+    classes: int,
+    side: int,
+    width: int,
+    anchor_scale: float,
+) -> Head:
     used = _from_stride(maps, 4)
+    names = [found.name for found in used]
     strides = [found.stride for found in used]
     sizes = tuple((8 * anchor_scale * stride,) for stride in (*strides, 2 * strides[-1]))
-    detector = FasterRCNN(
+    masks = {"mask_roi_pool": MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2)}
+    whole = detector(
         _Given(width),
         num_classes=classes + 1,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=1000,
         box_batch_size_per_image=128,
-        box_roi_pool=MultiScaleRoIAlign([found.name for found in used], output_size=7, sampling_ratio=2),
+        box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        **(masks if detector is MaskRCNN else {}),
     )
-    return DetectionHead(_Pyramid(used, width, LastLevelMaxPool()), detector, side)
+    return head(_Pyramid(used, width, LastLevelMaxPool()), whole, side)
 
 
 def retinanet(maps: Sequence[FeatureMap], classes: int, side: int, *, width: int, anchor_scale: float) -> DetectionHead:
@@ -212,11 +267,18 @@ DETECTORS: Mapping[str, Callable[..., DetectionHead]] = {
     "fcos": fcos,
     "ssd": ssd,
 }
+INSTANCE_DETECTORS: Mapping[str, Callable[..., InstanceHead]] = {"mask_rcnn": mask_rcnn}
+"""Those that give masks of objects too."""
 
 
 def native(detector: nn.Module, side: int) -> DetectionHead:
     """The head of a torchvision detector whose neck is the last stage of its backbone."""
     return DetectionHead(nn.Identity(), detector, side)
+
+
+def native_instances(detector: nn.Module, side: int) -> InstanceHead:
+    """The head of torchvision's Mask R-CNN."""
+    return InstanceHead(nn.Identity(), detector, side)
 
 
 def _from_stride(maps: Sequence[FeatureMap], stride: int) -> list[FeatureMap]:

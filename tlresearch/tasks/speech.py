@@ -106,6 +106,8 @@ class SpeechRecognitionTask(Task):
         penalty: See `Task`.
     """
 
+    served_columns = ("transcript", "probability")
+
     def __init__(
         self,
         backbone: StagedBackbone,
@@ -156,22 +158,12 @@ class SpeechRecognitionTask(Task):
             self.predictions[split] += zip(batch.indices.tolist(), decoded, sureness, strict=True)
 
     def decode(self, outputs: Frames) -> tuple[list[str], list[float]]:
-        """Greedy decoding: the best symbol of each frame, repetitions and blanks taken out.
-
-        Returns:
-            The transcript of each utterance, and the geometric mean over its frames of the best symbol's probability.
-        """
-        best, symbols = outputs.scores.float().log_softmax(dim=2).max(dim=2)
-        texts, sureness = [], []
-        for values, numbers, length in zip(best, symbols, outputs.lengths.tolist(), strict=True):
-            merged = torch.unique_consecutive(numbers[:length]).tolist()
-            texts.append(self.spell([number - 1 for number in merged if number != BLANK]))
-            sureness.append(float(values[:length].mean().exp()))
-        return texts, sureness
+        """Transcripts with their sureness; see `greedy`."""
+        return greedy(outputs, self.characters)
 
     def spell(self, numbers: Sequence[int]) -> str:
         """Text of characters by number, with single spaces."""
-        return " ".join("".join(self.characters[number] for number in numbers).split())
+        return _spelt(numbers, self.characters)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the transcripts of the epoch before."""
@@ -209,6 +201,25 @@ class SpeechRecognitionTask(Task):
 
     def _meters(self, split: str) -> Meters:
         return cast(Meters, self.meters[f"{split}_meters"])  # ModuleDict refuses `train`, a method of its own
+
+
+def greedy(outputs: Frames, characters: Sequence[str]) -> tuple[list[str], list[float]]:
+    """Greedy decoding: the best symbol of each frame, repetitions and blanks taken out.
+
+    Returns:
+        The transcript of each utterance, and the geometric mean over its frames of the best symbol's probability.
+    """
+    best, symbols = outputs.scores.float().log_softmax(dim=2).max(dim=2)
+    texts, sureness = [], []
+    for values, numbers, length in zip(best, symbols, outputs.lengths.tolist(), strict=True):
+        merged = torch.unique_consecutive(numbers[:length]).tolist()
+        texts.append(_spelt([number - 1 for number in merged if number != BLANK], characters))
+        sureness.append(float(values[:length].mean().exp()))
+    return texts, sureness
+
+
+def _spelt(numbers: Sequence[int], characters: Sequence[str]) -> str:
+    return " ".join("".join(characters[number] for number in numbers).split())
 
 
 def needed_frames(target: Tensor) -> int:

@@ -127,6 +127,8 @@ class TokensTask(Task):
         MissingExtraError: If seqeval is not installed.
     """
 
+    served_columns = ("words", "tags", "entities", "probability")
+
     def __init__(
         self,
         backbone: StagedBackbone,

@@ -1,0 +1,157 @@
+"""Masks of single objects: where they are read from, and how they move with their image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+
+from tlresearch.data.base import Preprocessing
+from tlresearch.data.framing import framed
+from tlresearch.errors import MissingExtraError
+
+Planes = list[tuple[str, Tensor]]
+"""Class name and mask, bool ``(H, W)``, of each object of an image."""
+
+
+class Instances(Protocol):
+    """Where the masks of an image's objects are read from."""
+
+    def planes(self, index: int) -> Planes:
+        """Returns the objects of an image.
+
+        Raises:
+            ValueError: If they cannot be read; the text says why.
+        """
+        ...
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of what the masks are made from."""
+        ...
+
+
+class InstanceFiles:
+    """One mask per image in which 0 is background and every other number an object, as of Penn-Fudan.
+
+    Args:
+        root: Folder the names are relative to.
+        names: Mask of each image, relative to the root; ``None`` where there is none.
+        label: Name of the only class.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str | None], label: str) -> None:
+        self.root = root
+        self.names = names
+        self.label = label
+
+    def planes(self, index: int) -> Planes:
+        """Returns the objects of an image."""
+        name = self.names[index]
+        if name is None:
+            raise ValueError("there is no mask of its name")
+        try:
+            with Image.open(self.root / name) as image:
+                numbers = torch.from_numpy(np.array(image).astype(np.int64))
+        except OSError as error:
+            raise ValueError(f"its mask {name} cannot be read: {error}") from None
+        if numbers.ndim != 2:
+            raise ValueError(f"its mask {name} is coloured")
+        each = torch.unique(numbers)
+        return [(self.label, numbers == number) for number in each[each > 0]]
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the file."""
+        name = self.names[index]
+        return hashlib.sha256((self.root / name).read_bytes() if name is not None else b"").hexdigest()
+
+
+class CocoShapes:
+    """Polygons and run lengths of COCO's JSON.
+
+    Args:
+        shapes: For each image its height, width, and class name and ``segmentation`` of each object.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, Sequence[tuple[str, Any]]]]) -> None:
+        self.shapes = shapes
+
+    def planes(self, index: int) -> Planes:
+        """Returns the objects of an image; needs pycocotools."""
+        try:
+            from pycocotools import mask
+        except ImportError:
+            raise MissingExtraError("pycocotools", "detection") from None
+        height, width, objects = self.shapes[index]
+        found = []
+        for label, shape in objects:
+            if not shape:
+                raise ValueError("an object without a segmentation; take the boxes alone (data.options.targets=boxes)")
+            try:
+                parts = mask.frPyObjects(shape, height, width) if not _is_coded(shape) else shape
+                plane = mask.decode(mask.merge(parts) if isinstance(parts, list) else parts)
+            except Exception as error:  # written in C: of a broken shape it raises whatever comes
+                raise ValueError(f"an object's segmentation cannot be read: {error}") from None
+            found.append((label, torch.from_numpy(plane.astype(bool))))
+        return found
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the shapes."""
+        return hashlib.sha256(json.dumps(self.shapes[index]).encode()).hexdigest()
+
+
+class InstanceTargets:
+    """Masks of single objects, uint8 ``(objects, H, W)``: 0 outside, class number + 1 inside.
+
+    Args:
+        instances: Objects of every image of the table.
+        classes: Class names in the order of their numbers; objects of others are left out.
+        sizes: Height and width of the images by row.
+    """
+
+    def __init__(self, instances: Instances, classes: Sequence[str], sizes: Mapping[int, tuple[int, int]]) -> None:
+        self._instances = instances
+        self._numbers = {name: number + 1 for number, name in enumerate(classes)}
+        self._sizes = sizes
+
+    def whole(self, row: int) -> Tensor:
+        """Returns the objects of an image."""
+        planes = [
+            plane.to(torch.uint8) * self._numbers[label]
+            for label, plane in self._instances.planes(row)
+            if label in self._numbers
+        ]
+        return _seen(torch.stack(planes)) if planes else torch.zeros(0, *self._sizes[row], dtype=torch.uint8)
+
+    def framed(self, target: Tensor, wanted: Preprocessing, size: tuple[int, int]) -> Tensor:
+        """Brings masks to the input size, without mixing neighbours."""
+        if not len(target):  # nothing can be resized
+            side = wanted.crop
+            return target if side is None else target.new_zeros(0, side, side)
+        fill = torch.zeros(len(target), dtype=target.dtype)
+        return _seen(framed(target, wanted, InterpolationMode.NEAREST, antialias=False, fill=fill))
+
+    def wrap(self, target: Tensor, size: tuple[int, int]) -> Any:
+        """Returns masks, which torchvision samples by nearest neighbour."""
+        return tv_tensors.Mask(target)
+
+    def unwrap(self, moved: Any, target: Tensor) -> Tensor:
+        """Returns plain masks without the objects that a crop has left outside."""
+        return _seen(cast(Tensor, moved.as_subclass(Tensor)))
+
+
+def _seen(planes: Tensor) -> Tensor:
+    return planes[(planes > 0).flatten(1).any(dim=1)]
+
+
+def _is_coded(shape: Any) -> bool:
+    """Whether a shape is compressed run lengths, which need no conversion."""
+    return isinstance(shape, dict) and not isinstance(shape.get("counts"), list)
