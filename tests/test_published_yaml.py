@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tlresearch.config import checks
 from tlresearch.config.load import load_experiment, load_sweep, load_text, load_variants, revise
+from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import resolve_all
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").rglob("*.yaml"))
@@ -25,6 +27,12 @@ def _data_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
+
+
+@cache
+def variants(path: Path) -> tuple[ExperimentConfig, ...]:
+    """What a file holds, read once for all tests that look at it."""
+    return tuple(loaded.config for loaded in load_variants(path).values())
 
 
 def test_there_are_some() -> None:
@@ -62,19 +70,28 @@ def test_the_header_says_purpose_command_and_time(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_published_numbers_are_complete(path: Path) -> None:
-    variants = load_variants(path)
-    references = [loaded.config.reference for loaded in variants.values()]
-    if not any(references):
+    references = [config.reference for config in variants(path) if config.reference]
+    if not references:
         return
-    assert all(references), "a variant without a published number belongs into an experiment of its own"
+    assert len(references) == len(variants(path)), "a variant without a published number is an experiment of its own"
     assert f"make reproduce EXP={path.relative_to(REPOSITORY / 'experiments').with_suffix('')}" in path.read_text()
-    for loaded in variants.values():
+    for config in variants(path):
         # A number format chosen by timing would make two reproductions of one machine differ.
-        assert loaded.config.trainer.precision != "auto"
-        assert loaded.config.seeds
+        assert config.trainer.precision != "auto"
+        assert config.seeds
+    for number in (number for reference in references for number in reference.numbers):
+        assert number.value is not None
+        assert number.tolerance is not None
+        assert 0 < number.value <= 1  # 0.92, not 92: every metric here is a share
+        assert 0 < number.tolerance <= 0.12
 
 
 def test_there_are_published_numbers_of_every_kind() -> None:
-    found = [load_variants(path) for path in EXPERIMENTS]
-    references = [loaded.config.reference for variants in found for loaded in variants.values()]
-    assert {reference.kind for reference in references if reference} == {"transfer", "baseline", "shift"}
+    published = [configs for path in EXPERIMENTS if (configs := variants(path)) and configs[0].reference]
+    assert len(published) >= 12
+    configs = [config for configs in published for config in configs]
+    assert {config.reference.kind for config in configs if config.reference} == {"transfer", "baseline", "shift"}
+    assert {config.task.name for config in configs} >= {"classification", "tokens", "segmentation", "instances"}
+    assert {config.data.name for config in configs} >= {"image_folder", "text_lines", "audio_folder", "torchvision"}
+    assert {config.freeze.schedule for config in configs} == {"scratch", "linear_probe", "full", "depth", "phases"}
+    assert len({config.reference.source.repository for config in configs if config.reference}) > 6

@@ -71,7 +71,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_right_number_is_reproduced_and_a_wrong_one_is_not(
     write: Any, runs: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variants = {"right": {}, "wrong": {"reference": {"numbers": number(0.5)}}}
+    variants = {"right": {"reference": {"kind": "baseline"}}, "wrong": {"reference": {"numbers": number(0.5)}}}
     name = write(published(seeds=[0, 1], variants=variants))
     assert main(["reproduce", name]) == 1
     assert runs == [0, 1]  # the variants differ in the published number alone: one group is enough
@@ -125,10 +125,29 @@ def test_weights_that_cannot_be_downloaded_are_no_failure(
     monkeypatch.setenv("TORCH_HOME", str(Path("empty").absolute()))
     monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
     backbone = {"name": "torchvision/squeezenet1_0", "weights": "IMAGENET1K_V1"}
-    result = reproduce.reproduce(write(published(backbone=backbone)))
+    result = reproduce.reproduce(write(published(backbone=backbone, seeds=[0, 1])))
     assert [row.verdict for row in result.rows] == ["not run"]
     assert "cannot be downloaded" in result.rows[0].reason
     assert result.reached
+    assert not search(connect(), "")  # nothing that failed
+
+
+def test_what_was_run_is_judged_although_its_data_are_gone(write: Any, runs: list[int]) -> None:
+    name = write(published())
+    first = reproduce.reproduce(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "_gather", _no_network)
+        second = reproduce.reproduce(name)
+    assert runs == [0]
+    assert [row.ours for row in second.rows] == [row.ours for row in first.rows] != [None]
+    assert second.run_id == first.run_id
+
+
+def test_two_processes_do_not_reproduce_the_same_at_once(write: Any, runs: list[int]) -> None:
+    name = write(published())
+    with seeds.alone(f"{name} as written", "it"), pytest.raises(UserError, match="is already running in another"):
+        reproduce.reproduce(name)
+    assert not runs
 
 
 def _no_network(*_: Any, **__: Any) -> None:
@@ -146,10 +165,11 @@ def test_all_writes_the_scoreboard_and_one_broken_variant_does_not_end_it(
     assert main(["reproduce", "--all"]) == 1
     assert runs == [0, 0]  # the broken one was tried
     page = Path("REPRODUCED.md").read_text()
-    assert "4 experiments, 4 published numbers: 1 reproduced, 2 not run, 1 failed" in page
+    assert "4 experiments, 4 published numbers: 1 reproduced, 1 failed, 2 not run" in page
+    assert "| [a/good](#agood) | 1 reproduced |" in page
     assert "## a/good\n\n*Toy*: somebody/toy `README.md` @ 0123abc; 1 run." in page
-    assert "- differs from the published protocol: other digits\n- Ten samples are few." in page
-    assert "- tolerance 0.1: ten samples" in page
+    assert "- Ten samples are few.\n- test/accuracy, last, tolerance 0.1: ten samples\n- differs from the" in page
+    assert "- differs from the published protocol: other digits\n" in page
     assert "plain" not in page
     assert str(tmp_path) not in page
 
@@ -201,5 +221,11 @@ def test_other_mistakes_are_named(write: Any, capsys: pytest.CaptureFixture[str]
         reproduce.reproduce(write(published()), variants=["z"])
     for words in ([], ["x", "--all"], ["--all", "seed=1"]):
         assert main(["reproduce", *words]) == 2
+    assert main(["reproduce", "no_such_run", "seed=1"]) == 2
+    assert "there is no experiment 'no_such_run', and a recorded run is repeated as it was" in capsys.readouterr().err
+    assert main(["reproduce", "no_such_run"]) == 2
+    assert "there is no run 'no_such_run' in the MLflow store" in capsys.readouterr().err
+    assert main(["reproduce", "toys/plane"]) == 2
+    assert "there is no experiment 'toys/plane' (did you mean 'toys/plain'?)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["run", "x", "--no-such-option"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +110,81 @@ def test_an_interrupted_group_goes_on_and_a_finished_one_is_kept_or_run_anew(fit
     fresh = fit_group(load_text(SHORT))
     assert fresh.run_id != result.run_id
     assert fits.seeds == [0, 1, 0, 1]
+
+
+def test_a_group_stays_the_same_when_an_option_is_added_but_not_when_a_default_changes(
+    fits: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but what was chosen identifies it.
+    assert seeds._chosen(load_text(SHORT).config)["freeze"] == {"schedule": "full", "epochs": 1}
+    first = fit_group(load_text(SHORT), [0])
+    text = seeds.read_text
+
+    def as_of_old(*place: Any) -> str:
+        return "\n".join(line for line in str(text(*place)).splitlines() if "checkpoint_seconds" not in line)
+
+    monkeypatch.setattr(seeds, "read_text", as_of_old)
+    assert fit_group(load_text(SHORT), [0], again=False).run_id == first.run_id
+    assert fits.seeds == [0]
+
+    def with_another_default(*place: Any) -> str:
+        return str(text(*place)).replace("checkpoint_seconds: 5.0", "checkpoint_seconds: 7.0")
+
+    monkeypatch.setattr(seeds, "read_text", with_another_default)
+    assert fit_group(load_text(SHORT), [0], again=False).run_id != first.run_id
+
+
+DRIVER = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from tlresearch import seeds
+from tlresearch.config.load import load_text
+from tlresearch.tasks.base import Task
+
+steps, plain = [], Task.training_step
+
+def counted(self, *batch):
+    steps.append(0)
+    if len(steps) == 11:  # of 6 a run: in the second epoch of the second seed
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, *batch)
+
+Task.training_step = counted
+seeds.log_finished = lambda *_: None  # as if it had been killed in front of that: the group knows of no seed
+seeds.fit_group(load_text(sys.argv[1]))
+"""
+
+
+def test_a_killed_group_loses_and_doubles_nothing(home: Path, empty_database: Path) -> None:
+    home.mkdir()
+    shutil.copy(empty_database, home / "mlflow.db")
+    trainer = TRAINER.replace("}", ", threads: 1, checkpoint_seconds: 0}")
+    text = toy_text(freeze="{schedule: full, epochs: 2}", seeds="[0, 1]", trainer=trainer)
+    killed = subprocess.run([sys.executable, "-c", DRIVER, text], timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+
+    result = fit_group(load_text(text))
+    runs = search(connect(), "")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    whole = fit_group(load_text(text))  # the group has finished: it is run anew
+    assert whole.run_id != result.run_id
+    for one, other in zip(result.runs, whole.runs, strict=True):
+        assert (one.seed, one.metrics, one.history) == (other.seed, other.metrics, other.history)
+
+
+def test_no_two_processes_run_the_same_group(fits: Counted) -> None:
+    held = seeds.fit
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(UserError, match="group 'experiment' is already running in another process"):
+            fit_group(load_text(SHORT), [0])
+        return held(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds, "fit", meanwhile)
+        fit_group(load_text(SHORT), [0])
+    assert fits.seeds == [0]
+    assert len(search(connect(), "")) == 2
 
 
 def test_the_second_task_starts_from_the_run_with_the_same_seed(fits: Counted) -> None:

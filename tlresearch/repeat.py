@@ -91,7 +91,7 @@ def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None
         name=f"{name} repeated",
         tags={REPRODUCES: run_id},
         listener=_until(old, history),
-        test=any(metric.startswith("test/") for metric in history),
+        test=any(metric.startswith(("test/", "shift/")) for metric in history),
         repeats=run_id,
     )
     result = fit(loaded, trial=trial, console=console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tlresearch.config import checks
-from tlresearch.config.load import Loaded, Overrides, load_variants, override_texts
+from tlresearch.config.load import Loaded, Overrides, load_variants, override_texts, revise
 from tlresearch.config.paths import find_yaml
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.schema import ExperimentConfig
@@ -26,8 +27,10 @@ from tlresearch.errors import (
     UserError,
     WeightsError,
 )
+from tlresearch.present import present_data, present_weights
+from tlresearch.results import pin_checkpoint
 from tlresearch.scoreboard import Reproduction, Row, as_markdown, as_page, as_record, as_tables, counts, remarks
-from tlresearch.seeds import GroupResult, fit_group, recorded_group
+from tlresearch.seeds import GroupResult, alone, fit_group, recorded_group
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.records import search
 from tlresearch.tracking.run import TrackedRun, open_run
@@ -126,45 +129,43 @@ def reproduce_all(
 
 
 class _Reproducer:
-    """Runs the variants of one experiment under one MLflow run, opened when the first of them can be run."""
+    """Runs the variants of one experiment under one MLflow run, opened when the first of them starts or is judged."""
 
     def __init__(
         self, name: str, overrides: tuple[str, ...], *, again: bool, slow: bool, console: Console | None
     ) -> None:
         self.name, self.overrides = name, overrides
         self.again, self.slow, self.console = again, slow, console
+        digest = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8] if overrides else "as written"
+        self._tag = f"{name} {digest}"
+        self._opened = contextlib.ExitStack()
+        self._run: TrackedRun | None = None
 
     def run(self, variants: Mapping[str, Loaded[ExperimentConfig]]) -> Reproduction:
         """Runs them and shows the table."""
-        missing = {variant: "; ".join(checks.missing(loaded.config)) for variant, loaded in variants.items()}
-        here = {variant: loaded for variant, loaded in variants.items() if not missing[variant]}
-        if not here:
-            rows = [row for variant in variants for row in self._not_run(variant, variants[variant], missing[variant])]
-            return self._shown(Reproduction(self.name, tuple(rows)))
-        with self._open(next(iter(here.values()))) as parent:
-            rows = []
-            for variant, loaded in variants.items():
-                if missing[variant]:
-                    rows += self._not_run(variant, loaded, missing[variant])
-                else:
-                    rows += self._variant(variant, loaded, parent.run_id)
-            result = Reproduction(self.name, tuple(rows), parent.run_id, parent.url)
-            parent.log_dict(as_record(result), "reproduction.json")
-            parent.log_text(as_markdown([result]), "reproduction.md")
-            parent.set_tags({VERDICT: counts(rows)})
+        with alone(self._tag, f"the reproduction of {self.name}"), self._opened:
+            rows = [row for variant, loaded in variants.items() for row in self._variant(variant, loaded)]
+            if self._run is None:
+                return self._shown(Reproduction(self.name, tuple(rows)))
+            result = Reproduction(self.name, tuple(rows), self._run.run_id, self._run.url)
+            self._run.log_dict(as_record(result), "reproduction.json")
+            self._run.log_text(as_markdown([result]), "reproduction.md")
+            self._run.set_tags({VERDICT: counts(rows)})
         return self._shown(result)
 
-    def _variant(self, variant: str, loaded: Loaded[ExperimentConfig], parent: str) -> list[Row]:
-        reference = _reference(loaded)
-        if reference.slow and not self.slow:
-            group = recorded_group(loaded)
-            if group is None:
-                return self._not_run(variant, loaded, "marked as slow: give --slow, or name the experiment")
-            return self._judged(variant, loaded, group)
-        if self.console is not None:
-            self.console.print(f"[bold]{self.name}[/bold]  {variant}", highlight=False)
+    def _variant(self, variant: str, loaded: Loaded[ExperimentConfig]) -> list[Row]:
+        left_out = _reference(loaded).slow and not self.slow
         try:
-            group = fit_group(loaded, name=variant, parent=parent, again=self.again, console=self.console)
+            group = recorded_group(loaded) if left_out or not self.again else None
+            if group is None and left_out:
+                return self._not_run(variant, loaded, "marked as slow: give --slow, or name the experiment")
+            if group is None:
+                if self.console is not None:
+                    self.console.print(f"[bold]{self.name}[/bold]  {variant}", highlight=False)
+                _gather(loaded)
+                parent = self._parent(loaded).run_id
+                group = fit_group(loaded, name=variant, parent=parent, again=self.again, console=self.console)
+            self._parent(loaded)
             return self._judged(variant, loaded, group)
         except _NOT_HERE as error:
             return self._not_run(variant, loaded, _one_line(error))
@@ -208,26 +209,27 @@ class _Reproducer:
             for number in reference.numbers
         ]
 
-    def _open(self, loaded: Loaded[ExperimentConfig]) -> TrackedRun:
+    def _parent(self, loaded: Loaded[ExperimentConfig]) -> TrackedRun:
         """Opens the run that holds the verdict: that of an earlier reproduction, unless everything is run anew."""
+        if self._run is not None:
+            return self._run
         tracking, reference = loaded.config.tracking, _reference(loaded)
-        digest = hashlib.sha256(" ".join(self.overrides).encode()).hexdigest()[:8] if self.overrides else "as written"
-        tag = f"{self.name} {digest}"
         store = connect(tracking.uri)
-        quoted = tag.replace("'", "''")
+        quoted = self._tag.replace("'", "''")
         found = [] if self.again else search(store, f"tags.`{PUBLISHED}` = '{quoted}'", limit=1)
-        parent = open_run(
+        run = open_run(
             replace(tracking, system_metrics=False),
             experiment=tracking.experiment or loaded.config.name,
             name=f"{self.name.rpartition('/')[2]} reproduced",
             params={"reproduce.experiment": self.name, "reproduce.overrides": " ".join(self.overrides)},
-            tags={PUBLISHED: tag, "tlresearch.source": reference.source.title},
+            tags={PUBLISHED: self._tag, "tlresearch.source": reference.source.title},
             description=loaded.config.description,
             run_id=found[0].info.run_id if found else None,
         )
-        if not parent.resumed:
-            collect(sys.argv).log(parent)
-        return parent
+        self._run = self._opened.enter_context(run)
+        if not run.resumed:
+            collect(sys.argv).log(run)
+        return run
 
     def _shown(self, result: Reproduction) -> Reproduction:
         if self.console is not None:
@@ -235,6 +237,20 @@ class _Reproducer:
             for line in remarks(result.rows):
                 self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         return result
+
+
+def _gather(loaded: Loaded[ExperimentConfig]) -> None:
+    """Loads weights and data once, and downloads them where they can be, before any run is opened.
+
+    Raises:
+        UserError: If they are not here and cannot be had; the text names them.
+    """
+    lacking = checks.missing(loaded.config)
+    if lacking:
+        raise MissingFileError("; ".join(lacking))
+    seeds = loaded.config.seeds
+    config = pin_checkpoint(revise(loaded, {"seed": seeds[0]} if seeds else {})).config
+    present_data(config, present_weights(config))
 
 
 def _name(path: Path) -> str:

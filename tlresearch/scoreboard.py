@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ _COLOURS: dict[Word, str] = {
 }
 
 
+_ORDER: tuple[Word, ...] = ("reproduced", "not reproduced", "failed", "not run")
 _HEAD = "| variant | kind | metric | published | ours | n | difference | tolerance | verdict | minutes | run |"
 _SIDES = "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |"
 
@@ -104,7 +106,7 @@ class Reproduction:
 
 def counts(rows: Sequence[Row]) -> str:
     """How often each verdict was given, such as ``2 reproduced, 1 not run``."""
-    words = [row.words for row in rows]
+    words = [row.words for row in sorted(rows, key=lambda row: _ORDER.index(row.verdict))]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
@@ -142,27 +144,32 @@ def remarks(rows: Sequence[Row], *, page: bool = False) -> list[str]:
         rows: Rows of one experiment.
         page: For a page that others read: with the reasons of the tolerances, without places of this machine.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[int, str], list[str]] = {}
     for row in rows:
-        reference = row.reference
-        lines = []
-        if row.verdict == "not run" and row.reason and not page:
-            lines.append(f"not run: {row.reason}")
-        if row.verdict == "not run":
-            lines += [f"needs {need}" for need in reference.needs]
-        if row.verdict == "failed":
-            lines.append("failed" if page else f"failed: {row.reason}")
-        if row.overrides:
-            lines.append(f"overridden: {' '.join(row.overrides)}")
-        if page:
-            lines.append(f"tolerance {row.number.tolerance:g}: {row.number.reason}")
-        lines += [f"differs from the published protocol: {text}" for text in reference.deviations]
-        lines += [reference.note] if reference.note else []
-        for line in lines:
+        for line in _remarks(row, page=page):
             who = found.setdefault(line, [])
             who += [row.variant] if row.variant not in who else []
     everyone = {row.variant for row in rows}
-    return [line if len(who) == len(everyone) else f"{', '.join(who)}: {line}" for line, who in found.items()]
+    ordered = sorted(found.items(), key=lambda item: item[0][0])  # stable: within a kind the order of the rows
+    return [line if len(who) == len(everyone) else f"{', '.join(who)}: {line}" for (_, line), who in ordered]
+
+
+def _remarks(row: Row, *, page: bool) -> Iterator[tuple[int, str]]:
+    """Yields what there is to know of one row, with a number for its kind by which kinds are kept together."""
+    reference, number = row.reference, row.number
+    if row.verdict == "not run":
+        if row.reason and not page:
+            yield 0, f"not run: {row.reason}"
+        yield from ((1, f"needs {need}") for need in reference.needs)
+    if row.verdict == "failed":
+        yield 0, "failed" if page else f"failed: {row.reason}"
+    if row.overrides:
+        yield 2, f"overridden: {' '.join(row.overrides)}"
+    if reference.note:
+        yield 3, reference.note
+    if page:
+        yield 4, f"{number.metric}, {_epoch(number)}, tolerance {number.tolerance:g}: {number.reason}"
+    yield from ((5, f"differs from the published protocol: {text}") for text in reference.deviations)
 
 
 def as_markdown(results: Sequence[Reproduction], *, page: bool = False) -> str:
@@ -187,6 +194,7 @@ def as_page(results: Sequence[Reproduction], now: Provenance) -> str:
     commit = f"{now.code.commit[:9]}{' with changes' if now.code.dirty else ''}" if now.code else "unknown"
     hardware = now.hardware
     machine = ", ".join([f"{hardware.processor}, {hardware.cores} cores, {hardware.memory_gb:g} GB", *hardware.gpus])
+    elsewhere = sorted({row.hardware for row in rows if row.hardware} - {hardware.processor, *hardware.gpus})
     lines = [
         "# Published numbers, run again",
         "",
@@ -198,11 +206,13 @@ def as_page(results: Sequence[Reproduction], now: Provenance) -> str:
         f"- Page written {datetime.datetime.now(datetime.UTC):%Y-%m-%d} at commit {commit}; "
         "each row names the day and the commit of its run (+ with uncommitted changes).",
         "- ours: mean ± standard deviation over n seeds; minutes: all seeds together, by the clock.",
+        *([f"- Some rows were run on: {', '.join(elsewhere)}"] if elsewhere else []),
+        "",
+        "| experiment | verdicts |",
+        "| --- | --- |",
+        *(f"| [{result.experiment}](#{_anchor(result.experiment)}) | {counts(result.rows)} |" for result in results),
         "",
     ]
-    elsewhere = sorted({row.hardware for row in rows if row.hardware} - {hardware.processor, *hardware.gpus})
-    if elsewhere:
-        lines.insert(-1, f"- Some rows were run on: {', '.join(elsewhere)}")
     return "\n".join([*lines, as_markdown(results, page=True)])
 
 
@@ -213,6 +223,11 @@ def as_record(result: Reproduction) -> dict[str, Any]:
 
 def _epoch(number: NumberConfig) -> str:
     return f"epoch {number.select}" if isinstance(number.select, int) else number.select
+
+
+def _anchor(heading: str) -> str:
+    """The address of a heading on a page of Markdown."""
+    return re.sub(r"[^\w-]", "", heading.lower())
 
 
 def _source(reference: ReferenceConfig) -> str:

@@ -11,23 +11,31 @@ import contextlib
 import fcntl
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
+from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
 from tlresearch.config.paths import home
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.errors import UserError
+from tlresearch.errors import ConfigError, UserError
 from tlresearch.experiment import Trial, fit
 from tlresearch.results import pin_latest
 from tlresearch.statistics import Summary, summary
-from tlresearch.tracking.groups import GROUP, SEED, SeedRun, find_group, finished, log_finished
+from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
+from tlresearch.tracking.manifest import read_text
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.store import Store, connect, run_url
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_CONFIG = "experiment.yaml"
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,15 @@ def fit_group(
     store = connect(loaded.config.tracking.uri)
     identity = _identity(loaded, wanted, store)
     name = name or loaded.config.name
-    with _alone(identity, name):
-        before = find_group(store, identity)
+    with alone(identity, f"group '{name}'"):
+        before = _earlier(store, identity, loaded)
         if before and before.info.status == "FINISHED":
             if not again:
                 done = finished(store, before.info.run_id)
                 return _result(store, before.info.run_id, [done[seed] for seed in wanted])
             before = None
         run_id = before.info.run_id if before else None
-        done = finished(store, run_id) if run_id else {}
+        done = recovered(store, run_id) if run_id else {}
         with _open_parent(loaded, wanted, name, parent, {**(tags or {}), GROUP: identity}, run_id) as group:
             for seed in wanted:
                 if seed in done:
@@ -121,7 +129,7 @@ def recorded_group(loaded: Loaded[ExperimentConfig]) -> GroupResult | None:
     """The group of an experiment as it was recorded, if it has finished; nothing is run."""
     loaded, wanted = _plain(loaded, ())
     store = connect(loaded.config.tracking.uri)
-    group = find_group(store, _identity(loaded, wanted, store))
+    group = _earlier(store, _identity(loaded, wanted, store), loaded)
     if group is None or group.info.status != "FINISHED":
         return None
     done = finished(store, group.info.run_id)
@@ -138,24 +146,66 @@ def _plain(loaded: Loaded[ExperimentConfig], seeds: Sequence[int]) -> tuple[Load
     """The experiment without what makes no difference to its runs, and its seeds."""
     wanted = tuple(dict.fromkeys(seeds or loaded.config.seeds or [loaded.config.seed]))
     bare = {"seeds": [], "seed": wanted[0], "reference": None, "variants": {}}
-    return pin_latest(revise(loaded, bare)), wanted
+    return _anyway(partial(pin_latest, _anyway(partial(revise, loaded, bare)))), wanted
+
+
+def _anyway(load: Callable[[], Loaded[ExperimentConfig]]) -> Loaded[ExperimentConfig]:
+    """Loads a config whether or not the files it names are here."""
+    try:
+        return load()
+    except MissingFilesError as error:
+        return error.loaded
 
 
 def _identity(loaded: Loaded[ExperimentConfig], seeds: Sequence[int], store: Store) -> str:
-    """What makes a group the same group: config, seeds and the store it is recorded in."""
-    text = f"{loaded.recorded}\n{list(seeds)}\n{store.uri}"
+    """What makes a group the same group: config, seeds and the store it is recorded in.
+
+    Options that have their default are no part of it, so that an option that is new does not make every group another.
+    """
+    text = f"{_chosen(loaded.config)}\n{list(seeds)}\n{store.uri}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _chosen(value: Any) -> Any:
+    """What of a config is not its default, as plain values in the order of the schema."""
+    if is_dataclass(value) and not isinstance(value, type):
+        default = type(value)()
+        names = [field.name for field in fields(value) if getattr(value, field.name) != getattr(default, field.name)]
+        return {name: _chosen(getattr(value, name)) for name in names}
+    return [_chosen(member) for member in value] if isinstance(value, list) else value
+
+
+def _earlier(store: Store, identity: str, loaded: Loaded[ExperimentConfig]) -> Run | None:
+    """The newest parent run of the same group whose config still means the same: a default may have changed since."""
+    for group in groups(store, identity):
+        try:
+            text = read_text(store, group.info.run_id, _CONFIG)
+            if text is not None and _anyway(partial(load_text, text)).config == loaded.config:
+                return group
+        except ConfigError:
+            continue  # an option it names is gone
+    return None
+
+
 @contextlib.contextmanager
-def _alone(identity: str, name: str) -> Iterator[None]:
+def alone(identity: str, what: str) -> Iterator[None]:
+    """Holds a lock, so that no other process does the same work at the same time.
+
+    Args:
+        identity: What makes it the same work.
+        what: What it is called in the error.
+
+    Raises:
+        UserError: If another process holds it.
+    """
     folder = home() / "groups"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{identity}.lock").open("w") as lock:
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    with (folder / f"{key}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"group '{name}' is already running; wait for it, or use other seeds") from None
+            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds") from None
         yield
 
 
@@ -183,7 +233,7 @@ def _open_parent(
         run_id=run_id,
     )
     if not opened.resumed:
-        opened.log_text(loaded.recorded, "experiment.yaml")
+        opened.log_text(loaded.recorded, _CONFIG)
         collect(sys.argv).log(opened)
     return opened
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
@@ -14,7 +13,7 @@ EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --a
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("what", nargs="?", help="experiment with a reference, or the id of a run to repeat")
+    parser.add_argument("what", nargs="?", help="experiment with a reference, or the id or name of a run to repeat")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"{OVERRIDES}; the verdict says so")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="only this variant; repeatable")
     parser.add_argument("--again", action="store_true", help="run again what has finished before")
@@ -30,9 +29,14 @@ def command(options: argparse.Namespace) -> int:
     console = console_of_leader()
     if options.all and options.overrides:
         raise UserError("reproduce: --all takes no overrides: the scoreboard is of the experiments as they are written")
-    if options.what and _is_run_id(options.what):
+    if options.what and not _is_experiment(options.what):
         from tlresearch.repeat import repeat_run
 
+        if options.overrides or options.variant or options.again:
+            raise UserError(
+                f"reproduce: there is no experiment '{options.what}', and a recorded run is repeated as it was: "
+                "it takes no overrides, --variant or --again"
+            )
         return repeat_run(options.what, anyway=options.anyway, console=console).exit_code
     from tlresearch import reproduce as published
 
@@ -48,6 +52,6 @@ def command(options: argparse.Namespace) -> int:
     return int(not result.reached)
 
 
-def _is_run_id(text: str) -> bool:
-    """Tells a run id, or its beginning, from the name of an experiment."""
-    return re.fullmatch(r"[0-9a-f]{8,32}", text) is not None and not Path("experiments", f"{text}.yaml").is_file()
+def _is_experiment(text: str) -> bool:
+    """Tells the name of an experiment, a wrong one too, from the id or name of a run."""
+    return "/" in text or Path(text).is_file() or Path("experiments", f"{text}.yaml").is_file()
