@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,7 +20,7 @@ from tests.conftest import REPOSITORY
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.cli import _parser
 from tlresearch.config import checks
-from tlresearch.config.load import load_experiment, load_sweep
+from tlresearch.config.load import load_experiment, load_sweep, revise
 from tlresearch.config.reference import as_markdown
 from tlresearch.inspect import inspect_anything
 
@@ -31,15 +33,23 @@ PICTURE_LIMIT = 150_000  # bytes: a clone stays small
 
 
 @pytest.fixture(scope="module")
-def one_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_home(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
     """One home for all: making a store takes seconds."""
-    return tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
 
 
 def blocks(name: str, *languages: str) -> list[str]:
     """The fenced blocks of a page in these languages."""
     text = (REPOSITORY / name).read_text()
     return [body for language, body in FENCE.findall(text) if language in languages]
+
+
+def file_name(body: str) -> str:
+    """The name that a block's first line gives it, ``# sweeps/photos/depth.yaml``; empty without one."""
+    named = re.match(r"# ([\w./-]+\.yaml)$", body.partition("\n")[0])
+    return named[1] if named else ""
 
 
 def commands(name: str, program: str) -> list[list[str]]:
@@ -122,11 +132,52 @@ def test_every_command_is_understood(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_experiments_and_sweeps_that_are_named_exist(name: str) -> None:
     text = (REPOSITORY / name).read_text()
+    of_the_page = {file_name(body) for body in blocks(name, "yaml")}
     for kind, folder in (("EXP", "experiments"), ("SWEEP", "sweeps")):
         for value in re.findall(rf"\b{kind}=([\w./-]+)", text):
+            if {value, f"{folder}/{value}.yaml"} & of_the_page:
+                continue
             if value.startswith(("torchvision/", "timm/", "path/to/", ".")) or value == "small_cnn":
                 continue
             assert (REPOSITORY / folder / f"{value}.yaml").is_file(), value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_code_is_out_of_the_tests_sight(name: str) -> None:
+    # Blocks that are indented, or have more than a language behind their backticks, would not be found above.
+    for line in (REPOSITORY / name).read_text().splitlines():
+        assert "```" not in line or re.fullmatch(r"```\w*", line), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_are_lists_on_the_site_too(name: str) -> None:
+    # GitHub begins a list in the middle of a paragraph, and nests by two spaces; Python-Markdown does not.
+    before = ""
+    for line in FENCE.sub("", (REPOSITORY / name).read_text()).splitlines():
+        if re.match(r"([-*]|\d+\.) ", line):
+            assert not before or re.match(r"([-*]|\d+\.) | ", before), line
+        assert not re.match(r" {1,3}([-*]|\d+\.) ", line), line
+        before = line
+
+
+def test_links_out_of_the_pages_lead_to_the_repository() -> None:
+    place = importlib.util.spec_from_file_location("site_links", REPOSITORY / "docs" / "site_links.py")
+    assert place is not None
+    assert place.loader is not None
+    hook = importlib.util.module_from_spec(place)
+    place.loader.exec_module(hook)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/index.md"))
+    there = "https://example.org"
+    code = "```sh\n[x](../../y)\n```"
+    shown = hook.on_page_markdown(
+        f"[a](../text.md#b) [c](../../README.md) [d](../examples) [e](https://e) [f](#g)\n{code}\n",
+        page=page,
+        config=SimpleNamespace(repo_url=there),
+    )
+    assert shown == (
+        f"[a](../text.md#b) [c]({there}/blob/main/README.md) [d]({there}/blob/main/docs/examples) "
+        f"[e](https://e) [f](#g)\n{code}\n"
+    )
 
 
 def test_the_readme_names_the_test_command() -> None:
@@ -149,11 +200,16 @@ def test_pictures_are_small() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
 def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_data", Path)  # the data need not be here
+    for folder in ("experiments", "sweeps"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
     for number, body in enumerate(blocks(name, "yaml")):
-        file = tmp_path / f"snippet{number}.yaml"
+        file = Path(file_name(body) or f"snippet{number}.yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body)
-        if body.lstrip().startswith("experiment:"):
-            load_sweep(file)
+        if "experiment" in OmegaConf.create(body):
+            sweep = load_sweep(file).config
+            revise(load_experiment(sweep.experiment), sweep.overrides)
         else:
             load_experiment(file)
 
