@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format run sweep reproduce reproduce-all verify compare inspect ui lock clean
+.PHONY: help setup demo test bench lint docs format run sweep reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -40,6 +40,10 @@ BENCHMARKS := startup full_finetune tracking_overhead mixed_sweep growth head_on
 bench: setup  ## Measure every claim about speed, or one: make bench BENCHMARKS=mixed_sweep (needs a quiet machine)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --write $(ARGS) || exit 1; done
 
+docs: setup  ## Build the documentation site into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,11 +68,35 @@ reproduce-all: setup  ## Every published experiment whose data and weights are h
 verify: setup  ## Check a recorded run without training: make verify RUN=3f2a9c1b
 	$(TLR) verify $(RUN) $(ARGS)
 
+export: setup  ## Write a run's model as ONNX and more, checked: make export RUN=3f2a9c1b TO="onnx pt2" ARGS="--int8 static"
+	$(TLR) export $(RUN) $(if $(TO),--to $(TO)) $(ARGS)
+
+report: setup  ## Write one HTML page about a run (RUN=id) or a sweep (SWEEP=…)
+	$(TLR) report $(or $(RUN),$(SWEEP)) $(ARGS)
+
+predict: setup  ## Predict raw files by a run's model: make predict RUN=3f2a9c1b FILES="photos/"
+	$(TLR) predict $(RUN) $(FILES) $(ARGS)
+
+register: setup  ## Register a run's model by a name: make register RUN=3f2a9c1b NAME=ants_bees ARGS="--alias champion"
+	$(TLR) register $(RUN) $(NAME) $(ARGS)
+
+serve: setup  ## Serve a model on 127.0.0.1: make serve MODEL=3f2a9c1b (or models:/ants_bees@champion)
+	$(TLR) serve $(MODEL) $(ARGS)
+
 compare: setup  ## Compare the trials of a sweep (SWEEP=…) or runs (RUNS="id id …")
 	$(TLR) compare $(if $(SWEEP),--sweep $(SWEEP)) $(RUNS) $(ARGS)
 
-inspect: setup  ## Show a backbone's stages or an experiment's plan: make inspect EXP=torchvision/resnet50
-	$(TLR) inspect $(EXP) $(ARGS)
+curve: setup  ## Accuracy over labels per class and schedule: make curve EXP=hymenoptera/linear_probe ARGS="--labels 1,5"
+	$(TLR) curve $(EXP) $(ARGS)
+
+domain-shift: setup  ## All pairs of Office-Caltech10, and their tables in docs/domain_shift.md
+	$(TLR) shift office_caltech10/all_pairs --write docs/domain_shift.md $(ARGS)
+
+rank: setup  ## Rank pretrained backbones without training: make rank EXP=hymenoptera/linear_probe BACKBONES=all-small
+	$(TLR) rank $(EXP) $(if $(BACKBONES),--backbones $(BACKBONES)) $(ARGS)
+
+inspect: setup  ## Show a backbone's stages, an experiment's plan (EXP=…), or what became of a run's stages (RUN=id)
+	$(TLR) inspect $(or $(RUN),$(EXP)) $(ARGS)
 
 ui: setup  ## Open the MLflow UI over the recorded runs on 127.0.0.1
 	$(TLR) ui $(ARGS)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# Small networks gain nothing from more threads, and processes that share two cores lose much to waiting ones.
+# Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -23,7 +26,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Whatever a test writes goes to its own folder."""
     folder = tmp_path / "home"
     monkeypatch.setenv("TLRESEARCH_HOME", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that one that the test sets is gone afterwards
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(REPOSITORY)
     return folder
 
@@ -79,11 +83,3 @@ def _real(variable: str, what: str) -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip(f"{variable} does not name the folder with the real {what}")
     return Path(folder)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Small networks gain nothing from more threads, and processes that share two cores lose much."""
-    import torch
-
-    torch.set_num_threads(1)

@@ -186,7 +186,7 @@ def test_an_interrupted_sweep_goes_on_and_leaves_nothing_running(
     kind: signal.Signals, project: Path, home: Path
 ) -> None:
     code = "import sys; from tlresearch.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-W", "ignore", "-c", code, "sweep", "toy/s", "trials=3", "overrides.freeze.epochs=40"]
+    command = [sys.executable, "-W", "ignore", "-c", code, "sweep", "toy/s", "trials=3", "overrides.freeze.epochs=20"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not list(home.glob("unfinished/*/last.ckpt")):  # the first trial has finished an epoch
@@ -200,14 +200,14 @@ def test_an_interrupted_sweep_goes_on_and_leaves_nothing_running(
     if kind != signal.SIGKILL:
         assert not runs("attributes.status = 'RUNNING'")
         assert runs("attributes.status = 'KILLED'")
-    result = run_sweep("toy/s", ["trials=3", "overrides.freeze.epochs=40"])
+    result = run_sweep("toy/s", ["trials=3", "overrides.freeze.epochs=20"])
     assert len([trial for trial in result.trials if trial.state.name == "COMPLETE"]) == 3
     assert not runs("attributes.status != 'FINISHED'")
     trials = [run for run in runs() if "tlresearch.trial" in run.data.tags]
     assert len(trials) == 3  # the interrupted trial's run was continued, not doubled
     for run in trials:
         steps = [point.step for point in client().get_metric_history(run.info.run_id, "val/accuracy")]
-        assert sorted(steps) == list(range(40))
+        assert sorted(steps) == list(range(20))
 
 
 def test_the_command_needs_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

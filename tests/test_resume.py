@@ -18,6 +18,7 @@ warnings.simplefilter("ignore")
 from tlresearch.config.load import load_text
 from tlresearch.experiment import fit
 from tlresearch.tasks.base import Task
+import lightning.pytorch, mlflow.store.tracking.sqlalchemy_store  # once, for all children
 
 text, home, kills = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -78,7 +79,7 @@ SCHEDULES = {
         "freeze": "{schedule: lp_ft, probe_epochs: 2, epochs: 4}",
         "optimizer": "{name: adamw, lr: 0.01, weight_decay: 0.01}",
         "data": "{name: digits, classes: ['0', '1'], labels_per_class: 24, test_fraction: 0.2, batch_size: 16, "
-        "augment: flip, mixup: 0.2}",
+        "augment: flip, mixup: 0.2, sampling: balanced}",
         "task": "{name: classification, dropout: 0.3}",
         "trainer": TRAINER.replace("}", ", select: best, accumulate: 2, gradient_clip: 1.0}"),
         "regularize": "{ema: 0.9, l2_sp: 0.01}",

@@ -11,10 +11,48 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from tlresearch.commands import cache, compare, config, demo, inspect, reproduce, run, sweep, ui, verify
+from tlresearch.commands import (
+    cache,
+    compare,
+    config,
+    curve,
+    demo,
+    export,
+    inspect,
+    predict,
+    rank,
+    register,
+    report,
+    reproduce,
+    run,
+    serve,
+    shift,
+    sweep,
+    ui,
+    verify,
+)
 from tlresearch.errors import UserError
 
-COMMANDS = (run, sweep, reproduce, compare, verify, inspect, config, ui, cache, demo)
+COMMANDS = (
+    run,
+    sweep,
+    reproduce,
+    compare,
+    verify,
+    curve,
+    shift,
+    predict,
+    register,
+    serve,
+    export,
+    report,
+    rank,
+    inspect,
+    config,
+    ui,
+    cache,
+    demo,
+)
 """In the order of the help. Each module has ``command``, ``arguments`` and ``EXAMPLE``."""
 
 

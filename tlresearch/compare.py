@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 State = Literal["finished", "pruned", "failed", "killed", "running"]
 Direction = Literal["maximize", "minimize"]
 
-_HIDDEN_METRICS = ("system/", "time/", "lr/", "trainable/", "selected/", "mean/", "std/", "low/", "high/")
+_HIDDEN_METRICS = (
+    "system/",
+    "time/",
+    "lr/",
+    "trainable/",
+    "gradient_norm/",
+    "selected/",
+    "mean/",
+    "std/",
+    "low/",
+    "high/",
+)
 _HIDDEN_PARAMS = ("tracking.", "name", "group.")
-_FALLING = ("loss", "error", "perplexity", "seconds", "nll", "ece", "brier", "wer")
+_FALLING = ("loss", "error", "drop", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_IN_URL = 30
 
 
@@ -252,6 +263,7 @@ def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, boo
 
 def _metric_names(recorded: Sequence[Mapping[str, float]], first: str | None) -> list[str]:
     names = {name for metrics in recorded for name in metrics if not name.startswith(_HIDDEN_METRICS)}
+    names = {name for name in names if "/stages/" not in name}  # distances of shifted sets stage by stage
     splits = ("test", "val", "train")
     ordered = sorted(names, key=lambda name: (_position(splits, name.split("/")[0]), "loss" in name, name))
     return sorted(ordered, key=lambda name: name != first)

@@ -26,6 +26,9 @@ from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
 from tlresearch.progress import RunProgress
 from tlresearch.ranks import is_leader
+from tlresearch.shift.evaluate import evaluate_shift, log_shift
+from tlresearch.shift.sets import build_sets
+from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tracking.remote import RemoteTracker
@@ -43,7 +46,8 @@ class RunResult:
         run_id: Its MLflow run.
         name: Its name.
         status: ``finished`` or ``pruned``.
-        metrics: Metrics of the selected epoch, and ``test/...`` where the test split was evaluated.
+        metrics: Metrics of the selected epoch with the gap between training and validation (``gap/...``), and
+            ``test/...`` and ``shift/...`` where the test split and further test sets were evaluated.
         history: Metrics of every epoch.
         epoch: The selected epoch, 0 first.
         seconds: Wall time of this process's part of the run.
@@ -120,15 +124,17 @@ def fit(
         loaded = load_experiment(experiment, overrides)
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
-    loaded = results.pin_checkpoint(loaded)
+    loaded = distillation.pin_teacher(results.pin_checkpoint(loaded))
     config = loaded.config
-    with (
+    with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}") as folder,
         _open_run(loaded, trial, folder) as tracked,
     ):
         training.prepare_process(config)
         backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
         data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
+        final = trial is None or trial.test
+        shifts = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if final else ()
         schedule = build_schedule(config, backbone.stage_names)
         if config.regularize.stochastic_depth is not None:
             set_stochastic_depth(backbone, config.regularize.stochastic_depth)
@@ -140,6 +146,9 @@ def fit(
         tuned = tune(config, task, data, schedule, training.device(config.trainer))
         config = training.settle(config, tuned.settings())
         folder.write(settings=tuned.settings())
+        if config.task.teacher is not None:
+            task.teacher = distillation.build_teacher(config, data, partial(results.fetch, config.tracking))
+            tracked.set_tags({distillation.TEACHER: config.task.teacher})
 
         progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
         epoch_log = results.EpochLog(tracked, backbone.stage_names)
@@ -159,12 +168,26 @@ def fit(
         lora.merge(backbone)
         metrics, epoch = training.selected(plan)
         if not pruned:
-            if (trial is None or trial.test) and "test" in data.splits:
+            if final and "test" in data.splits:
                 results.count_test(tracked)
                 metrics |= training.evaluate_test(trainer, task, prefix, config)
             if is_leader():
                 results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
-        folder.finish()
+            shifted = evaluate_shift(
+                trainer,
+                task,
+                config,
+                data=data,
+                sets=shifts,
+                phase=schedule.phases[-1],
+                metrics=metrics,
+                say=progress.note if progress else log.info,
+            )
+            if is_leader():
+                log_shift(tracked, config, shifted, metrics)
+            further = training.gaps(metrics) | {name: value for one in shifted for name, value in one.flat().items()}
+            tracked.log_metrics(further, step=epoch)
+            metrics |= further
     return RunResult(
         run_id=tracked.run_id,
         name=tracked.name,

@@ -25,7 +25,9 @@ from tlresearch.ranks import is_leader
 from tlresearch.serving.audio import audio_servable, save_audio_predictor
 from tlresearch.serving.classification import save_predictor, servable
 from tlresearch.serving.dense import dense_servable, save_dense_predictor
+from tlresearch.serving.speech import speech_servable
 from tlresearch.serving.text import save_text_predictor, text_servable
+from tlresearch.serving.tokens import tokens_servable
 from tlresearch.tasks.base import Task
 from tlresearch.tracking import figures, records
 from tlresearch.tracking.groups import finished
@@ -47,6 +49,8 @@ SERVED: Sequence[tuple[Callable[[Task, Data], bool], Saver, str]] = (
     (servable, save_predictor, "tlresearch.serving.classification.load_predictor"),
     (text_servable, save_text_predictor, "tlresearch.serving.text.load_text_predictor"),
     (audio_servable, save_audio_predictor, "tlresearch.serving.audio.load_audio_predictor"),
+    (tokens_servable, save_text_predictor, "tlresearch.serving.tokens.load_tokens_predictor"),
+    (speech_servable, save_audio_predictor, "tlresearch.serving.speech.load_speech_predictor"),
     (dense_servable, save_dense_predictor, "tlresearch.serving.dense.load_dense_predictor"),
 )
 """How trained tasks become models that predict: whether it can be done, what writes the files, what reads them."""
@@ -56,8 +60,9 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "hf": ("transformers", "soundfile", "scipy"),
     "log_mel": ("transformers", "soundfile", "scipy"),
     "speech_embedding": ("transformers", "soundfile", "scipy"),
+    "tokens": ("seqeval",),
 }
-"""Packages beside the usual ones that a served model needs, by the backbone's family."""
+"""Packages beside the usual ones that a served model needs, by the backbone's family and by the task."""
 
 TEST_EVALUATIONS = "tlresearch.test_evaluations"
 """Tag of a run: how often its test split was evaluated; missing where it never was."""
@@ -187,7 +192,7 @@ def count_test(run: TrackedRun) -> None:
 
 
 class EpochLog:
-    """Hands each epoch's metrics, rates and trained parameters to MLflow; a listener of the freeze schedule.
+    """Hands each epoch's metrics, and rates, sizes and gradients of the stages, to MLflow; listens to the schedule.
 
     Args:
         run: The run.
@@ -203,6 +208,7 @@ class EpochLog:
         metrics = dict(report.metrics)
         metrics |= {f"lr/{name}": rate for name, rate in zip(self.names, report.rates, strict=True)}
         metrics |= {f"trainable/{name}": float(n) for name, n in zip(self.names, report.trainable, strict=True)}
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(self.names, report.gradients, strict=True)}
         self.run.log_metrics(metrics, step=report.epoch)
 
 
@@ -257,8 +263,13 @@ def _log_predictor(run: TrackedRun, config: ExperimentConfig, task: Task, data: 
             loader=loader,
             columns=task.served_columns,
             step=epoch,
-            extra_requirements=LIBRARIES.get(config.backbone.name.partition("/")[0], ()),
+            extra_requirements=_libraries(config),
         )
+
+
+def _libraries(config: ExperimentConfig) -> list[str]:
+    used = (config.backbone.name.partition("/")[0], config.task.name)
+    return [library for name in used for library in LIBRARIES.get(name, ())]
 
 
 def schedule_figure(plan: FreezeScheduleCallback) -> Figure:

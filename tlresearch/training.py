@@ -184,6 +184,18 @@ def selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
     return dict(plan.history[epoch]), epoch
 
 
+def gaps(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Training minus validation of each metric that both splits have: how much a run overfits.
+
+    The training value is that of the running epoch, with weights that still change, augmentation and dropout, so that
+    it can lie below validation.
+    """
+    names = [name.removeprefix("train/") for name in metrics if name.startswith("train/")]
+    return {
+        f"gap/{name}": metrics[f"train/{name}"] - metrics[f"val/{name}"] for name in names if f"val/{name}" in metrics
+    }
+
+
 def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) -> DataLoader[Any]:
     training = split == "train"
     return make_loader(
@@ -192,4 +204,5 @@ def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) ->
         shuffle=training,
         seed=config.seed,
         workers=0 if prefix.serves(split) else config.data.workers,
+        sampling=config.data.sampling,
     )

@@ -96,8 +96,17 @@ def _network(model: str, options: Mapping[str, Any] | None, weights: models.Weig
         raise UserError(f"backbone.options: torchvision/{model} cannot be built: {error}") from None
 
 
-def _native_head(model: str, options: Mapping[str, Any], state: Mapping[str, Tensor], classes: int) -> nn.Module:
+def _native_head(
+    model: str, options: Mapping[str, Any], state: Mapping[str, Tensor], classes: int, *, masks: bool = False
+) -> nn.Module:
     """The head of a model for a number of classes; a detector counts the background as one more.
+
+    Args:
+        model: Its name.
+        options: Further arguments of its constructor.
+        state: Its weights by name, if there are any.
+        classes: Number of classes.
+        masks: Whether the targets are masks of objects; of boxes alone Mask R-CNN could not learn any.
 
     Returns:
         A segmentation model's classifier, which takes the maps, or a detector without backbone and transform.
@@ -106,7 +115,7 @@ def _native_head(model: str, options: Mapping[str, Any], state: Mapping[str, Ten
     network = _network(model, options, weights=None, num_classes=classes + detects)
     if detects:
         network.backbone, network.transform = nn.Identity(), nn.Identity()
-        if model.startswith("maskrcnn"):  # the targets are boxes: nothing could train its masks
+        if model.startswith("maskrcnn") and not masks:
             network.roi_heads.mask_roi_pool = network.roi_heads.mask_head = network.roi_heads.mask_predictor = None
         head, prefix = network, ""
     else:

@@ -43,7 +43,8 @@ def load_config(transformers: Any, model: str, place: str, revision: str | None,
     """Loads a model's settings, some of them replaced.
 
     Raises:
-        UserError: If there is no such model, or it has no such setting.
+        WeightsError: If there is no such model, or the hub cannot be reached.
+        UserError: If it has no such setting.
     """
     try:
         with quiet():
@@ -51,7 +52,7 @@ def load_config(transformers: Any, model: str, place: str, revision: str | None,
                 place, revision=revision, return_unused_kwargs=True, trust_remote_code=False, **settings
             )
     except Exception as error:  # of the hub client, its HTTP library, and every config class
-        raise UserError(
+        raise WeightsError(
             f"backbone.name: hf/{model} is neither a folder with config.json under TLRESEARCH_WEIGHTS nor to be had "
             f"from the hub ({reason_of(error)})"
         ) from None

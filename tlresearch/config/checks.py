@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tlresearch.config.distill_checks import distill_problems
 from tlresearch.config.paths import find_data, find_weights
 from tlresearch.config.published_checks import reference_problems
+from tlresearch.config.sampling_checks import sampling_problems
 from tlresearch.config.schema import (
     BackboneConfig,
     DataConfig,
@@ -18,6 +20,7 @@ from tlresearch.config.schema import (
     PhaseConfig,
     type_of,
 )
+from tlresearch.config.shift import missing_shift, shift_problems
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.errors import MissingFileError, nearest
 
@@ -41,7 +44,7 @@ DATA_SOURCES = (
 FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision", "digits", "hf_dataset"))
 """Sources that read files of the user's."""
 BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
-TASKS = ("classification", "tokens", "speech_recognition", "segmentation", "detection")
+TASKS = ("classification", "tokens", "speech_recognition", "segmentation", "detection", "instances")
 SCHEDULES = (
     "linear_probe",
     "full",
@@ -58,16 +61,7 @@ SCHEDULES = (
 )
 STRATEGIES = ("auto", "ddp")
 SAMPLERS = ("tpe", "random", "gp", "qmc", "grid", "cmaes", "nsgaii", "brute_force")
-PRUNERS = (
-    "none",
-    "median",
-    "hyperband",
-    "successive_halving",
-    "percentile",
-    "patient",
-    "threshold",
-    "wilcoxon",
-)
+PRUNERS = ("none", "median", "hyperband", "successive_halving", "percentile", "patient", "threshold", "wilcoxon")
 
 CONDITION = re.compile(r"^\s*(?P<key>[\w.]+)\s*(?P<sign>==|!=|>=|<=|>|<)\s*(?P<value>\S+)\s*$")
 """A dimension's condition, such as ``freeze.unfreeze_depth > 0``."""
@@ -79,11 +73,14 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         return list(_sweep(config))
     return [
         *_data(config.data),
+        *shift_problems(config.data, _data),
         *_backbone(config.backbone),
         *_known("task.name", config.task.name, TASKS),
         *_freeze(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),
+        *distill_problems(config),
+        *sampling_problems(config),
         *reference_problems(config),
     ]
 
@@ -106,6 +103,7 @@ def _missing(config: ExperimentConfig) -> Iterator[str]:
                 find(name)
             except MissingFileError as error:
                 yield str(error)
+    yield from missing_shift(config.data, find_data, FILE_SOURCES)
 
 
 def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tlresearch.config import checks
-from tlresearch.config.merging import merge
+from tlresearch.config.merging import assign, merge
 from tlresearch.config.paths import find_yaml, topic
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
@@ -101,7 +101,7 @@ def load_variants(name: str | Path, overrides: Overrides = ()) -> dict[str, Load
     for variant, differing in variants.items():
         own = copy.deepcopy(values)
         for key, value in differing.items():
-            _assign(own, str(key), value)
+            assign(own, str(key), value)
         try:
             found[str(variant)] = _load(ExperimentConfig, own, overrides, str(path))
         except MissingFilesError as error:
@@ -170,7 +170,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, source: str) -> Loaded[ConfigT]:
     problems: list[str] = []
     for key, value in _parse(overrides, problems):
-        _assign(values, key, value)
+        assign(values, key, value)
     tree = OmegaConf.structured(schema)
     merge(tree, schema, values, "", problems)
     config = _resolve(tree, schema, problems)
@@ -207,26 +207,6 @@ def _parse(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any
             yield key.strip(), plain["value"]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             problems.append(f"{key}: '{text}' is not valid YAML: {str(error).splitlines()[0]}")
-
-
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a value by its dotted key; a mapping is merged into the section, whatever else is in the way replaced."""
-    *sections, last = key.split(".")
-    for section in sections:
-        below = values.get(section)
-        if not isinstance(below, dict):
-            below = values[section] = {}
-        values = below
-    _put(values, last, value)
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    # Free-form mappings are one value: the options of one backbone are nothing to another.
-    if isinstance(value, Mapping) and value and isinstance(values.get(key), dict) and key not in ("options", "tags"):
-        for name, entry in value.items():
-            _put(values[key], str(name), entry)
-    else:
-        values[key] = value
 
 
 def _section_of(problem: str) -> str:

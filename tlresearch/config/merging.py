@@ -14,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tlresearch.errors import nearest
 
+_ONE_VALUE = ("options", "tags", "shift")
+"""Mappings that are replaced as a whole."""
+
 
 def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:
     """Puts plain values into a structured node, key by key, so that one bad key does not hide the next."""
@@ -39,6 +42,26 @@ def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: li
             if node[key] is None:
                 node[key] = OmegaConf.structured(section)
             merge(node[key], section, value, f"{path}.", problems)
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a value by its dotted key; a mapping is merged into the section, whatever else is in the way replaced."""
+    *sections, last = key.split(".")
+    for section in sections:
+        below = values.get(section)
+        if not isinstance(below, dict):
+            below = values[section] = {}
+        values = below
+    _put(values, last, value)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    # The options of one backbone, and the shifted sets of one source, are nothing to another.
+    if isinstance(value, Mapping) and value and isinstance(values.get(key), dict) and key not in _ONE_VALUE:
+        for name, entry in value.items():
+            _put(values[key], str(name), entry)
+    else:
+        values[key] = value
 
 
 def _merge_list(node: DictConfig, key: str, section: type, value: Any, path: str, problems: list[str]) -> None:

@@ -61,16 +61,25 @@ def as_markdown() -> str:
         "This page is generated: `python -m tlresearch.config.reference > docs/configuration.md`.",
     ]
     for title, schema in (("Experiment", ExperimentConfig), ("Sweep", SweepConfig)):
-        lines += ["", f"## {title}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        sections: dict[str, list[Option]] = {"": []}
         for option in options(schema):
-            cells = [f"`{option.key}`", option.kind, f"`{option.default}`", option.meaning]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            section, dot, _ = option.key.partition(".")
+            sections.setdefault(section if dot else "", []).append(option)
+        lines += ["", f"## {title}"]
+        for section, found in sections.items():
+            lines += ["", f"### {section}"] if section else []
+            lines += ["", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *map(_row, found)]
     return "\n".join(lines) + "\n"
+
+
+def _row(option: Option) -> str:
+    cells = [f"`{option.key}`", option.kind, f"`{option.default}`", option.meaning]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default
-    if value is dataclasses.MISSING:
+    if value is dataclasses.MISSING or value == "":
         return "empty"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 

@@ -58,6 +58,8 @@ class DataConfig:
     val_fraction: float = setting(0.2, "Share of the training samples held out for validation where the source has no val split.", unit="share of samples", above=0, below=1)
     test_fraction: float = setting(0.0, "Share of all samples held out for the test where the source has no test split.", unit="share of samples", at_least=0, below=1)
     split_seed: int = setting(0, "Seed of the split and of the subsets below; independent of `seed`.", at_least=0)
+    group_column: str | None = setting(None, "Column of `table` (image_csv) saying what a sample is of, such as a patient: those of one group never stand in two splits.")
+    group_pattern: str | None = setting(None, "The same from the names of samples, for any source: a regular expression whose first group it is, such as '(patient\\d+)'.")
     labels_per_class: int | None = setting(None, "Keep this many training samples of each class.", unit="samples", at_least=1)
     train_fraction: float = setting(1.0, "Keep this share of the training samples of each class.", unit="share of samples", above=0, at_most=1)
     on_error: Literal["raise", "skip"] = setting("raise", "An unreadable sample: stop with an error, or skip and count it.")
@@ -65,11 +67,13 @@ class DataConfig:
     seconds: float | None = setting(None, "Length every sound is cut or padded with silence to; null takes the backbone's own, or keeps the lengths.", unit="seconds", above=0)
     resize: int | None = setting(None, "Length the shorter edge of an image is brought to before the crop; null keeps the backbone's proportion to `image_size`.", unit="pixels", at_least=8, at_most=4096)
     augment: Literal["none", "flip", "crop_flip", "randaugment", "trivial"] = setting("none", "Random augmentation of the training images.")
+    sampling: Literal["uniform", "balanced"] = setting("uniform", "Training samples of an epoch: each once, or every class equally often (one class per sample only).")
     mixup: float = setting(0.0, "Alpha of mixup (Zhang et al. 2018); 0 is off.", at_least=0)
     cutmix: float = setting(0.0, "Alpha of CutMix (Yun et al. 2019); 0 is off.", at_least=0)
     batch_size: int = setting(32, "Training batch size.", unit="samples", at_least=1)
     eval_batch_size: int = setting(128, "Batch size of validation and test.", unit="samples", at_least=1)
     workers: int = setting(0, "Loader processes; 0 loads in the main process.", unit="processes", at_least=0)
+    shift: dict[str, dict[str, Any]] = setting({}, "Further test sets by name: what differs from this section (root, classes, options.test, ...), `split` (train, val, test, all), and `corruptions: {kinds, severities}`; see docs/domain_shift.md.")
     options: dict[str, Any] = setting({}, "Further arguments of the data source: of sounds, masks and boxes (see their pages), or of your own (dotted path).")
 
 
@@ -90,10 +94,13 @@ class BackboneConfig:
 class TaskConfig:
     """What is learnt on top of the backbone."""
 
-    name: str = setting("classification", "classification, tokens, segmentation, detection, or a dotted path.")
+    name: str = setting("classification", "classification, tokens, speech_recognition, segmentation, detection, instances, or a dotted path.")
     dropout: float = setting(0.0, "Dropout in front of the head's linear layer.", unit="probability", at_least=0, below=1)
     label_smoothing: float = setting(0.0, "Label smoothing of the cross entropy (multi-class only).", unit="probability", at_least=0, below=1)
     class_weights: Literal["none", "balanced"] = setting("none", "Weight the loss by inverse class frequency.")
+    teacher: str | None = setting(None, "A finished classification run this one learns from too (knowledge distillation): its id, the beginning of it or name, or latest:<run name>.")
+    distill_alpha: float = setting(0.5, "Share of the teacher's part in the loss; 1 learns from the teacher alone.", unit="share of the loss", above=0, at_most=1)
+    temperature: float = setting(4.0, "What the logits of teacher and student are divided by in the teacher's part of the loss.", above=0)
     options: dict[str, Any] = setting({}, "Further arguments of the task: of segmentation and detection (see their pages), or of your own (dotted path).")
 
 

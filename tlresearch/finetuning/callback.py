@@ -58,6 +58,8 @@ class EpochReport:
         rates: Rate of each stage and, last, the head at the epoch's end; 0 where frozen.
         trainable: Trained parameters of each stage and, last, the head.
         phase_end: Why the phase ended with this epoch; empty if it goes on.
+        gradients: Norm of the gradient of each stage and, last, the head in the epoch's last step, after clipping; 0
+            where frozen.
     """
 
     epoch: int
@@ -66,6 +68,7 @@ class EpochReport:
     rates: tuple[float, ...]
     trainable: tuple[int, ...]
     phase_end: str
+    gradients: tuple[float, ...]
 
 
 Listener = Callable[[EpochReport], None]
@@ -107,6 +110,7 @@ class FreezeScheduleCallback(L.Callback):
         self._phase_best: BestWeights | None = None
         self._digests: dict[str, str] = {}
         self._batches = 1
+        self._gradients = (0.0,) * (len(schedule.stage_names) + 1)
 
     @property
     def position(self) -> Position:
@@ -173,6 +177,14 @@ class FreezeScheduleCallback(L.Callback):
         for optimizer in trainer.optimizers:
             param_groups.apply_rates(_plain(optimizer), rates, self.schedule.phases[here.phase].weight_decay)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures the gradients of the epoch's last step, which Lightning drops before it validates."""
+        if batch_idx + 1 == self._batches:
+            task = _task(pl_module)
+            self._gradients = tuple(_gradient_norm(m) for _, m in param_groups.parts(task.backbone, task.head))
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the epoch's metrics into the history, and ends the phase or the run if it is time."""
         task = _task(pl_module)
@@ -189,7 +201,8 @@ class FreezeScheduleCallback(L.Callback):
         here = self.position
         if here.phase != before.phase:
             self._leave_phase(task, phase, here)
-        report = EpochReport(epoch, metrics, phase, rates, trainable, here.reason if here.phase != before.phase else "")
+        reason = here.reason if here.phase != before.phase else ""
+        report = EpochReport(epoch, metrics, phase, rates, trainable, reason, self._gradients)
         for listener in self.listeners:
             listener(report)
         if self.finished:
@@ -257,6 +270,11 @@ def _plain(optimizer: Any) -> Optimizer:
 
 def _trainable(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _gradient_norm(module: torch.nn.Module) -> float:
+    found = [p.grad.float().norm() for p in module.parameters() if p.requires_grad and p.grad is not None]
+    return float(torch.stack(found).norm()) if found else 0.0
 
 
 def _rewrap(trainer: L.Trainer, task: Tunable) -> None:

@@ -82,18 +82,15 @@ class RunFolder:
         if self._lock is not None:
             self.checkpoint.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Removes the folder: the run has ended and MLflow holds its result."""
-        if self._lock is not None:
-            self._lock.close()
-            shutil.rmtree(self.path, ignore_errors=True)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Lets the folder go; without an error it is removed, since the run has ended and MLflow holds its result."""
         if self._lock is not None:
             self._lock.close()
+            if kind is None:
+                shutil.rmtree(self.path, ignore_errors=True)
 
 
 class EpochCheckpoint(Checkpoint):
