@@ -153,7 +153,8 @@ def fit(
         progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
         epoch_log = results.EpochLog(tracked, backbone.stage_names)
         listeners = [listener for listener in (epoch_log, progress, trial and trial.listener) if listener]
-        prefix = training.build_prefix(config, data, backbone, progress.note if progress else log.info)
+        say = progress.note if progress else log.info
+        prefix = training.build_prefix(config, data, backbone, say)
         plan = training.build_plan(config, schedule, prefix, listeners)
         trainer = training.build_trainer(config, plan, task, folder, tracked, progress)
         results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
@@ -173,15 +174,9 @@ def fit(
                 metrics |= training.evaluate_test(trainer, task, prefix, config)
             if is_leader():
                 results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
+            last = schedule.phases[-1]
             shifted = evaluate_shift(
-                trainer,
-                task,
-                config,
-                data=data,
-                sets=shifts,
-                phase=schedule.phases[-1],
-                metrics=metrics,
-                say=progress.note if progress else log.info,
+                trainer, task, config, data=data, sets=shifts, phase=last, metrics=metrics, say=say
             )
             if is_leader():
                 log_shift(tracked, config, shifted, metrics)

@@ -22,7 +22,7 @@ from tlresearch.data.base import Data, Fingerprint, SampleKey
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
 from tlresearch.data.transforms import Evaluation
-from tlresearch.ranking.features import FeaturePass, average
+from tlresearch.ranking.features import FeaturePass
 from tlresearch.ranking.rank import SMALL, proposed_depth, rank
 from tlresearch.ranking.result import METHODS, Ranking
 from tlresearch.ranking.source_head import find_head, source_probabilities
@@ -129,18 +129,6 @@ def test_the_proposed_depth_is_behind_the_best_features() -> None:
 def test_stages_with_random_weights_are_always_trained() -> None:
     assert proposed_depth(rows(0.5, 0.7, 0.9), 100, pretrained=2) == 1
     assert proposed_depth(rows(0.5, 0.7, 0.9), 100, pretrained=0) == 3
-
-
-def test_activations_are_averaged_over_positions() -> None:
-    maps = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
-    assert torch.equal(average(maps), maps.mean(dim=(2, 3)))
-    assert torch.equal(average(maps.permute(0, 2, 3, 1)), maps.mean(dim=(2, 3)))
-    tokens = torch.randn(2, 5, 3)
-    assert torch.allclose(average(tokens), tokens.mean(dim=1))
-    mask = torch.tensor([[True, True, False, False, False], [True] * 5])
-    found = average({"hidden": tokens, "mask": mask})
-    assert torch.allclose(found[0], tokens[0, :2].mean(dim=0))
-    assert torch.allclose(found[1], tokens[1].mean(dim=0))
 
 
 def test_the_source_head_says_what_the_network_said(data_dir: Path, weights_dir: Path, tmp_path: Path) -> None:

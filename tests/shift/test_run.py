@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
@@ -16,7 +15,6 @@ from tlresearch.errors import DataError
 from tlresearch.experiment import Trial, fit
 from tlresearch.repeat import repeat_run
 from tlresearch.shift.evaluate import RECORD
-from tlresearch.shift.features import pooled
 from tlresearch.summary import run_summary
 from tlresearch.tracking.store import connect
 from tlresearch.training import gaps
@@ -119,20 +117,6 @@ def test_without_a_test_split_the_drop_is_that_from_validation() -> None:
     assert metrics["shift/noisy_contrast_3/drop"] == pytest.approx(drop)
     with pytest.raises(DataError, match=r"data\.shift\[a\]\.split: there is no test split; it has train, val"):
         fit(load_text(toy_text(data="{name: digits, classes: ['3', '8'], shift: {a: {split: test}}}")))
-
-
-def test_features_are_means_over_positions_that_count() -> None:
-    maps = torch.rand(2, 3, 5, 5)
-    assert torch.allclose(pooled(maps), maps.mean(dim=(2, 3)))
-    assert torch.allclose(pooled(maps.permute(0, 2, 3, 1)), maps.mean(dim=(2, 3)))
-    tokens = torch.rand(2, 7, 4)
-    assert torch.allclose(pooled(tokens), tokens.mean(dim=1))
-    mask = torch.tensor([[True] * 7, [True] * 2 + [False] * 5])
-    found = pooled({"hidden": tokens, "mask": mask})
-    assert torch.allclose(found[1], tokens[1, :2].mean(dim=0))
-    sound = torch.rand(2, 7, 3, 4)  # the length of a clip must not be taken for its width
-    assert torch.allclose(pooled({"map": sound, "mask": mask})[1], sound[1, :2].mean(dim=0).flatten())
-    assert pooled({"a": maps, "b": torch.rand(2, 6)}).shape == (2, 9)
 
 
 def test_the_gap_is_of_metrics_that_both_splits_have() -> None:

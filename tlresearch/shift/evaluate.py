@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 from numpy.typing import NDArray
 
 from tlresearch import training
+from tlresearch.activations.features import stage_features
 from tlresearch.activations.inference import Inference
 from tlresearch.activations.store import default_store
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data
+from tlresearch.data.base import Data, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.schedule import Phase
 from tlresearch.shift.distances import DISTANCES
-from tlresearch.shift.features import stage_features
 from tlresearch.shift.figure import shift_figure
 from tlresearch.shift.sets import TestSet, source_set, source_split
 from tlresearch.tasks.base import Task
@@ -26,6 +27,8 @@ from tlresearch.tracking.run import TrackedRun
 
 RECORD = "shift/shift.json"
 """Artifact: everything about the shifted sets."""
+MOST = 512
+"""Samples of a set whose features are looked at, evenly spread over it: enough for a distance, a bound on its cost."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,25 @@ class _Evaluator:
 
     def features(self, one: TestSet) -> dict[str, NDArray[Any]]:
         cache, backbone = self.config.cache, self.task.backbone
-        prefix = training.build_prefix(self.config, one.data, backbone, self.say)
-        prefix.enter(self.whole)
-        return stage_features(
+
+        def source() -> Split:
+            prefix = training.build_prefix(self.config, one.data, backbone, self.say)
+            prefix.enter(self.whole)
+            return prefix.splits["val"]
+
+        rows = np.unique(np.linspace(0, len(one.split) - 1, min(MOST, len(one.split))).round().astype(int)).tolist()
+        digest, preprocessing = one.data.fingerprint.digest, repr(one.data.preprocessing)
+        found = stage_features(
             backbone,
-            one.data,
-            prefix.splits["val"],
+            source,
+            rows,
+            {"data": digest, "preprocessing": preprocessing, "split": "all"},
             how=Inference(cache.precision, cache.memory_format),
+            device=training.device(self.config.trainer),
             batch_size=self.config.data.eval_batch_size,
             store=default_store(int(cache.max_gb * 1e9)) if cache.enabled else None,
         )
+        return dict(zip(backbone.stage_names, found.by_stage, strict=True))
 
 
 def evaluate_shift(
@@ -134,8 +146,7 @@ def evaluate_shift(
     sign = 1 if config.trainer.mode == "max" else -1
     before = metrics[f"{source_split(data)}/{watched}"]
     reached = [evaluator.metrics(one) for one in sets]
-    home = next(task.parameters()).device
-    task.to(training.device(config.trainer))  # the trainer has put it back on the CPU
+    home = next(task.parameters()).device  # where the trainer has put it back
     source = evaluator.features(source_set(data))
     found = []
     for one, values in zip(sets, reached, strict=True):

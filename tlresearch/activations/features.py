@@ -1,10 +1,12 @@
-"""One vector per sample and stage: what a trained backbone makes of a set, kept in the activation store."""
+"""One vector per sample and stage: what a backbone makes of samples, averaged over positions and kept in the store."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,56 +19,79 @@ from tlresearch.activations.plan import code_of
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.sequences import mean_of
-from tlresearch.data.base import Data, SampleKey, Split
+from tlresearch.data.base import SampleKey, Split
 from tlresearch.data.loading import collate
 from tlresearch.data.values import Value, unstack
 from tlresearch.finetuning.param_groups import digests
 
-MOST = 512
-"""Samples of a set that are looked at, evenly spread over it: enough for a distance, and a bound on its cost."""
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """Samples as the stages of a backbone see them.
+
+    Attributes:
+        by_stage: Averaged output of each stage ``(samples, width)``, the one nearest the input first.
+        seconds: Time the stages took when they were run; reading and decoding is not in it.
+        computed: Whether they were run just now, and not read from the store.
+    """
+
+    by_stage: tuple[NDArray[np.float32], ...]
+    seconds: float
+    computed: bool
 
 
 def stage_features(
     backbone: StagedBackbone,
-    data: Data,
-    split: Split,
+    source: Callable[[], Split],
+    rows: Sequence[int],
+    about: Mapping[str, Any],
     *,
     how: Inference,
+    device: torch.device,
     batch_size: int,
     store: ActivationStore | None,
-) -> dict[str, NDArray[np.float32]]:
-    """Returns the pooled output of every stage, ``(samples, width)`` by the name of the stage.
+) -> StageFeatures:
+    """Runs every stage of a backbone over samples, once for the same backbone and samples.
 
     Args:
         backbone: The backbone, with the weights that are looked at.
-        data: What the split belongs to; its fingerprint names the samples.
-        split: The samples, the same in every epoch.
+        source: Gives the samples, the same in every epoch; called only if they are needed.
+        rows: Positions of the samples.
+        about: What the samples are: fingerprint of the data, preprocessing and split.
         how: Precision and memory format.
+        device: Where the stages run.
         batch_size: Samples per forward pass.
         store: Where the features are kept; ``None`` keeps none.
     """
-    indices = np.unique(np.linspace(0, len(split) - 1, min(MOST, len(split))).round().astype(int)).tolist()
-    device = next(backbone.parameters()).device
+    ran: list[bool] = []
 
     def compute() -> Iterator[Sequence[Value]]:
-        stages = [frozen(backbone, how, device, number, number + 1) for number in range(len(backbone.stages))]
+        ran.append(True)
+        split = source()
         together = getattr(split, "__getitems__", None)
-        for first in range(0, len(indices), batch_size):
-            keys = [SampleKey(index, 0) for index in indices[first : first + batch_size]]
+        backbone.to(device)
+        stages = [frozen(backbone, how, device, number, number + 1) for number in range(len(backbone.stages))]
+        for first in range(0, len(rows), batch_size):
+            keys = [SampleKey(row, 0) for row in rows[first : first + batch_size]]
             value = collate(together(keys) if together else [split[key] for key in keys]).inputs
-            rows = {}
+            began = perf_counter()
+            found: dict[str, Tensor] = {}
             for number, stage in enumerate(stages):
                 value = stage(value)
-                rows[str(number)] = pooled(value).float().cpu()
-            yield unstack(rows)
+                found[str(number)] = pooled(value).float().cpu()
+            found[SECONDS] = torch.full((len(keys),), (perf_counter() - began) / len(keys))
+            yield unstack(found)
 
-    stored = store.get(_key(backbone, data, how), len(indices), compute) if store else None
+    stored = store.get(_key(backbone, about, rows, how), len(rows), compute) if store else None
     if stored is not None:
-        whole: Mapping[str, Tensor] = stored.batch(range(len(indices)))  # type: ignore[assignment]
-    else:
+        whole: Any = stored.batch(range(len(rows)))
+    else:  # nothing is to be kept, the disk is full, or read-only
         samples: list[Any] = [sample for batch in compute() for sample in batch]
         whole = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return {name: whole[str(number)].numpy() for number, name in enumerate(backbone.stage_names)}
+    by_stage = tuple(whole[str(number)].numpy() for number in range(len(backbone.stages)))
+    return StageFeatures(by_stage, float(whole[SECONDS].sum()), bool(ran))
 
 
 def pooled(value: Value) -> Tensor:
@@ -91,16 +116,14 @@ def pooled(value: Value) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _key(backbone: StagedBackbone, data: Data, how: Inference) -> dict[str, Any]:
-    weights = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in backbone.stages]
+def _key(backbone: StagedBackbone, about: Mapping[str, Any], rows: Sequence[int], how: Inference) -> dict[str, Any]:
     return {
-        "data": data.fingerprint.digest,
-        "preprocessing": repr(data.preprocessing),
-        "split": f"means of {MOST}",
+        **about,
+        "samples": hashlib.sha256(repr(list(rows)).encode()).hexdigest(),
+        "boundary": "all, averaged",
         "pooling": hashlib.sha256(inspect.getsource(pooled).encode()).hexdigest(),
-        "boundary": len(weights),
         "stages": list(backbone.stage_names),
-        "weights": weights,
+        "weights": [{"code": code_of(s), **digests(iter(s.state_dict().items()))} for s in backbone.stages],
         "torch": torch.__version__,
         "precision": how.precision,
         "memory_format": how.memory_format,
