@@ -69,23 +69,24 @@ def as_table(name: str, changes: Sequence[StageChange]) -> Table:
     """One row per stage."""
     table = Table(
         title=f"{name}: what became of the stages",
-        caption="moved: |w - w0| / |w0| over the parameters; norm statistics: the same over running means and "
-        "variances.\nCKA: likeness of the output before and after on validation samples, 1 is equal.\n"
-        "gradient norm: of the last step, in the first and the last epoch that trained the stage.",
+        caption="moved: |w - w0| / |w0| over the parameters; statistics: the same over running means and "
+        "variances of norm layers.\nCKA: likeness of the output before and after on validation samples, 1 is equal.\n"
+        "gradient: its norm in the last step, in the first and the last epoch that trained the stage.",
         title_justify="left",
         title_style="bold",
         caption_justify="left",
     )
-    for column in ("stage", "name", "parameters", "started", "moved", "norm statistics", "CKA", "gradient norm"):
-        table.add_column(column, justify="left" if column in ("name", "started") else "right")
+    table.add_column("#", justify="right")
+    table.add_column("stage", no_wrap=True)
+    for column in ("parameters", "moved", "statistics", "CKA", "gradient"):
+        table.add_column(column, justify="right")
     for place, one in enumerate(changes):
         trained = [norm for norm in one.gradients if norm > 0]
         gradients = f"{trained[0]:.2g} -> {trained[-1]:.2g}" if trained else "-" if one.gradients else "not logged"
         table.add_row(
             str(place),
-            one.name,
+            one.name if one.loaded else f"{one.name} (random)",
             f"{one.parameters:,}",
-            "pretrained" if one.loaded else "random",
             *("" if math.isnan(number) else f"{number:.4f}" for number in (one.moved, one.statistics, one.similarity)),
             gradients,
         )
