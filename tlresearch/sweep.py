@@ -85,7 +85,7 @@ def run(
     """
     loaded = sweep if isinstance(sweep, Loaded) else load_sweep(sweep, overrides)
     config = loaded.config
-    base = pin_checkpoint(revise(load_experiment(config.experiment), config.overrides))
+    base = pin_checkpoint(load_experiment(config.experiment, config.overrides))
     if base.config.trainer.devices > 1:
         raise UserError(
             f"trainer.devices: a trial of a sweep runs in one process, but it is {base.config.trainer.devices}; "

@@ -242,6 +242,7 @@ BAD_SWEEPS = {
         "enqueue[0].optimizer.lrr: is not in the space",
     ),
     "no trials": ({"trials": 0}, "trials: must be at least 1"),
+    "a value of the experiment": ({"data.batch_size": 4}, "give overrides.data.batch_size="),
 }
 
 

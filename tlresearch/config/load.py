@@ -143,6 +143,14 @@ def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfi
     path = find_yaml(str(name), "sweeps")
     values = _read(path)
     values.setdefault("name", "/".join(dict.fromkeys(topic(path, "sweeps"))))
+    own, experiment = (
+        {field.name for field in dataclasses.fields(schema)} for schema in (SweepConfig, ExperimentConfig)
+    )
+    strange = [key for key, _ in _parse(overrides, []) if key.split(".")[0] in experiment - own]
+    if strange:
+        raise ConfigError(
+            [f"{key}: is a value of the experiment; give overrides.{key}=…" for key in strange], str(path)
+        )
     return _load(SweepConfig, values, overrides, str(path))
 
 
