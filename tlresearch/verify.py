@@ -19,9 +19,10 @@ from tlresearch.data.base import Data, SplitName
 from tlresearch.differences import Inputs, input_differences, read_record
 from tlresearch.errors import UserError
 from tlresearch.present import as_it_was, inputs_of, measure, present_data, present_weights, recorded_config
+from tlresearch.serving.base import WEIGHTS
 from tlresearch.serving.measure import measure_served
 from tlresearch.tracking.items import read_items
-from tlresearch.tracking.manifest import damaged, local, read_manifest
+from tlresearch.tracking.manifest import damaged, local, model_address, read_manifest
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import FAILURE, PRUNED_MARK
@@ -131,7 +132,7 @@ def _checks(store: Store, run: Run, loaded: Loaded[ExperimentConfig]) -> Iterato
     yield _predictions(store, run)
     if backbone and data:
         yield _trained(store, run, config, data, backbone)
-        yield _model(store, run, config, data)
+        yield _model(store, run, config, data, backbone)
 
 
 def _ended(run: Run) -> Check:
@@ -186,8 +187,12 @@ def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backb
     return _agree("trained weights", split, found, logged, len(data.splits[split]))
 
 
-def _model(store: Store, run: Run, config: ExperimentConfig, data: Data) -> Check:
-    """The logged model, given raw samples as whoever serves it gives them."""
+def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> Check:
+    """The logged model, given raw samples as whoever serves it gives them.
+
+    Masks and boxes it answers in pixels of the raw image, but metrics are of the size of the input: there the task
+    measures the model's own weights.
+    """
     models = model_ids(run)
     if not models:
         return Check("model", "not recorded", "the run logged no model, as trials do not")
@@ -195,10 +200,11 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data) -> Chec
     try:
         served = load_model(store, models[-1])
         found = measure_served(served.predict, data, split, config.data.eval_batch_size)
+        if found is None:
+            with local(store, model_address(store, models[-1])) as folder:
+                found = measure(config, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
         return Check("model", "failed", f"cannot be used: {one_line(error)}")
-    if found is None:
-        return Check("model", "not recorded", f"it loads; its {data.kind} are of another size than what was measured")
     return _agree("model", split, found, _logged(split, run), len(data.splits[split]))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 
@@ -22,11 +23,14 @@ from tlresearch.data.framing import IGNORE
 from tlresearch.errors import UserError
 from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
+from tlresearch.serving.base import WEIGHTS
 from tlresearch.tasks.decoders import DECODERS, SegmentationHead
 from tlresearch.tasks.segmentation import SegmentationTask, balanced_pixel_weights, overlap_metrics
 from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
+from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
+from tlresearch.verify import verify_run
 
 
 @pytest.fixture(autouse=True)
@@ -198,9 +202,19 @@ def test_mistakes_are_named(root: Path, sections: dict[str, str], message: str) 
 def test_the_logged_model_predicts_masks_of_raw_images(root: Path) -> None:
     tracking = "{figures: false, system_metrics: false}"
     result = fit(load_text(masks_text(root, freeze="{schedule: full, epochs: 6}", tracking=tracking)))
-    (model,) = model_ids(connect().client.get_run(result.run_id))
+    checks = {check.name: check for check in verify_run(result.run_id).checks}
+    assert checks["model"].state == checks["trained weights"].state == "ok", checks
+    store = connect()
+    (model,) = model_ids(store.client.get_run(result.run_id))
+    with local(store, model_address(store, model)) as folder:
+        file = folder / "artifacts" / "model" / WEIGHTS
+        tensors = load_file(file)
+        save_file({name: torch.zeros_like(t) if name.startswith("head.") else t for name, t in tensors.items()}, file)
+        failed = {check.name for check in verify_run(result.run_id).checks if check.state == "failed"}
+        save_file(tensors, file)
+    assert failed == {"artifacts", "model"}  # what the model says is measured, and not what the run kept
     image, mask, _ = shapes(0)
-    answer = load_model(connect(), model).predict([image, np.pad(image, ((0, 9), (0, 0), (0, 0)))])
+    answer = load_model(store, model).predict([image, np.pad(image, ((0, 9), (0, 0), (0, 0)))])
     assert list(answer.columns) == ["mask", "share(back)", "share(square)", "share(disc)"]
     predicted = np.array(answer["mask"][0])
     assert (predicted == mask).mean() > 0.7

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> Any:
     # Ctrl-C and a scheduler's signal reach the whole group: the training ends its runs, and they are written here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(10)  # it has time: the training comes first
+    os.nice(5)  # the training comes first; at a lower priority a busy machine would let a sweep wait for its records
     serve(Connection(int(arguments[0])))
 
 
