@@ -15,7 +15,7 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
 from tlresearch.config.load import Loaded, MissingFilesError
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data, SplitName
+from tlresearch.data.base import Data
 from tlresearch.differences import Inputs, input_differences, read_record
 from tlresearch.errors import UserError
 from tlresearch.present import as_it_was, inputs_of, measure, present_data, present_weights, recorded_config
@@ -196,7 +196,7 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbon
     models = model_ids(run)
     if not models:
         return Check("model", "not recorded", "the run logged no model, as trials do not")
-    split: SplitName = "test" if "test" in data.splits else "val"
+    split: Literal["val", "test"] = "test" if "test" in data.splits else "val"
     try:
         served = load_model(store, models[-1])
         found = measure_served(served.predict, data, split, config.data.eval_batch_size)
