@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import warnings
 from pathlib import Path
@@ -57,6 +58,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     return path
+
+
+@pytest.fixture
+def tables(home: Path, empty_database: Path) -> None:
+    """A home whose MLflow store has its tables and no runs."""
+    home.mkdir()
+    shutil.copy(empty_database, home / "mlflow.db")
 
 
 @pytest.fixture(scope="session")

@@ -30,14 +30,14 @@ def shapes(seed: int, side: int = 32) -> tuple[np.ndarray, np.ndarray, list[tupl
     return image, mask, found
 
 
-def save_masks(root: Path, count: int = 12, side: int = 32) -> Path:
-    """Writes ``images`` and ``masks``."""
-    for folder in ("images", "masks"):
+def save_masks(root: Path, count: int = 12, *, images: str = "images", masks: str = "masks", ending: str = "") -> Path:
+    """Writes a folder of images, and one of masks whose names have an ending."""
+    for folder in (images, masks):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for seed in range(count):
-        image, mask, _ = shapes(seed, side)
-        Image.fromarray(image).save(root / f"images/{seed}.png")
-        Image.fromarray(mask).save(root / f"masks/{seed}.png")
+        image, mask, _ = shapes(seed)
+        Image.fromarray(image).save(root / f"{images}/{seed}.png")
+        Image.fromarray(mask).save(root / f"{masks}/{seed}{ending}.png")
     return root
 
 
@@ -57,15 +57,9 @@ def save_boxes(root: Path, count: int = 12, side: int = 32) -> Path:
     return root
 
 
-def save_instances(root: Path, count: int = 12, side: int = 32) -> Path:
+def save_instances(root: Path) -> Path:
     """Writes ``PNGImages`` and ``PedMasks`` with two objects each, as of Penn-Fudan."""
-    for folder in ("PNGImages", "PedMasks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for seed in range(count):
-        image, mask, _ = shapes(seed, side)
-        Image.fromarray(image).save(root / f"PNGImages/{seed}.png")
-        Image.fromarray(mask).save(root / f"PedMasks/{seed}_mask.png")
-    return root
+    return save_masks(root, images="PNGImages", masks="PedMasks", ending="_mask")
 
 
 def masks_text(root: Path, augment: str = "none", **sections: str) -> str:

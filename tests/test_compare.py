@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,14 +17,11 @@ from tlresearch.tracking.groups import GROUP, SEED, SeedRun, log_finished
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.run import open_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("tables"),
+    pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning"),
+]
 CONFIG = TrackingConfig(system_metrics=False)
-
-
-@pytest.fixture(autouse=True)
-def _home(home: Path, empty_database: Path) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
 
 
 def record(name: str, lr: float, accuracies: list[float], ending: str = "", parent: str | None = None) -> str:

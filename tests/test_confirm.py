@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,7 @@ pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 
 
 @pytest.fixture
-def project(tmp_path: Path, home: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+def project(tmp_path: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("experiments", "sweeps"):
         (tmp_path / folder / "toy").mkdir(parents=True)
     base = toy_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,7 @@ from tlresearch.statistics import paired_test, summary
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect
 
-pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
-
-
-@pytest.fixture(autouse=True)
-def _store(home: Path, empty_database: Path) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+pytestmark = [pytest.mark.usefixtures("tables"), *(pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY)]
 
 
 @pytest.fixture

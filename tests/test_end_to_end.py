@@ -28,7 +28,7 @@ SPACE = {
 
 
 @pytest.fixture
-def project(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's own folder with an experiment and a sweep."""
     (tmp_path / "experiments" / "toy").mkdir(parents=True)
     (tmp_path / "sweeps" / "toy").mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,8 @@ from tlresearch.config.load import load_variants
 from tlresearch.errors import UserError
 from tlresearch.pairs import BEGIN, END, fit_pairs, write
 
-pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+pytestmark = [pytest.mark.usefixtures("tables"), *(pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY)]
 SETS = "data: {shift: {dark: {corruptions: {kinds: [contrast], severities: [5]}}}}"
-
-
-@pytest.fixture(autouse=True)
-def _store(home: Path, empty_database: Path) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
 
 
 def test_every_variant_is_tested_on_its_sets_and_the_tables_are_written(

@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -51,10 +50,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_task_predicts_raw_files(
-    name: str, tmp_path: Path, home: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, tables: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
     make(EVERY[name](tmp_path)).log("untrained")
     if name in INPUTS:
         given = [str(tmp_path / path) for path in INPUTS[name]]

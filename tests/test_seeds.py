@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,9 +153,7 @@ seeds.fit_group(load_text(sys.argv[1]))
 """
 
 
-def test_a_killed_group_loses_and_doubles_nothing(home: Path, empty_database: Path) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+def test_a_killed_group_loses_and_doubles_nothing(tables: None) -> None:
     trainer = TRAINER.replace("}", ", threads: 1, checkpoint_seconds: 0}")
     text = toy_text(freeze="{schedule: full, epochs: 2}", seeds="[0, 1]", trainer=trainer)
     killed = subprocess.run([sys.executable, "-c", DRIVER, text], timeout=300)

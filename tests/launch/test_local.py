@@ -20,7 +20,7 @@ from tlresearch.tracking.store import connect
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("experiments", "sweeps"):
         (tmp_path / folder).mkdir()
     (tmp_path / "experiments" / "base.yaml").write_text(toy_text(freeze="{schedule: full, epochs: 2}"))

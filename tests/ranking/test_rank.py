@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,7 @@ WEIGHTS = {"small_cnn": "null", "mnist_cnn": "null", "torchvision/resnet18": "no
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, home: Path, empty_database: Path) -> str:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+def experiment(tmp_path: Path, tables: None) -> str:
     file = tmp_path / "toy.yaml"
     file.write_text(toy_text(data="{name: digits, classes: ['0', '1', '2'], labels_per_class: 20, augment: flip}"))
     return str(file)

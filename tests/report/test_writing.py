@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -48,9 +47,7 @@ class Cells(HTMLParser):
 
 
 @pytest.fixture
-def store_here(home: Path, empty_database: Path) -> Path:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+def store_here(home: Path, tables: None) -> Path:
     return home
 
 

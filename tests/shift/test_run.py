@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tlresearch.summary import run_summary
 from tlresearch.tracking.store import connect
 from tlresearch.training import gaps
 
-pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+pytestmark = [pytest.mark.usefixtures("tables"), *(pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY)]
 SETS = "{same: {split: test}, rest: {split: all}, bad: {corruptions: {kinds: [gaussian_noise], severities: [1, 5]}}}"
 NAMES = ("same", "rest", "bad_gaussian_noise_1", "bad_gaussian_noise_5")
 
@@ -27,12 +26,6 @@ NAMES = ("same", "rest", "bad_gaussian_noise_1", "bad_gaussian_noise_5")
 def text(shift: str, schedule: str = "linear_probe", **more: str) -> str:
     own = "name: digits, classes: ['3', '8'], labels_per_class: 24, test_fraction: 0.2, batch_size: 16"
     return toy_text(data=f"{{{own}, shift: {shift}}}", freeze=f"{{schedule: {schedule}, epochs: 2}}", **more)
-
-
-@pytest.fixture(autouse=True)
-def _store(home: Path, empty_database: Path) -> None:
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
 
 
 def test_a_run_reports_metrics_drop_and_distances_of_every_set(capsys: pytest.CaptureFixture[str]) -> None:

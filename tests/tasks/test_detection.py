@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,7 @@ pytest.importorskip("pycocotools", reason="the extra detection is not installed"
 TARGETS = [torch.tensor([[8.0, 8, 40, 40, 0], [30, 20, 60, 62, 2]]), torch.zeros(0, 5)]
 
 
-@pytest.fixture(autouse=True)
-def tables(home: Path, empty_database: Path) -> None:
-    """MLflow's tables, which take seconds to create."""
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 @pytest.fixture(scope="module")

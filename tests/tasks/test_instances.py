@@ -27,15 +27,11 @@ from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("pycocotools", reason="the extra detection is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+pytestmark = [
+    pytest.mark.usefixtures("tables"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools' own
+]
 WANTED = Preprocessing(crop=64, resize=64)
-
-
-@pytest.fixture(autouse=True)
-def tables(home: Path, empty_database: Path) -> None:
-    """MLflow's tables, which take seconds to create."""
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,7 @@ from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
 from tlresearch.verify import verify_run
 
-
-@pytest.fixture(autouse=True)
-def tables(home: Path, empty_database: Path) -> None:
-    """MLflow's tables, which take seconds to create."""
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 @pytest.fixture(scope="module")
