@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint docs format run sweep reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui lock clean
+.PHONY: help setup demo test test-slow bench lint docs format run sweep reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -34,7 +34,10 @@ demo: setup  ## The main job on digits: pretrain, transfer with few labels, swee
 	$(TLR) demo $(ARGS)
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: setup  ## Run the tests that start servers, clusters or several ranks
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow $(ARGS)
 
 BENCHMARKS := startup full_finetune tracking_overhead mixed_sweep growth head_only_sweep depth_cost
 bench: setup  ## Measure every claim about speed, or one: make bench BENCHMARKS=mixed_sweep (needs a quiet machine)

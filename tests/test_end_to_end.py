@@ -181,7 +181,7 @@ def test_a_changed_sweep_does_not_mix_with_the_old_one(project: Path, capsys: py
     assert "give the new sweep another name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on_and_leaves_nothing_running(
     kind: signal.Signals, project: Path, home: Path
 ) -> None:

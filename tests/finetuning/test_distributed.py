@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = '''
 import json, sys, warnings
 warnings.simplefilter("ignore")

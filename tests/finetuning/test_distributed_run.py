@@ -45,6 +45,7 @@ def weights(store: Store, run_id: str) -> dict[str, torch.Tensor]:
 
 
 @NOLOAD
+@pytest.mark.slow
 def test_two_ranks_are_one_run_that_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name in ("unbroken", "killed"):

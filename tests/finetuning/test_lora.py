@@ -157,6 +157,7 @@ def test_a_run_serves_and_hands_on_merged_weights(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(build_with_lineage(config, download).eval()(x), backbone(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_adapters_goes_on_as_it_was(tmp_path: Path) -> None:
     text = toy_text(**LORA)
     subprocess.run([sys.executable, "-c", DRIVER, text, str(tmp_path), json.dumps([5])], check=True, timeout=300)

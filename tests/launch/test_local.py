@@ -45,6 +45,7 @@ def trial_runs(run_id: str) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_two_workers_run_the_total_and_a_killed_one_loses_no_trial(project: Path, home: Path) -> None:
     killed: list[int] = []
 
