@@ -2,7 +2,8 @@
 
     python -m benchmarks.mixed_sweep --write
 
-The floor is told the precision and memory format that tlresearch has chosen.
+The floor is told the precision and memory format that tlresearch has chosen. It runs one trial after another on all
+cores, as ours with one worker; with two, each worker has its share of them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, dict[str, list[Outcome]]] = {}
     for model in options.models:
-        found[model] = {"ours": [], "floor": [], "peer": []}
+        found[model] = {"ours": [], "two": [], "floor": [], "peer": []}
         for _ in range(options.repeats):
             points = [Point(depth, rate) for depth in DEPTHS for rate in RATES]
             ours = measure("ours", spec(model, points=points, epochs=options.epochs))
             found[model]["ours"].append(ours)
+            two = spec(model, points=points, epochs=options.epochs, options={"workers": "2"})
+            found[model]["two"].append(measure("ours", two))
             chosen = ours.precision[:2] if ours.precision[0] != "32-true" else ["32-true", "channels_last"]
             found[model]["floor"].append(
                 measure("floor", spec(model, points=points, epochs=options.epochs, precision=chosen))
@@ -46,8 +49,9 @@ def report(found: dict[str, dict[str, list[Outcome]]], epochs: int, peer_rates: 
         mean = {name: sum(values) / len(values) for name, values in seconds.items()}
         rows.append(
             f"| {model} | {', '.join(loops['ours'][0].precision[:2])} | {sum(peer) / len(peer):.0f} | "
-            f"{mean['ours']:.1f} | {mean['floor']:.1f} | {ratio(peer, seconds['ours'])} | "
-            f"{ratio(seconds['ours'], seconds['floor'])} |"
+            f"{mean['ours']:.1f} | {mean['two']:.1f} | {mean['floor']:.1f} | "
+            f"{ratio(peer, seconds['ours'])} | {ratio(peer, seconds['two'])} | "
+            f"{ratio(seconds['ours'], seconds['floor'])} | {ratio(seconds['two'], seconds['floor'])} |"
         )
     depths = []
     for model, loops in found.items():
@@ -72,8 +76,9 @@ def report(found: dict[str, dict[str, list[Outcome]]], epochs: int, peer_rates: 
             f"{len(RATES)} rates, {epochs} epochs, AdamW, batch 32. Seconds until the last trial has ended, imports "
             f"aside, nothing cached before.{scaled}",
             "",
-            "| model | chosen | peer | ours | floor | peer / ours | ours / floor |",
-            "| :-- | :-- | ---: | ---: | ---: | ---: | ---: |",
+            "| model | chosen | peer | ours | with 2 workers | floor | peer / ours | with 2 workers | ours / floor | "
+            "with 2 workers |",
+            "| :-- | :-- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             *rows,
             "",
             "The median trial at each depth:",

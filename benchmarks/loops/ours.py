@@ -41,6 +41,7 @@ def run(spec: Spec) -> Outcome:
         "enqueue": [{"optimizer.lr": point.lr, "freeze.unfreeze_depth": point.depth} for point in spec.points],
         "sampler": {"name": "random"},
         "trials": len(spec.points),
+        "workers": int(spec.options.get("workers", "1")),
     }
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
 
