@@ -25,7 +25,7 @@ def test_hashes_cover_files_folders_and_what_a_killed_process_stored(tmp_path: P
     first = start()
     first.log_text("one", "a.txt")
     first.log_dict({"b": 1}, "folder/b.json")
-    first._owner.release()  # as the system does when the process is killed
+    first.outbox._owner.release()  # type: ignore[union-attr]  # as the system does when the process is killed
     (tmp_path / "many" / "deep").mkdir(parents=True)
     (tmp_path / "many" / "deep" / "c.bin").write_bytes(b"c")
     with start(first.run_id) as second:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -220,26 +219,6 @@ def test_system_metrics_are_measured_in_short_runs_too() -> None:
     with start(system=True) as run:
         time.sleep(1.6)
     assert steps(run, "system/cpu_utilization_percentage") == [0]
-
-
-def test_metrics_the_store_did_not_take_are_kept_and_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start()
-    run.log_metrics({"loss": 1.0}, 0)
-    assert run.flush()
-    # A database that cannot be written to: the real thing, made by the file system.
-    database = Path(os.environ["TLRESEARCH_HOME"]) / "mlflow.db"
-    import sqlite3
-
-    blocker = sqlite3.connect(database)
-    blocker.execute("ALTER TABLE metrics RENAME TO away")
-    run.log_metrics({"loss": 2.0}, 1)
-    with pytest.raises(TrackingError, match="1 metric values"):
-        run.close()
-    blocker.execute("ALTER TABLE away RENAME TO metrics")
-    blocker.close()
-    with start(run_id=run.run_id) as again:
-        pass
-    assert sorted(steps(again, "loss")) == [0, 1]
 
 
 def test_a_figure_is_stored() -> None:

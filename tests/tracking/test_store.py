@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers import free_port, mlflow_server
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.redact import redact, redact_command
 from tlresearch.tracking.run import open_run
 from tlresearch.tracking.store import compare_url, connect, resolve_uri, runs_url
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
@@ -51,13 +43,14 @@ with open_run(config, experiment="e", name=sys.argv[1], params={}, tags={}) as r
 """
 
 
+@pytest.mark.slow
 def test_four_processes_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     (tmp_path / "home" / "mlflow.db").unlink()
     processes = [
         subprocess.Popen([sys.executable, "-c", START, f"r{index}"], stderr=subprocess.PIPE, text=True)
         for index in range(4)
     ]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
     assert "INFO" not in "".join(errors), "alembic is quiet"
     client = connect().client
@@ -84,37 +77,13 @@ def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
         connect("sqlite:///bad.db")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 50
-            while time.monotonic() < deadline and process.poll() is None:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+@pytest.mark.slow
+def test_a_run_on_a_server_is_stored_there(tmp_path: Path, empty_database: Path) -> None:
+    with mlflow_server(tmp_path / "server", template=empty_database) as running:
+        _record_there(running.uri, tmp_path)
 
 
-def test_a_run_on_a_server_is_stored_there(server: str, tmp_path: Path) -> None:
+def _record_there(server: str, tmp_path: Path) -> None:
     config = TrackingConfig(uri=server, system_metrics=False)
     with open_run(config, experiment="remote", name="r", params={"a": 1}, tags={}) as run:
         run.log_metrics({"loss": 1.0}, 0)

@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tlresearch.errors import UserError
+from tlresearch.tracking.courier import finish_all
+from tlresearch.tracking.redact import protect_output
 from tlresearch.tracking.remote import Message, Opened
 from tlresearch.tracking.run import TrackedRun, open_run
 
@@ -37,6 +39,7 @@ def serve(connection: Connection) -> None:
             _reply(connection, "error", str(error))
     for run in runs.values():
         run.close("KILLED")
+    finish_all()
 
 
 def _reply(connection: Connection, key: Any, value: Any) -> None:
@@ -60,6 +63,7 @@ def main(arguments: list[str]) -> Any:
     # Ctrl-C and a scheduler's signal reach the whole group: the training ends its runs, and they are written here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    protect_output()
     os.nice(5)  # the training comes first; at a lower priority a busy machine would let a sweep wait for its records
     serve(Connection(int(arguments[0])))
 

@@ -14,17 +14,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
 from tlresearch.tracking.loaders import SETTINGS, rebuild
-from tlresearch.tracking.manifest import local, model_address
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.manifest import hashes, local, model_address
 from tlresearch.tracking.store import Store, one_line, quiet
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import PyFuncModel
+
+    from tlresearch.tracking.run import TrackedRun
 
 NAME = "model"
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")
@@ -56,46 +59,70 @@ def log_model(
         extra_requirements: Packages beside the usual ones, such as ``timm``.
 
     Returns:
-        Id of the logged model.
+        Id of the logged model; empty if it could not be delivered yet.
+    """
+    now = int(time.time() * 1000)
+    about = {
+        "classes": list(classes),
+        "loader": loader,
+        "columns": list(columns),
+        "points": [[values.metric_key(name), float(value), now, step] for name, value in (metrics or {}).items()],
+        "params": {name: text[:250] for name, text in values.params(params or {})[0].items()},
+        "step": step,
+        "extra": list(extra_requirements),
+    }
+    return run.store_model(about, folder)
+
+
+def store_model(
+    store: Store,
+    run_id: str,
+    experiment_id: str,
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    loader: str,
+    columns: Sequence[str],
+    points: Sequence[Sequence[Any]],
+    params: dict[str, str],
+    step: int,
+    extra: Sequence[str],
+    again: bool,
+) -> tuple[str, dict[str, str]]:
+    """Makes what `log_model` asked for; with `again` a model that was begun before is finished instead.
+
+    Returns:
+        Id of the model, and SHA-256 of each of its files.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
     from mlflow.models import Model
 
-    store, client = run.store, run.store.client
-    shown = {name: text[:250] for name, text in values.params(params or {})[0].items()}
-    with store.errors(), tempfile.TemporaryDirectory() as scratch:
+    client = store.client
+    with tempfile.TemporaryDirectory() as scratch:
         artifacts = Path(scratch) / NAME
         shutil.copytree(folder, artifacts)
         (artifacts / SETTINGS).write_text(json.dumps({"loader": loader, "classes": list(classes)}, indent=1))
-        logged = client.create_logged_model(
-            run.experiment_id, name=NAME, source_run_id=run.run_id, params=shown, model_type="classifier"
+        begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'") if again else []
+        logged = next((model for model in begun if model.name == NAME), None) or client.create_logged_model(
+            experiment_id, name=NAME, source_run_id=run_id, params=params, model_type="classifier"
         )
         status = LoggedModelStatus.FAILED
         try:
             target = Path(scratch) / "stored"
-            entry = Model(run_id=run.run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id)
-            _save(target, artifacts, entry, signature(classes, columns), _requirements(extra_requirements))
+            entry = Model(run_id=run_id, artifact_path=NAME, model_id=logged.model_id, model_uuid=logged.model_id)
+            _save(target, artifacts, entry, signature(classes, columns), _requirements(extra))
             client.log_model_artifacts(logged.model_id, str(target))
-            run.manifest.add_model(str(logged.model_id), target)
-            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
-            now = int(time.time() * 1000)
-            points = [
-                Metric(
-                    values.metric_key(name),
-                    float(value),
-                    now,
-                    step,
-                    model_id=logged.model_id,
-                    run_id=run.run_id,
-                )
-                for name, value in (metrics or {}).items()
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+            metrics = [
+                Metric(key, value, now, at, model_id=logged.model_id, run_id=run_id) for key, value, now, at in points
             ]
-            if points:
-                client.log_batch(run.run_id, metrics=points, synchronous=True)
+            if metrics:
+                client.log_batch(run_id, metrics=metrics, synchronous=True)
             status = LoggedModelStatus.READY
+            hashed = hashes(target, "")
         finally:
             client.finalize_logged_model(logged.model_id, status)
-    return str(logged.model_id)
+    return str(logged.model_id), hashed
 
 
 def model_ids(run: Run) -> list[str]:
@@ -115,8 +142,35 @@ def load_model(store: Store, model_id: str) -> PyFuncModel:
         import mlflow.pyfunc
 
         with local(store, model_address(store, model_id)) as folder:
+            _check_code(folder, model_id)
             model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
     return model
+
+
+def _check_code(folder: Path, model_id: str) -> None:
+    """Refuses a stored model that would run other code than ours, or unpickle something, when MLflow loads it.
+
+    Raises:
+        TrackingError: If it would.
+    """
+    flavors = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]
+    about = flavors.get("python_function", {})
+    code = folder / Path(str(about.get("model_code_path", ""))).name
+    others = [key for key in ("python_model", "code", "data") if about.get(key)]
+    same = code.is_file() and code.read_bytes() == _code_of_models().read_bytes()
+    if about.get("loader_module") != "mlflow.pyfunc.loaders.code_model" or others or not same:
+        raise TrackingError(
+            f"model {model_id} is refused: it brings code of its own, which would run when it is loaded; "
+            "models of runs recorded by this version of tlresearch do not (tlresearch predict runs no code of a model)"
+        )
+
+
+def _code_of_models() -> Path:
+    # Located without importing it: it is MLflow's to run, and registers a model when it is run.
+    spec = importlib.util.find_spec("tlresearch.tracking.served")
+    if spec is None or spec.origin is None:
+        raise TrackingError("tlresearch.tracking.served is missing from this installation")
+    return Path(spec.origin)
 
 
 def load_predictor(store: Store, model_id: str) -> Any:
@@ -153,10 +207,7 @@ def signature(classes: Sequence[str], columns: Sequence[str] = ()) -> ModelSigna
 
 
 def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, needed: list[str]) -> None:
-    # Located without importing it: it is MLflow's to run, and registers a model when it is run.
-    spec = importlib.util.find_spec("tlresearch.tracking.served")
-    if spec is None or spec.origin is None:
-        raise TrackingError("tlresearch.tracking.served is missing from this installation")
+    code = str(_code_of_models())
     with warnings.catch_warnings(), quiet("mlflow.utils.environment"):
         # MLflow asks for an input example, which it would store and check, and for pip's version.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
@@ -166,7 +217,7 @@ def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, 
 
         mlflow.pyfunc.save_model(
             path=str(target),
-            python_model=spec.origin,
+            python_model=code,
             artifacts={NAME: str(artifacts)},
             mlflow_model=entry,
             signature=described,

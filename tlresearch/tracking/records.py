@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tlresearch.errors import TrackingError, nearest
+from tlresearch.tracking.calls import resolve
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def find_run(store: Store, text: str) -> Run:
     """
     from mlflow.exceptions import MlflowException
 
+    with store.errors():
+        text = resolve(store, text) or text
     if _RUN_ID.match(text):
         try:
             return store.client.get_run(text)

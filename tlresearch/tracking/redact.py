@@ -1,12 +1,21 @@
-"""Keeps secrets out of everything that is recorded or printed: addresses, params, diffs."""
+"""Keeps secrets out of everything that is recorded or printed: addresses, params, diffs, logs, errors."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
+HIDE = "TLRESEARCH_HIDE"
+"""Variable with the names of variables whose values are hidden; processes that are started take it over."""
 _FOLDERS = ("PWD", "OLDPWD")  # environment variables that only look like secrets
 
 # A secret is named by the last word of its key: `api_token` is one, `max_tokens` and `tokenizer` are not.
@@ -31,6 +40,42 @@ _KNOWN = re.compile(
     r"sk-[A-Za-z0-9_-]{20,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,})|"
     r"(?<=Bearer )\S+|(?<=Basic )[A-Za-z0-9+/=]{8,}"
 )
+
+
+def read_variable(key: str, *default: Any) -> Any:
+    """What ``${oc.env:KEY}`` and ``${oc.env:KEY,default}`` become in a config; the value is hidden from now on.
+
+    Raises:
+        KeyError: If there is no such variable, and no default.
+    """
+    if key in os.environ:
+        hidden = os.environ.get(HIDE, "").split(",")
+        if key not in hidden:
+            os.environ[HIDE] = ",".join(filter(None, [*hidden, key]))
+        return os.environ[key]
+    if not default:
+        raise KeyError(f"Environment variable '{key}' not found")
+    return None if default[0] is None else str(default[0])
+
+
+def protect_output() -> None:
+    """Hides secrets in all that this process logs or dies of from now on, whichever library says it."""
+    logging.setLogRecordFactory(_CleanRecord)
+    sys.excepthook = _show_error
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+class _CleanRecord(logging.LogRecord):
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.exc_info and self.exc_info[0]:
+            self.exc_text = redact("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:  # noqa: N802  # logging's own name
+        return redact(super().getMessage())
 
 
 def is_secret(key: str) -> bool:
@@ -73,6 +118,20 @@ def _names_secret(variable: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    values = {os.environ.get(key, "") for key in os.environ if _names_secret(key)}
+    named = {os.environ[key] for key in os.environ if _names_secret(key)}
     # Shorter values ("1", "none") would tear ordinary text apart.
-    return sorted((value for value in values if len(value) >= 8), key=len, reverse=True)
+    found = {value for value in named if len(value) >= 8}
+    for key in os.environ.get(HIDE, "").split(","):
+        found |= {part for part in _hidden_parts(os.environ.get(key, "")) if len(part) >= 6 and not part.isdecimal()}
+    return sorted(found | {quote(value, safe="") for value in found}, key=len, reverse=True)
+
+
+def _hidden_parts(value: str) -> set[str]:
+    """What of a variable's value is hidden: of an address user, password and query; nothing of a file's place."""
+    if "://" not in value:
+        return set() if os.sep in value and Path(value).exists() else {value}
+    try:
+        address = urlsplit(value)
+        return {unquote(part) for part in (address.username, address.password, address.query) if part}
+    except ValueError:
+        return {value}

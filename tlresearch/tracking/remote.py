@@ -95,10 +95,6 @@ class RemoteTracker:
                 self.raise_errors()
         return self._answers[key] if key[0] == "opened" else self._answers.pop(key)
 
-    def sent(self) -> None:
-        """Waits until the writing process has been told everything so far: it writes that even if we are killed."""
-        self._outbox.join()
-
     def raise_errors(self) -> None:
         """Raises what the store refused, if it did.
 
@@ -169,7 +165,7 @@ class RemoteRun(TrackedRun):
         # Not `super().__init__`: store and writer are in the other process.
         self._tracker, self._number = tracker, number
         self.name, self.resumed = name, resumed
-        self.description, self.params = "", dict[str, str]()
+        self.description = ""
         self.status = "RUNNING"
         self._pruned = False
         self._signals = TerminationGuard()
@@ -181,12 +177,12 @@ class RemoteRun(TrackedRun):
         return opened
 
     @property
-    def run_id(self) -> str:  # type: ignore[override]
+    def run_id(self) -> str:
         """Its id, known as soon as it has been opened."""
         return self._opened.run_id
 
     @property
-    def experiment_id(self) -> str:  # type: ignore[override]
+    def experiment_id(self) -> str:
         """The experiment it belongs to."""
         return self._opened.experiment_id
 
@@ -208,10 +204,9 @@ class RemoteRun(TrackedRun):
         return int(self._tracker.ask(self._number, "last_step", metric))
 
     def flush(self) -> bool:
-        """Makes sure that what was logged outlives this process."""
+        """Waits until what was logged is in the store or on disk: it outlives this process, and that of the tracker."""
         self._send_tags()
-        self._tracker.sent()
-        return True
+        return bool(self._tracker.ask(self._number, "flush"))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags, all of them in one write: at a checkpoint, or at the end."""
@@ -221,6 +216,10 @@ class RemoteRun(TrackedRun):
         if self._tags:
             self._tracker.call(self._number, "set_tags", self._tags)
             self._tags = {}
+
+    def count(self, tag: str) -> None:
+        """Adds one to a tag that is a number."""
+        self._tracker.call(self._number, "count", tag)
 
     def log_text(self, text: str, path: str) -> None:
         """Stores text as an artifact."""
@@ -233,6 +232,10 @@ class RemoteRun(TrackedRun):
     def log_file(self, file: Path, folder: str = "") -> None:
         """Stores a file or a folder, and waits: it may be gone the next moment."""
         self._tracker.ask(self._number, "log_file", file, folder)
+
+    def store_model(self, about: Mapping[str, Any], folder: Path) -> str:
+        """Stores a model, and waits."""
+        return str(self._tracker.ask(self._number, "store_model", dict(about), folder))
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Stores a figure as an artifact."""
@@ -257,11 +260,15 @@ class RemoteRun(TrackedRun):
         self._tracker.call(self._number, "mark_pruned", reason)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Ends the run; a second call does nothing."""
+        """Ends the run and waits until that is written; a second call does nothing.
+
+        The study is told of a trial after this: were it the other way round, all that is killed in between would leave
+        a trial that counts, with half a run.
+        """
         if self.status == "RUNNING":
             self.status = status
             self._send_tags()
-            self._tracker.call(self._number, "close", status)
+            self._tracker.ask(self._number, "close", status)
             self._tracker.raise_errors()
 
     def abandon(self) -> None:

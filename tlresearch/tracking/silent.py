@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.run import Status, TrackedRun
 
 if TYPE_CHECKING:
@@ -23,15 +24,28 @@ class SilentRun(TrackedRun):
 
     def __init__(self, run_id: str, name: str) -> None:
         # Not `super().__init__`: it would open a store and start the thread that writes.
-        self.run_id, self.experiment_id, self.name = run_id, "", name
+        self._run_id, self.name = run_id, name
         self.resumed = True  # what is recorded at the start is there already
-        self.description, self.params = "", dict[str, str]()
+        self.description = ""
         self.status = "RUNNING"
+
+    @property
+    def run_id(self) -> str:
+        """Its id, as far as it was known."""
+        return self._run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """Rank 0 knows it."""
+        return ""
 
     @property
     def url(self) -> str:
         """Rank 0 knows it."""
         return ""
+
+    def hold(self, owner: Ownership | None = None) -> None:
+        """It is rank 0's."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Does nothing."""
@@ -50,6 +64,9 @@ class SilentRun(TrackedRun):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Does nothing."""
 
+    def count(self, tag: str) -> None:
+        """Does nothing."""
+
     def log_text(self, text: str, path: str) -> None:
         """Does nothing."""
 
@@ -58,6 +75,10 @@ class SilentRun(TrackedRun):
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Does nothing."""
+
+    def store_model(self, about: Mapping[str, Any], folder: Path) -> str:
+        """Does nothing."""
+        return ""
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Does nothing."""

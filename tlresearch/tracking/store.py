@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from tlresearch.config.paths import home
 from tlresearch.errors import TrackingError
+from tlresearch.exclusive import exclusive
+from tlresearch.tracking.database import check_reachable
 from tlresearch.tracking.redact import redact
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    # None of MLflow's own: it would make a run twice if the answer was lost. `tracking.courier` tries again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -90,20 +93,79 @@ class Store:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turns MLflow's errors into a `TrackingError` that names the store and no credentials."""
+        """Turns MLflow's errors into one that names the store and no credentials.
+
+        Raises:
+            StoreAwayError: If the store cannot be used now.
+            TrackingError: If it refuses what it was asked for.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             yield
-        except (MlflowException, OSError) as error:
-            raise TrackingError(f"MLflow store {self.label}: {one_line(error)}") from None
+        except TrackingError:
+            raise
+        except Exception as error:
+            gone = away(error)
+            if not gone and not isinstance(error, (MlflowException, OSError)):
+                raise
+            kind = StoreAwayError if gone else TrackingError
+            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}") from None
+
+
+class StoreAwayError(TrackingError):
+    """The store cannot be used now: it does not answer, or answers that it cannot."""
+
+
+_OUTAGES = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+)
+
+
+def away(error: BaseException) -> bool:
+    """Whether an error means that the store cannot be used now, rather than that it refuses what it was given."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _OUTAGES
+    response = getattr(error, "response", None)  # of requests, when an artifact is stored
+    if response is not None:
+        return response.status_code >= 500 or response.status_code in (408, 429)
+    return type(error).__module__.partition(".")[0] in ("requests", "urllib3", "sqlalchemy")
+
+
+_PLAIN_REASONS = {
+    "Connection refused": "it does not answer",
+    "Connection reset": "it cut the connection",
+    "RemoteDisconnected": "it cut the connection",
+    "timed out": "it does not answer in time",
+    "NameResolutionError": "its name is not known",
+    "too many 500": "it answers with error 500",
+    "error code 500": "it answers with error 500",
+    "error code 502": "it answers with error 502",
+    "error code 503": "it answers with error 503",
+    "error code 504": "it answers with error 504",
+}
+"""What an outage is called, by what its long text contains."""
 
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, without secrets and of readable length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("(raised as a result of"):  # SQLAlchemy's advice, in front of the error
+        lines = lines[1:]
     text = redact(lines[0] if lines else type(error).__name__)
     return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def _reason(error: BaseException, *, gone: bool) -> str:
+    found = [plain for part, plain in _PLAIN_REASONS.items() if part in str(error)] if gone else []
+    return found[0] if found else one_line(error)
 
 
 def resolve_uri(configured: str | None = None) -> str:
@@ -127,8 +189,12 @@ def resolve_uri(configured: str | None = None) -> str:
     return uri.rstrip("/")
 
 
-def connect(configured: str | None = None) -> Store:
+def connect(configured: str | None = None, *, check: bool = True) -> Store:
     """Opens the store once per process; creates a local database that is not there yet.
+
+    Args:
+        configured: Its address, if the config names one.
+        check: Whether a server has to answer now.
 
     Raises:
         TrackingError: Within seconds, if the store cannot be reached or used.
@@ -139,16 +205,17 @@ def connect(configured: str | None = None) -> Store:
     with _opening:
         key = (os.getpid(), uri)
         if key not in _open:
-            _open[key] = _connect(uri)
+            _open[key] = _connect(uri, check=check)
         return _open[key]
 
 
-def _connect(uri: str) -> Store:
+def _connect(uri: str, *, check: bool) -> Store:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a hundred lines for what we say in one
     database = uri.split("://")[0].split("+")[0] in _DATABASES
     artifacts = home() / "artifacts" if database else None
     try:
@@ -162,20 +229,23 @@ def _connect(uri: str) -> Store:
                     # Readers and several writers at once; the setting stays in the file.
                     connection.execute("PRAGMA journal_mode=WAL")
         elif database:
-            # Two processes that create the tables at once fail; the lock covers those of this machine.
-            with _locked(home() / ".mlflow-database.lock"):
+            # MLflow would try for 100 s to reach one that is down.
+            check_reachable(uri)
+            # Two processes that create the tables at once fail, also those of two machines.
+            with exclusive(uri, "mlflow tables"):
                 client = MlflowClient(uri, registry_uri=uri)
                 client.search_experiments(max_results=1)
         else:
             with _quick_requests():
                 client = MlflowClient(uri, registry_uri=uri)
-                client.search_experiments(max_results=1)
+                if check:
+                    client.search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(f"cannot use the MLflow store {redact(uri)}: {_cure(uri, error)}") from None
     except Warning:
         raise
     except Exception as error:
-        # SQLAlchemy and requests raise errors of their own for a missing driver or a bad address.
+        # SQLAlchemy and requests raise errors of their own: a missing driver, a bad address, a database that is down.
         raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {one_line(error)}") from None
     return Store(uri, client, artifacts)
 

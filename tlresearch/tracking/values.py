@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from tlresearch.tracking.redact import HIDDEN, is_secret, redact
+import yaml
+
+from tlresearch.tracking.redact import HIDDEN, is_secret, redact, redact_assignments
 
 LONGEST_PARAM = 6000  # MLflow cuts what is longer
 LONGEST_TAG = 8000
 _SHOWN_OF_LONG = 200
+_REFERENCE = re.compile(r"\$\{oc\.env:[^{}]+\}")  # says where a secret is, not what it is
 
 
 def metric_key(name: str) -> str:
@@ -41,12 +44,20 @@ def clean(name: str, value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(inner): clean(str(inner), item) for inner, item in value.items()}
     if value not in (None, "") and is_secret(name):
-        return HIDDEN
+        return value if _REFERENCE.fullmatch(str(value)) else HIDDEN
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, (list, tuple)):
         return [clean(name, item) for item in value]
     return value
+
+
+def clean_yaml(text: str) -> str:
+    """A YAML file without secrets; as it stands if nothing in it sounds like one."""
+    plain = redact(text)
+    if redact_assignments(plain) == plain:
+        return plain
+    return yaml.safe_dump(clean("", yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
 
 
 def params(values: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]]:

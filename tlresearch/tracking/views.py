@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import zlib
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from tlresearch.tracking.store import Store, runs_url
+from tlresearch.tracking.store import Store, StoreAwayError, runs_url
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = "mlflow.sharedViewState."
 _PLAIN = "tlresearch"
@@ -44,8 +47,11 @@ def save_view(
         state |= {"orderByKey": f"metrics.`{best_first}`", "orderByAsc": falling}
     # The format of the UI's own "Share" button.
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    with store.errors():
-        store.client.set_experiment_tag(experiment_id, f"{_PREFIX}{name}", f"deflate;{packed}")
+    try:
+        with store.errors():
+            store.client.set_experiment_tag(experiment_id, f"{_PREFIX}{name}", f"deflate;{packed}")
+    except StoreAwayError as error:
+        _log.warning("the view of the table of runs is not saved: %s", error)  # no reason to end a run
     return f"{runs_url(store.ui, experiment_id)}&viewStateShareKey={quote(name, safe='')}"
 
 

@@ -1,0 +1,216 @@
+"""A store that goes away in the middle: everything is kept on disk, delivered in order, and nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tracking.outages import broken, content, record, start
+from tlresearch.cli import main
+from tlresearch.errors import TrackingError
+from tlresearch.tracking import courier as couriers
+from tlresearch.tracking.calls import Call, Target
+from tlresearch.tracking.journal import Journal, folder, journals
+from tlresearch.tracking.pending import deliver
+from tlresearch.tracking.records import find_run
+from tlresearch.tracking.store import connect
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(couriers, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(couriers, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(couriers, "_couriers", {})
+    return tmp_path / "home" / "mlflow.db"
+
+
+@contextlib.contextmanager
+def between(database: Path, first: int, last: int) -> Iterator[Callable[[int], None]]:
+    """A store that is away from one epoch to another."""
+    with contextlib.ExitStack() as outage:
+
+        def disturb(epoch: int) -> None:
+            if epoch == first:
+                outage.enter_context(broken(database))
+            if epoch == last:
+                outage.close()
+
+        yield disturb
+
+
+def test_an_outage_leaves_the_record_of_an_undisturbed_run(
+    database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = start()
+    record(quiet, tmp_path)
+    run = start()
+    with between(database, 1, 4) as disturb:
+        record(run, tmp_path, disturb)
+    store = connect()
+    assert content(store, run.run_id) == content(store, quiet.run_id)
+    assert not list(folder().iterdir())
+    said = [line.getMessage() for line in caplog.records]
+    assert sum("the training goes on" in line for line in said) == 1
+    assert sum("is back:" in line for line in said) == 1
+
+
+def test_what_is_not_delivered_is_told_and_delivered_once(
+    database: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet = start(name="alone")
+    record(quiet, tmp_path, model=False)
+    monkeypatch.setattr(couriers, "_FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(couriers, "_LONGEST_PAUSE", 1000.0)
+    run = start(name="alone")
+    with between(database, 2, 99) as disturb:
+        record(run, tmp_path, disturb, model=False)
+        run.outbox._owner.release()  # type: ignore[union-attr]  # as at the end of the process
+        # Points of two epochs and two metrics; texts of two epochs, the long param, the folder.
+        assert "4 metric values, 4 files and the end of 1 run (alone)" in caplog.text
+        assert "tlresearch sync" in caplog.text
+        assert connect().label in caplog.text
+        with pytest.raises(TrackingError, match="runs"):
+            deliver(connect(), connect().label)
+    # Two at once, as two people would: what one delivers the other leaves alone.
+    done: list[object] = []
+    both = [threading.Thread(target=lambda: done.extend(deliver(connect(), connect().label))) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert content(connect(), run.run_id) == content(connect(), quiet.run_id)
+    assert main(["sync"]) == 0
+    assert "nothing waits" in capsys.readouterr().out
+
+
+def test_a_nested_run_opened_meanwhile_gets_its_id_later(database: Path, tmp_path: Path) -> None:
+    quiet = start(name="child", parent="0" * 32)
+    record(quiet, tmp_path, model=False)
+    parent = start(name="parent")
+    with broken(database):
+        group = start(name="group", parent=parent.run_id)
+        child = start(name="child", parent=group.run_id)
+        first = child.run_id
+        assert first.startswith("local0")
+        record(child, tmp_path, model=False)
+        parent.set_tags({"best": first})
+        group.close()
+    parent.close()
+    store = connect()
+    assert first != child.run_id
+    assert content(store, child.run_id) == content(store, quiet.run_id)
+    assert find_run(store, first).info.run_id == child.run_id
+    stored = store.client.get_run(child.run_id)
+    assert stored.data.tags["mlflow.parentRunId"] == group.run_id
+    assert store.client.get_run(group.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert store.client.get_run(parent.run_id).data.tags["best"] == child.run_id
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from tests.tracking.outages import broken, start
+run = start(name="killed")
+with run, broken(Path(sys.argv[1])):
+    child = start(name="child", parent=run.run_id)
+    for one in (run, child):
+        for epoch in range(3):
+            one.log_metrics({"loss": float(epoch)}, epoch)
+        one.log_text("text", "a.txt")
+        assert one.flush()
+    print(run.run_id, child.run_id, flush=True)
+    import sqlite3, signal
+    # The outage ends with the process, as it would if the power came back.
+    sqlite3.connect(sys.argv[1]).execute("ALTER TABLE away RENAME TO runs")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_kept_goes_on_with_the_run(database: Path) -> None:
+    repository = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(database)],
+        env=os.environ | {"PYTHONPATH": repository},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    parent, child = done.stdout.split()
+    assert {journal.path.name for journal in journals()} == {parent, child}
+    # A line that the process was writing when it was killed.
+    with (folder() / parent / "calls.jsonl").open("a") as file:
+        file.write('{"what": "tags", "about": {"ta')
+    with start(name="killed", run_id=parent) as run, start(name="child", parent=parent, run_id=child) as again:
+        for one in (run, again):
+            assert one.last_step("loss") == 2
+            for epoch in range(2, 5):
+                one.log_metrics({"loss": float(epoch)}, epoch)
+    client = connect().client
+    assert again.run_id != child
+    for one in (run, again):
+        assert client.get_run(one.run_id).info.status == "FINISHED"
+        points = [(point.step, point.value) for point in client.get_metric_history(one.run_id, "loss")]
+        assert points == [(epoch, float(epoch)) for epoch in range(5)]
+        assert one.download("a.txt").read_text() == "text"
+    assert not list(folder().iterdir())
+
+
+def test_a_journal_goes_on_behind_a_line_that_was_never_finished(database: Path) -> None:
+    journal = Journal.begin(connect(), Target("local", None), "run")
+    journal.append(Call("tags", {"tags": {"ä": "1"}}))
+    with (journal.path / "calls.jsonl").open("a") as file:
+        file.write('{"what": "tags", "abo')
+    left = Journal.left("local")
+    assert left is not None
+    left.append(Call("tags", {"tags": {"b": "2"}}))
+    (again,) = journals()
+    assert [call.about["tags"] for call in again.waiting_now()] == [{"ä": "1"}, {"b": "2"}]
+
+
+def test_a_run_that_was_deleted_meanwhile_keeps_what_it_recorded(
+    database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(couriers, "_FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(couriers, "_LONGEST_PAUSE", 1000.0)
+    run = start(name="deleted")
+    with broken(database):
+        run.set_tags({"a": "c"})
+        run.close()
+        run.outbox._owner.release()  # type: ignore[union-attr]  # as at the end of the process
+    connect().client.delete_run(run.run_id)
+    capsys.readouterr()
+    assert main(["sync"]) == 1
+    assert "must be in the 'active' state" in capsys.readouterr().out.replace("\n", " ")
+    assert (folder() / run.run_id / "calls.jsonl").exists()
+    start().close()  # others are not in its way
+
+
+def test_a_run_of_its_own_needs_the_store_at_its_start(database: Path) -> None:
+    connect()
+    with broken(database), pytest.raises(TrackingError, match="MLflow store"):
+        start()
+    assert not folder().exists()
+
+
+def test_a_disk_that_takes_nothing_either_is_a_clear_error(database: Path) -> None:
+    run = start()
+    folder().write_text("a file where the folder would be")
+    with broken(database):
+        with pytest.raises(TrackingError, match="cannot be kept"):
+            run.set_tags({"a": "c"})
+        run.log_metrics({"loss": 1.0}, 0)
+        assert not run.flush()
+        with pytest.raises(TrackingError, match="cannot be kept"):
+            run.close()
+    folder().unlink()

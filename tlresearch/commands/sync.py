@@ -1,0 +1,45 @@
+"""`tlresearch sync`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tlresearch.commands.shared import console_of_leader
+
+EXAMPLE = "tlresearch sync"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--uri", help="the store, if its address needs a password (default: MLFLOW_TRACKING_URI)")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Delivers to MLflow what runs recorded while it was away."""
+    from tlresearch.errors import TrackingError
+    from tlresearch.tracking.journal import journals
+    from tlresearch.tracking.pending import deliver, summary
+    from tlresearch.tracking.redact import redact
+    from tlresearch.tracking.store import connect, resolve_uri
+
+    console = console_of_leader()
+    labels = list(dict.fromkeys(journal.store for journal in journals()))
+    if not labels:
+        console.print("nothing waits: MLflow has everything")
+        return 0
+    given = resolve_uri(options.uri)
+    code = 0
+    for label in labels:
+        # An address is kept without its password: the whole one has to be given again.
+        uri = given if redact(given) == label else label
+        if redact(uri) != uri and uri == label:
+            raise TrackingError(f"the address {label} is kept without its password: set MLFLOW_TRACKING_URI, or --uri")
+        store = connect(uri)
+        done = deliver(store, label)
+        if whole := [one for one in done if not one.problem]:
+            console.print(f"delivered to {label}: {summary(whole)}", highlight=False, soft_wrap=True)
+        for one in done:
+            if one.problem:
+                code = 1
+                console.print(f"run {one.name or one.run_id}: {one.problem}", highlight=False, soft_wrap=True)
+    return code

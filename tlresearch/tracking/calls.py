@@ -1,0 +1,262 @@
+"""What is written to MLflow, as data: a call can be made at once, or kept on disk and made later, also twice."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tlresearch.errors import TrackingError
+from tlresearch.tracking import values
+from tlresearch.tracking.dataset import dataset_input
+from tlresearch.tracking.manifest import Manifest
+from tlresearch.tracking.model import store_model
+from tlresearch.tracking.store import Store
+
+_log = logging.getLogger(__name__)
+
+LOCAL_ID = "tlresearch.local_id"
+"""Tag of every run: the id it had before MLflow gave it one, so that a run is never made twice."""
+STATE = "tlresearch.state"
+REASON = "tlresearch.reason"
+FAILURE = "tlresearch.failure"
+CHANGED = "tlresearch.changed"
+POINTS = 1000
+"""MLflow's limit of metric points per request."""
+_PER_REQUEST = 100  # params or tags
+_LOCAL = re.compile(r"^local0[0-9a-f]{26}$")
+
+
+def new_local_id() -> str:
+    """An id as long as MLflow's, and different from all of them."""
+    return f"local0{secrets.token_hex(13)}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """Something to be written of one run.
+
+    Attributes:
+        what: Key of `CALLS`.
+        about: Its arguments, plain values only.
+        file: The file or folder that it stores.
+    """
+
+    what: str
+    about: Mapping[str, Any]
+    file: Path | None = None
+
+
+@dataclass
+class Target:
+    """The run that calls are made for, and what is known of it.
+
+    Attributes:
+        local_id: Its id before it has one of MLflow's.
+        run_id: Its id; ``None`` until it has been created.
+        experiment_id: Its experiment; empty until it has been created.
+        resumed: Whether it may hold points and params already.
+        params: Params it holds; ``None`` if that is not known.
+        tags: Tags it had when it was continued, and counters.
+        steps: Steps of each metric that are stored.
+        models: Hashes of the files of each model that was logged.
+    """
+
+    local_id: str
+    run_id: str | None
+    experiment_id: str = ""
+    resumed: bool = False
+    params: dict[str, str] | None = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The run's id, or what stands in for it."""
+        return self.run_id or self.local_id
+
+
+def perform(store: Store, target: Target, call: Call, *, again: bool = False) -> None:
+    """Makes a call.
+
+    Args:
+        store: The store.
+        target: The run; what becomes known of it is added.
+        call: The call.
+        again: Whether it may have been made before, and only the answer was lost.
+
+    Raises:
+        StoreAwayError: If the store cannot be used now.
+        TrackingError: If it refuses the call.
+    """
+    with store.errors():
+        CALLS[call.what](store, target, call, again)
+
+
+def resolve(store: Store, run_id: str) -> str | None:
+    """The id that MLflow gave a run, by its local id; any other id as it is; ``None`` if there is no such run yet."""
+    if not _LOCAL.match(run_id):
+        return run_id
+    experiments = [found.experiment_id for found in store.client.search_experiments()]
+    found = store.client.search_runs(experiments, f"tags.`{LOCAL_ID}` = '{run_id}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def _resolved(store: Store, items: Mapping[str, str]) -> dict[str, str]:
+    """Values in which ids of runs that were opened while the store was away are those that MLflow gave them."""
+    return {
+        key: (resolve(store, value) or value) if key != LOCAL_ID and _LOCAL.match(value) else value
+        for key, value in items.items()
+    }
+
+
+def _create(store: Store, target: Target, call: Call, again: bool) -> None:
+    target.experiment_id = store.experiment_id(call.about["experiment"])
+    if again:
+        target.run_id = resolve(store, target.local_id)
+    if target.run_id is None:
+        tags = _resolved(store, call.about["tags"])
+        if _LOCAL.match(tags.get("mlflow.parentRunId", "")):
+            raise TrackingError(f"its parent {tags['mlflow.parentRunId']} has not been delivered")
+        made = store.client.create_run(
+            target.experiment_id,
+            start_time=call.about["time"],
+            tags={**tags, LOCAL_ID: target.local_id},
+            run_name=call.about["name"],
+        )
+        target.run_id = made.info.run_id
+
+
+def _reopen(store: Store, target: Target, call: Call, again: bool) -> None:
+    run_id = _known(target)
+    found = store.client.get_run(run_id)
+    if found.info.lifecycle_stage == "deleted":
+        raise TrackingError(f"run {run_id} was deleted in MLflow; restore it there, or start a new run")
+    store.client.update_run(run_id, status="RUNNING")
+    found = store.client.get_run(run_id)  # as whoever wrote it before has left it
+    target.experiment_id = found.info.experiment_id
+    target.params, target.tags = dict(found.data.params), dict(found.data.tags)
+    for tag in (STATE, REASON, FAILURE):
+        if tag in found.data.tags:
+            store.client.delete_tag(run_id, tag)
+    _tags(store, target, call, again)
+
+
+def _params(store: Store, target: Target, call: Call, again: bool) -> None:
+    from mlflow.entities import Param
+
+    run_id = _known(target)
+    if target.params is None:
+        target.params = dict(store.client.get_run(run_id).data.params)
+    stored, given = target.params, call.about["params"]
+    changed = {key: value for key, value in given.items() if stored.get(key, value) != value}
+    if changed:
+        listing = ", ".join(f"{key}: {stored[key]} -> {value}" for key, value in sorted(changed.items()))
+        _log.warning("run %s was started with other values: %s", run_id, listing)
+        _tags(store, target, Call("tags", {"tags": values.tags({CHANGED: listing})}), again)
+    fresh = [Param(key, value) for key, value in given.items() if key not in stored]
+    for some in _parts(fresh, _PER_REQUEST):
+        store.client.log_batch(run_id, params=some, synchronous=True)
+    stored.update({param.key: param.value for param in fresh})
+
+
+def _tags(store: Store, target: Target, call: Call, again: bool) -> None:
+    from mlflow.entities import RunTag
+
+    items = [RunTag(key, value) for key, value in _resolved(store, call.about["tags"]).items()]
+    for some in _parts(items, _PER_REQUEST):
+        store.client.log_batch(_known(target), tags=some, synchronous=True)
+
+
+def _count(store: Store, target: Target, call: Call, again: bool) -> None:
+    # From the count at the start, not from the one stored: a count that is made twice is the same number.
+    counted = str(int(target.tags.get(call.about["tag"], "0")) + 1)
+    store.client.set_tag(_known(target), call.about["tag"], counted)
+    target.tags[call.about["tag"]] = counted
+
+
+def _metrics(store: Store, target: Target, call: Call, again: bool) -> None:
+    from mlflow.entities import Metric
+
+    run_id = _known(target)
+    for some in _parts(call.about["points"], POINTS):
+        # Reversed twice: of two values for the same step the first counts, as it does across batches.
+        fresh = {(p[0], p[3]): p for p in reversed(some) if p[3] not in stored_steps(store, target, p[0])}
+        metrics = [Metric(key, value, time, step) for key, value, time, step in reversed(fresh.values())]
+        if metrics:
+            store.client.log_batch(run_id, metrics=metrics, synchronous=True)
+        for key, step in fresh:
+            target.steps[key].add(step)
+
+
+def stored_steps(store: Store, target: Target, key: str) -> set[int]:
+    """Steps of a metric that the store holds; asks it once, and only for a run that was continued."""
+    if key not in target.steps:
+        history = store.client.get_metric_history(_known(target), key) if target.resumed else []
+        target.steps[key] = {point.step for point in history}
+    return target.steps[key]
+
+
+def _file(store: Store, target: Target, call: Call, again: bool) -> None:
+    assert call.file is not None
+    place = call.about["place"]
+    if call.file.is_dir():
+        store.client.log_artifacts(_known(target), str(call.file), place)
+    else:
+        store.client.log_artifact(_known(target), str(call.file), place or None)
+
+
+def _dataset(store: Store, target: Target, call: Call, again: bool) -> None:
+    store.client.log_inputs(_known(target), [dataset_input(**call.about)])
+
+
+def _rename(store: Store, target: Target, call: Call, again: bool) -> None:
+    store.client.update_run(_known(target), name=call.about["name"])
+
+
+def _model(store: Store, target: Target, call: Call, again: bool) -> None:
+    assert call.file is not None
+    model_id, hashes = store_model(store, _known(target), target.experiment_id, call.file, again=again, **call.about)
+    target.models[model_id] = hashes
+
+
+def _end(store: Store, target: Target, call: Call, again: bool) -> None:
+    run_id = _known(target)
+    manifest = Manifest(dict(call.about["files"]), dict(target.models))
+    try:
+        if target.resumed:
+            manifest.missing(store, run_id)
+        manifest.write(store, run_id)
+    finally:
+        store.client.set_terminated(run_id, call.about["status"], end_time=call.about["time"])
+
+
+def _known(target: Target) -> str:
+    if target.run_id is None:
+        raise TrackingError(f"run {target.local_id} has not been created")
+    return target.run_id
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterable[Any]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+CALLS: Mapping[str, Callable[[Store, Target, Call, bool], None]] = {
+    "create": _create,
+    "reopen": _reopen,
+    "params": _params,
+    "tags": _tags,
+    "count": _count,
+    "metrics": _metrics,
+    "file": _file,
+    "dataset": _dataset,
+    "rename": _rename,
+    "model": _model,
+    "end": _end,
+}
+"""All that is ever written of a run. Each can be made twice: the second time nothing changes."""

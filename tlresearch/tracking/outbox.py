@@ -1,0 +1,242 @@
+"""What one run records on its way to MLflow: taken at once, written in order, kept on disk while the store is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tlresearch.errors import TrackingError
+from tlresearch.tracking.calls import POINTS, Call, Target, perform, stored_steps
+from tlresearch.tracking.courier import courier
+from tlresearch.tracking.journal import Journal, folder
+from tlresearch.tracking.owner import Ownership
+from tlresearch.tracking.store import Store, StoreAwayError
+from tlresearch.tracking.values import metric_key
+
+_log = logging.getLogger(__name__)
+
+_INTERVAL = 2.0  # seconds between two writes; one write costs about as much as a single point
+_PATIENCE = 5.0  # seconds that a checkpoint waits for the store before its metrics go to disk instead
+
+Point = tuple[str, float, int, int]
+"""Name, value, milliseconds since 1970, step."""
+
+
+class Outbox:
+    """Writes one run. Calls are made at once; metrics by a thread, in batches.
+
+    While the store is away, everything goes to a journal on disk, and the courier delivers it in order.
+
+    Args:
+        store: Where to write.
+        target: The run.
+        name: Its name, for whoever reads of what waits.
+        journal: What an earlier process has left of it.
+    """
+
+    def __init__(self, store: Store, target: Target, name: str, journal: Journal | None = None) -> None:
+        self.target = journal.target if journal else target
+        self._store, self._name = store, name
+        self._courier = courier(store)
+        self._journal = journal
+        self._gate = threading.Lock()  # of the journal
+        self._pending: list[Point] = []
+        self._spilled = 0  # how often what was pending went to the journal
+        self._wake = threading.Condition()
+        self._sending = threading.Lock()
+        self._urgent = self._stop = False
+        self._refused: TrackingError | None = None
+        self._complained = self._closed = False
+        self._owner: Ownership | None = None
+        self._thread: threading.Thread | None = None
+        if journal is not None:
+            self._courier.take(self)
+
+    def hold(self, owner: Ownership) -> None:
+        """Owns the run until its end has been written."""
+        self._owner = owner
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something of this run is on disk instead of in the store."""
+        return self._journal is not None
+
+    def do(self, call: Call, *, patient: bool = True) -> None:
+        """Makes a call, or keeps it if the store is away.
+
+        Args:
+            call: The call.
+            patient: Whether it may be kept.
+
+        Raises:
+            TrackingError: If the store refuses it.
+            StoreAwayError: If the store is away and the call must not wait.
+        """
+        if patient and (self.waiting or self._courier.away):
+            self._keep(call)
+            return
+        try:
+            perform(self._store, self.target, call)
+        except StoreAwayError as error:
+            if not patient:
+                raise
+            self._keep(call, str(error))
+
+    def _keep(self, call: Call, reason: str = "") -> None:
+        try:
+            with self._gate:
+                if self._journal is None:
+                    self._journal = Journal.begin(self._store, self.target, self._name)
+                self._journal.append(call)
+        except OSError as error:
+            away = reason or f"MLflow store {self._store.label} is away"
+            raise TrackingError(f"{away}, and what is recorded cannot be kept in {folder()} either: {error}") from None
+        self._courier.take(self, reason)
+
+    def deliver(self) -> bool:
+        """Delivers what is on disk; the courier calls it.
+
+        Raises:
+            StoreAwayError: If the store is still away.
+        """
+        while (journal := self._journal) is not None:
+            try:
+                journal.deliver(self._store)
+            except StoreAwayError:
+                raise
+            except TrackingError as error:
+                if not self._complained:
+                    _log.warning("run %s: %s; what it recorded since is kept in %s", self._name, error, journal.path)
+                self._complained = True
+                return True
+            with self._gate:
+                if not any(True for _ in journal.waiting()):
+                    journal.remove()
+                    self._journal = None
+                    self._release()
+        return True
+
+    def _release(self) -> None:
+        if self._closed and self._owner is not None and not self.waiting:
+            self._owner.release()
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Takes one value per metric; returns at once."""
+        now = int(time.time() * 1000)
+        points = [(metric_key(key), float(value), now, int(step)) for key, value in metrics.items()]
+        with self._wake:
+            self._pending += points
+            if self._thread is None and not self._stop:
+                self._thread = threading.Thread(target=self._work, name="tlresearch-metrics", daemon=True)
+                self._thread.start()
+            if len(self._pending) >= POINTS:
+                self._wake.notify_all()
+
+    def last_step(self, metric: str) -> int:
+        """The largest step of a metric, stored or waiting; -1 if there is none."""
+        key = metric_key(metric)
+        with self._wake:
+            known = {point[3] for point in self._pending if point[0] == key}
+        with self._gate:
+            kept = list(self._journal.waiting_now()) if self._journal else []
+        known |= {point[3] for call in kept for point in call.about.get("points", ()) if point[0] == key}
+        if self.target.run_id is not None and not self.waiting:
+            try:
+                with self._sending, self._store.errors():
+                    known |= stored_steps(self._store, self.target, key)
+            except StoreAwayError as error:
+                _log.debug("%s", error)
+        return max(known, default=-1)
+
+    def flush(self) -> bool:
+        """Has what waits written now, to the store or to disk; returns whether it was."""
+        with self._wake:
+            if self._thread is not None:
+                self._urgent = True
+                self._wake.notify_all()
+                in_time = self._wake.wait_for(lambda: not self._pending or self._refused is not None, _PATIENCE)
+                if in_time:
+                    return self._refused is None
+        self._spill(f"MLflow store {self._store.label} is slow to answer")
+        return self._refused is None
+
+    def close(self, end: Call) -> None:
+        """Writes what waits, then the end of the run, and ends the thread.
+
+        Raises:
+            TrackingError: If the store refused something.
+        """
+        with self._wake:
+            self._stop = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self._send()
+            self.do(end)
+        finally:
+            with self._gate:
+                self._closed = True
+                self._release()
+        if self._refused is not None:
+            raise self._refused
+
+    def _work(self) -> None:
+        while not self._stop:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stop or self._urgent or len(self._pending) >= POINTS, _INTERVAL)
+                self._urgent = False
+            if not self._stop:
+                self._send()
+
+    def _send(self) -> None:
+        with self._sending:
+            with self._wake:
+                points, spilled = list(self._pending), self._spilled
+            if points:
+                try:
+                    if self.waiting or self._courier.away:
+                        self._spill()
+                    else:
+                        perform(self._store, self.target, _metrics(points))
+                except StoreAwayError as error:
+                    self._spill(str(error))
+                except TrackingError as error:
+                    self._refuse(error)
+                else:
+                    with self._wake:
+                        self._refused = None
+                        if spilled == self._spilled:
+                            del self._pending[: len(points)]
+            with self._wake:
+                self._wake.notify_all()
+
+    def _spill(self, reason: str = "") -> None:
+        """Moves the metrics that wait in memory to disk; those on their way just now are stored once all the same."""
+        with self._wake:
+            try:
+                if self._pending:
+                    self._keep(_metrics(self._pending), reason)
+                self._pending = []
+                self._spilled += 1
+            except TrackingError as error:
+                self._refuse(error)
+            self._wake.notify_all()
+
+    def _refuse(self, error: TrackingError) -> None:
+        if self._refused is None:  # whoever closes the run is told
+            _log.warning("metrics of run %s wait in memory only: %s", self._name, error)
+        self._refused = error
+
+
+def _metrics(points: list[Point]) -> Call:
+    return Call("metrics", {"points": [list(point) for point in points]})
+
+
+def as_end(status: str, files: Mapping[str, str]) -> Call:
+    """The last call of a run: its status, now, with the hashes of its files."""
+    about: dict[str, Any] = {"status": status, "files": dict(files), "time": int(time.time() * 1000)}
+    return Call("end", about)
