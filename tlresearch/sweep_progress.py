@@ -22,9 +22,12 @@ class SweepProgress:
         study: The study.
         config: The sweep.
         retried: Interrupted trials that are tried again.
+        others: Whether trials that other workers have run are shown too.
     """
 
-    def __init__(self, console: Console | None, study: Study, config: SweepConfig, retried: int) -> None:
+    def __init__(
+        self, console: Console | None, study: Study, config: SweepConfig, retried: int, *, others: bool = True
+    ) -> None:
         self.console = console or Console(quiet=True)
         self.study = study
         self.config = config
@@ -38,24 +41,41 @@ class SweepProgress:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        done = len(studies.ended(study))
+        self.others = others
+        self.shown = {trial.number for trial in studies.ended(study)}
+        done = len(self.shown)
         self.bar_id = self.bar.add_task(config.name, total=config.trials, completed=done)
         if done:
             self.note(f"continuing after {done} of {config.trials} trials")
         if retried:
             self.note(f"{retried} interrupted trials are tried again")
 
+    def catch_up(self) -> int:
+        """Shows what other workers have finished since it was last asked; returns how many trials that are."""
+        if not self.others:
+            return 0
+        fresh = [trial for trial in studies.ended(self.study) if trial.number not in self.shown]
+        for trial in fresh:
+            self._show(trial)
+        return len(fresh)
+
     def trial_ended(self, study: Study, trial: FrozenTrial) -> None:
-        """Shows a trial; as a callback of the study."""
+        """Shows a trial of this process, and those that others have finished before; as a callback of the study."""
+        self.catch_up()
+        if studies.counts(trial) and trial.number not in self.shown:
+            self._show(trial)
+
+    def _show(self, trial: FrozenTrial) -> None:
+        self.shown.add(trial.number)
         point = "  ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
         state = trial.state.name.lower()
         value = f"{trial.value:.4f}" if state == "complete" and trial.value is not None else state
-        done = studies.complete(study)
+        done = studies.complete(self.study)
         mark = "  best" if done and done[0].number == trial.number else ""
-        why = f"  {trial.user_attrs['failure']}" if "failure" in trial.user_attrs else ""
+        why = f"  {trial.user_attrs[studies.FAILURE]}" if studies.FAILURE in trial.user_attrs else ""
         seconds = f"{trial.user_attrs['seconds']:.1f} s" if "seconds" in trial.user_attrs else ""
         self.note(f"trial {trial.number:>3}  {value:>8}  {point}  {seconds}{mark}{why}")
-        self.bar.update(self.bar_id, completed=len(studies.ended(study)))
+        self.bar.update(self.bar_id, completed=len(self.shown))
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""

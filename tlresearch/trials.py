@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from tlresearch import study as studies
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import suggest
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
-from tlresearch.errors import ConfigError, UserError
+from tlresearch.errors import ConfigError, RunFailedError, UserError
 from tlresearch.experiment import RunResult, Trial, fit
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
+from tlresearch.liveness import Identity
+from tlresearch.storage import said_plainly
 from tlresearch.sweep_progress import SweepProgress
 from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun
@@ -32,10 +36,15 @@ TRIAL_TRACKING = {
     "tracking.system_metrics": False,
 }
 """Trials record config and metrics; the best one is run again with everything."""
+LONGEST_PAUSE = 10.0  # seconds between two looks at what other workers are doing
 
 
 class TrialFailedError(Exception):
     """A trial ended with an error that is its own; the sweep goes on."""
+
+
+class _NotOursError(Exception):
+    """A trial that another worker runs, or nobody has to."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,11 @@ class FinalRun:
 
 @dataclass(frozen=True)
 class Worker:
-    """Runs the trials of a study, one after another in this process, and its final runs."""
+    """Runs the trials of a study, one after another in this process, and its final runs.
+
+    Any number of them work on one study, on as many machines as reach its database, and none is told what to do: the
+    database says what is left.
+    """
 
     config: SweepConfig
     base: Loaded[ExperimentConfig]
@@ -64,22 +77,64 @@ class Worker:
     parent: TrackedRun
     progress: SweepProgress
     tracker: RemoteTracker | None = None
+    identity: Identity = field(default_factory=Identity.own)
 
-    def left(self) -> int:
-        """Trials that are missing from the total."""
-        return self.config.trials - len(studies.ended(self.study))
+    def standing(self) -> studies.Standing:
+        """How far the study is, after trials of workers that are gone have been given back."""
+        studies.give_back(self.study, self.identity)
+        return studies.standing(self.study.get_trials(deepcopy=False), self.config.trials)
 
-    def run_next(self, began: Callable[[int], None] = lambda number: None) -> int:
-        """Runs one trial and returns its number; `began` is told the number first."""
-        ended: list[int] = []
+    def run_all(self, *, wait: bool = True, leave: Callable[[], bool] = lambda: False) -> None:
+        """Runs trials until the study has its total.
+
+        Args:
+            wait: Whether to wait for trials of other workers, one of which may be given back; otherwise this returns
+                as soon as there is none to begin.
+            leave: Asked before each trial whether to stop.
+
+        Raises:
+            UserError: If a trial cannot be run because of a mistake of the user's.
+        """
+        waiting_since = None
+        while not leave():
+            now = self.standing()
+            if now.open:
+                waiting_since = None
+                self.run_next()
+            elif now.running and wait:
+                if waiting_since is None:
+                    waiting_since = time.monotonic()
+                    numbers = ", ".join(str(trial.number) for trial in now.running)
+                    self.progress.note(f"waiting for other workers: trial {numbers}")
+                time.sleep(min(LONGEST_PAUSE, 0.2 + 0.1 * (time.monotonic() - waiting_since)))
+                self.progress.catch_up()
+            else:
+                return
+
+    def run_next(self) -> None:
+        """Asks for a trial and runs it, unless it turns out to be one too many."""
+        not_ours = False
 
         def objective(trial: optuna.Trial) -> float:
-            began(trial.number)
-            ended.append(trial.number)
-            return self.objective(trial)
+            nonlocal not_ours
+            try:
+                if studies.claim(self.study, trial, self.config.trials, self.identity):
+                    return self.objective(trial)
+            except UpdateFinishedTrialError:
+                self.progress.note(f"trial {trial.number} was given to another worker: nothing was heard of this one")
+            except SystemExit:  # a signal: on another machine nobody would know before `lost_after` seconds
+                self.study.tell(trial, state=TrialState.FAIL)
+                raise
+            not_ours = True
+            raise _NotOursError
 
-        self.study.optimize(objective, n_trials=1, catch=(TrialFailedError,), callbacks=[self.progress.trial_ended])
-        return ended[0]
+        try:
+            callbacks = [self.progress.trial_ended]
+            with said_plainly():
+                self.study.optimize(objective, n_trials=1, catch=(TrialFailedError, _NotOursError), callbacks=callbacks)
+        except ValueError:  # Optuna cannot end a trial that has ended
+            if not not_ours:
+                raise
 
     def objective(self, trial: optuna.Trial) -> float:
         """Runs one trial and returns its objective."""
@@ -93,8 +148,6 @@ class Worker:
                 raise ConfigError(
                     [f"objective.metric: '{metric}' is not recorded; recorded: {known}"], self.config.name
                 )
-            if not math.isfinite(epoch.metrics["train/loss"]):
-                raise TrialFailedError(f"the training loss was {epoch.metrics['train/loss']} in epoch {epoch.epoch}")
             if isinstance(self.study.pruner, NopPruner):
                 return  # each report is a write to the database, and MLflow has the curve
             trial.report(epoch.metrics[metric], epoch.epoch)
@@ -105,21 +158,24 @@ class Worker:
         setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, tracker=self.tracker)
         try:
             result = fit(revise(self.base, {**point, **TRIAL_TRACKING}), trial=setting)
-        except UserError:
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            trial.set_user_attr(studies.INTERRUPTED, True)
+        except UpdateFinishedTrialError:
             raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, RunFailedError):
+                raise  # not this trial's fault: when it has been mended, the same command tries the trial again
             trial.set_user_attr(
-                "failure", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                studies.FAILURE, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
             raise TrialFailedError(str(error)) from error
         trial.set_user_attr("run_id", result.run_id)
         trial.set_user_attr("seconds", round(result.seconds, 2))
         if result.status == "pruned":
             raise optuna.TrialPruned
-        return result.metrics[metric]
+        value = result.metrics[metric]
+        if not math.isfinite(value):
+            trial.set_user_attr(studies.FAILURE, f"{metric} is {value} in epoch {result.epoch}")
+            raise TrialFailedError(f"{metric} is {value}")
+        return value
 
     def check_complete(self) -> None:
         """Refuses to go on without a completed trial.
@@ -129,7 +185,7 @@ class Worker:
         """
         if not studies.complete(self.study):
             reasons = [
-                t.user_attrs["failure"] for t in self.study.get_trials(deepcopy=False) if "failure" in t.user_attrs
+                t.user_attrs[studies.FAILURE] for t in studies.ended(self.study) if studies.FAILURE in t.user_attrs
             ]
             raise UserError(
                 f"sweep '{self.config.name}': no trial was completed; "

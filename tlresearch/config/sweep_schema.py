@@ -47,6 +47,16 @@ class ConfirmConfig:
 
 
 @dataclass
+class RayConfig:
+    """A Ray cluster, for `launcher: ray`. Each worker there runs trials one after another on what it reserves."""
+
+    address: str = setting("auto", "Address of the cluster, host:port; auto is the one this machine belongs to.")
+    cpus_per_trial: float = setting(1, "Cores reserved for each trial; its threads too.", unit="cores", above=0)
+    gpus_per_trial: float = setting(0, "GPUs reserved for each trial; 0.5 lets two share one.", unit="GPUs", at_least=0)
+    working_dir: str | None = setting(None, "Folder that is sent to the nodes, such as src with modules of your own; null: they see the sweep's folder at the same path.")
+
+
+@dataclass
 class SweepConfig:
     """One sweep: an experiment, a search space over any of its keys, and how it is searched."""
 
@@ -60,8 +70,11 @@ class SweepConfig:
     sampler: ComponentConfig = setting(ComponentConfig, "Sampler; tpe unless named.")
     pruner: ComponentConfig = setting(ComponentConfig, "Pruner; none unless named.")
     trials: int = setting(20, "Total number of trials; running the sweep again continues up to it.", unit="trials", at_least=1)
-    workers: int = setting(1, "Processes that run trials at the same time, each on its share of the cores.", unit="processes", at_least=1)
+    workers: int | None = setting(None, "Trials that run at the same time, each in a process on its share of the cores; null is 1, and with Ray as many as the cluster has room for.", unit="processes", at_least=1)
+    launcher: Literal["local", "ray"] = setting("local", "Where the workers run: on this machine, or on a Ray cluster.")
+    ray: RayConfig = setting(RayConfig, "The Ray cluster.")
     seed: int = setting(0, "Seed of the sampler.", at_least=0)
     baselines: dict[str, dict[str, Any]] = setting({}, "Runs beside the trials, by name: overrides by full key, such as training from scratch.")
     confirm: ConfirmConfig = setting(ConfirmConfig, "Confirmation of the best configurations.")
-    storage: str | None = setting(None, "Optuna storage URL; null is a local SQLite file.")
+    storage: str | None = setting(None, "Optuna storage URL, such as postgresql://user@host/optuna; null is a local SQLite file.")
+    lost_after: int = setting(180, "Silence of a worker on another machine after which its trial is given to another one; longer than outages of the database.", unit="seconds", at_least=6)

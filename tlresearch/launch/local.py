@@ -8,45 +8,42 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
-from tlresearch import study as studies
-from tlresearch.config.load import Loaded
-from tlresearch.config.schema import ExperimentConfig
-from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.errors import UserError
+from tlresearch.launch.brief import Brief
 from tlresearch.trials import Worker
 
 DEATHS = 3  # of workers, one after another and without a finished trial between them
-
-
-@dataclass(frozen=True)
-class Brief:
-    """What a worker process is told: everything about the study but its next trial."""
-
-    config: SweepConfig
-    base: Loaded[ExperimentConfig]
-    space: dict[str, SpaceConfig]
-    parent: str
-    threads: int
-    worker: int = 0
+LOOK_SECONDS = 0.5  # between two looks at what the workers have finished
 
 
 class _Process:
-    """A worker process and the socket on which it is told to run a trial, and says what became of it."""
+    """A worker process, and the socket on which it says how it ended."""
 
-    def __init__(self, brief: Brief) -> None:
+    def __init__(self, brief: Brief, threads: int) -> None:
         ours, theirs = socket.socketpair()
         # Torch reads these when it is imported; it would otherwise take all cores in every process.
-        threads = {name: str(brief.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [sys.executable, "-m", "tlresearch.launch.worker", str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **threads})
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **environment})
         theirs.close()
         self.connection = Connection(ours.detach())
         self.connection.send(brief)
-        self.brief = brief
-        self.trial: int | None = None
+        self.brief, self.threads = brief, threads
+
+    def outcome(self) -> str | None:
+        """The mistake of the user's it ended with, or empty; ``None`` if it was killed."""
+        try:
+            text: str = self.connection.recv()
+        except (EOFError, OSError):
+            text = ""
+            self.process.wait()
+            if self.process.returncode:
+                return None
+        self.stop()
+        return text
 
     def stop(self) -> None:
         """Ends the process after what it is doing."""
@@ -62,69 +59,55 @@ def run_trials(worker: Worker) -> None:
     Raises:
         UserError: If a trial cannot be run because of a mistake of the user's, or processes keep dying.
     """
-    count = min(worker.config.workers, worker.left())
-    if count <= 1:
-        while worker.left() > 0:
-            worker.run_next()
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    brief = Brief(worker.config, worker.base, worker.space, worker.parent.run_id, max(1, cores // count))
-    with _processes(brief, count) as processes:
-        _hand_out(worker, processes)
+    count = min(worker.config.workers or 1, worker.standing().open)
+    if count > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        brief = Brief(worker.config, worker.base, worker.space, worker.parent.run_id)
+        with _processes(brief, count, max(1, cores // count)) as processes:
+            _watch(worker, processes)
+    worker.run_all()  # all of them if one worker is enough; else what workers elsewhere have given back
 
 
-def _hand_out(worker: Worker, processes: list[_Process]) -> None:
-    """Lets each process run one trial after another; counts those under way, so that the total is met exactly."""
-    left, deaths = worker.left(), 0
-    for process in processes:
-        process.connection.send("next")
-        left -= 1
-    busy = list(processes)
-    while busy:
-        ready = wait([process.connection for process in busy])
-        for process in [process for process in busy if process.connection in ready]:
-            try:
-                kind, value = process.connection.recv()
-            except (EOFError, OSError):
+def _watch(worker: Worker, processes: list[_Process]) -> None:
+    """Shows what the processes finish until each has ended, and replaces those that die."""
+    deaths = 0
+    while processes:
+        ready = wait([process.connection for process in processes], LOOK_SECONDS)
+        if worker.progress.catch_up():
+            deaths = 0
+        for process in [process for process in processes if process.connection in ready]:
+            error = process.outcome()
+            processes.remove(process)
+            if error:
+                raise UserError(error)
+            if error is None:
                 deaths += 1
-                left += 1  # it is tried again, under another number
-                _replace(worker, process, processes)
                 if deaths >= DEATHS:
-                    raise UserError(
-                        f"sweep '{worker.config.name}': {deaths} worker processes died one after another; "
-                        "is there memory for workers? The same command continues"
-                    ) from None
-                busy[busy.index(process)] = process = processes[-1]
-                kind, value = "again", None
-            if kind == "began":
-                process.trial = value
-                continue
-            if kind == "error":
-                raise UserError(value)
-            if kind == "ended":
-                deaths, process.trial = 0, None
-                worker.progress.trial_ended(worker.study, worker.study.get_trials(deepcopy=False)[value])
-            if left > 0:
-                process.connection.send("next")
-                left -= 1
-            else:
-                busy.remove(process)
+                    raise keep_dying(worker.config.name, deaths)
+                if worker.standing().open:
+                    processes.append(_Process(process.brief, process.threads))
+    worker.progress.catch_up()
 
 
-def _replace(worker: Worker, dead: _Process, processes: list[_Process]) -> None:
-    """Starts a process for one that died, and gives its trial another try."""
-    processes.remove(dead)
-    dead.stop()
-    if dead.trial is not None:
-        studies.requeue(worker.study, dead.trial)
-    processes.append(_Process(dead.brief))
+def keep_dying(sweep: str, deaths: int) -> UserError:
+    """What is said when starting one more worker would not help."""
+    return UserError(
+        f"sweep '{sweep}': {deaths} worker processes died one after another; is there memory for workers? "
+        "The same command continues"
+    )
 
 
 @contextmanager
-def _processes(brief: Brief, count: int) -> Iterator[list[_Process]]:
-    processes = [_Process(replace(brief, worker=number)) for number in range(count)]
+def _processes(brief: Brief, count: int, threads: int) -> Iterator[list[_Process]]:
+    processes = [_Process(replace(brief, worker=number), threads) for number in range(count)]
     try:
         yield processes
+    except (KeyboardInterrupt, SystemExit):
+        for process in processes:
+            process.process.terminate()  # each gives its trial back
+        raise
     finally:
+        for process in processes:
+            process.connection.close()  # all of them first, so that they end at the same time
         for process in processes:
             process.stop()

@@ -1,4 +1,4 @@
-"""A worker process of a sweep: told of the study once, it runs a trial whenever it is told to."""
+"""A worker process of a sweep: told of the study once, it runs trials until the study has its total."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from typing import TYPE_CHECKING
 from tlresearch.errors import UserError
 
 if TYPE_CHECKING:
-    from tlresearch.launch.local import Brief
+    from tlresearch.launch.brief import Brief
 
 
-def serve(connection: Connection) -> int:
-    """Runs trials until the other side hangs up; returns the exit code."""
-    brief: Brief = connection.recv()
+def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
+    """Runs trials while there are some to begin; ends after its trial when the other side of `connection` is gone.
+
+    Returns:
+        The mistake of the user's that a trial ended with; empty if all is well.
+    """
     from tlresearch import study as studies
+    from tlresearch.liveness import Identity
     from tlresearch.sweep_progress import SweepProgress
     from tlresearch.tracking.remote import RemoteTracker
     from tlresearch.tracking.silent import SilentRun
     from tlresearch.trials import Worker
 
-    study = studies.open_study(brief.config, brief.space, worker=brief.worker)
-    parent = SilentRun(brief.parent, brief.config.name)
-    with RemoteTracker() as tracker:
-        quiet = SweepProgress(None, study, brief.config, 0)
-        worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, tracker)
-        while True:
-            try:
-                connection.recv()  # "next"
-            except (EOFError, OSError):
-                return 0
-            try:
-                number = worker.run_next(began=lambda number: connection.send(("began", number)))
-            except UserError as error:
-                connection.send(("error", str(error)))
-                return 2
-            connection.send(("ended", number))
+    def alone() -> bool:
+        return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
+
+    try:
+        study = studies.open_study(brief.config, brief.space, worker=brief.worker)
+        parent = SilentRun(brief.parent, brief.config.name)
+        with RemoteTracker() as tracker:
+            quiet = SweepProgress(None, study, brief.config, 0, others=False)
+            identity = Identity.own(brief.post)
+            worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, tracker, identity)
+            worker.run_all(wait=False, leave=alone)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def main(arguments: list[str]) -> int:
@@ -45,11 +47,18 @@ def main(arguments: list[str]) -> int:
 
     import torch
 
+    from tlresearch.tracking.redact import protect_output
+
+    protect_output()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    connection = Connection(int(arguments[0]))
     try:
-        return serve(Connection(int(arguments[0])))
+        connection.send(run_trials(connection.recv(), connection=connection))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever started us has ended
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
