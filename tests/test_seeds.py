@@ -207,8 +207,6 @@ def test_the_command_runs_the_group_and_shows_it(capsys: pytest.CaptureFixture[s
     assert "test/accuracy" in shown
 
 
-def test_mistakes_are_named(fits: Counted) -> None:
+def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"seeds: must be different whole numbers from 0, but got \[0, 0\]"):
         load_text(toy_text(seeds="[0, 0]"))
-    with pytest.raises(UserError, match=r"trainer\.devices: the runs of a group run in one process"):
-        fit_group(load_text(SHORT, {"trainer.devices": 2}))

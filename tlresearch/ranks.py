@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+SOCKET = "TLRESEARCH_RANK_SOCKET"
+"""Environment variable by which a rank knows the socket on which rank 0 tells it its run."""
+
 
 def is_leader(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this is the process that records the run: rank 0, or the only one.
 
-    Lightning starts the same command again for each further rank, with ``LOCAL_RANK`` set; torchrun sets ``RANK``.
+    Ranks above 0 are started with ``LOCAL_RANK`` set (`tlresearch.processes`); torchrun sets ``RANK`` too.
     """
     if "RANK" in environment:
         return environment["RANK"] == "0"

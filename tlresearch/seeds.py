@@ -92,11 +92,6 @@ def fit_group(
         UserError: If config, data, weights or store are wrong, or another process runs the same group.
     """
     loaded = revise(experiment, overrides) if isinstance(experiment, Loaded) else load_experiment(experiment, overrides)
-    if loaded.config.trainer.devices > 1:
-        raise UserError(
-            f"trainer.devices: the runs of a group run in one process, but it is {loaded.config.trainer.devices}; "
-            "set it to 1, or run one seed after another with seeds=[] seed=N"
-        )
     loaded, wanted = _plain(loaded, seeds)
     store = connect(loaded.config.tracking.uri)
     identity = _identity(loaded, wanted, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -38,6 +40,17 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "TLRESEARCH_HOME": str(home), "PYTHONWARNINGS": "ignore"}
 
 
+def ranks_of(home: Path) -> list[int]:
+    """The ranks above 0 that live."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = "tlresearch.launch.rank" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+            if ours and process.environ().get("TLRESEARCH_HOME") == str(home):
+                found.append(process.pid)
+    return found
+
+
 def weights(store: Store, run_id: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -58,8 +71,12 @@ def test_two_ranks_are_one_run_that_goes_on_after_a_kill(tmp_path: Path, monkeyp
             while not list(home.glob("unfinished/*/last.ckpt")) and time.monotonic() < until:
                 time.sleep(0.01)
             assert process.poll() is None
+            assert ranks_of(home)
             process.kill()
             process.wait()
+            while ranks_of(home) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert not ranks_of(home), "a rank has outlived rank 0"
         done = subprocess.run(
             arguments, env=environment(home), capture_output=True, text=True, timeout=240, check=False
         )
@@ -97,5 +114,5 @@ def test_rank_0_leads() -> None:
 
 
 def test_a_strategy_that_does_not_keep_what_is_promised_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' is unknown.*; known: auto, ddp"):
-        load_text(toy_text(trainer="{strategy: fsdp}"))
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: 'deepspeed' is unknown.*; known: auto, ddp, fsdp"):
+        load_text(toy_text(trainer="{strategy: deepspeed}"))

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
@@ -19,6 +20,7 @@ from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning import param_groups
 from tlresearch.finetuning.best import BestWeights, pack, unpack
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
+from tlresearch.finetuning.sharding import whole
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +162,12 @@ class FreezeScheduleCallback(L.Callback):
         """Sets the modes, which Lightning and evaluation may have changed."""
         self._apply_modes(_task(pl_module))
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Makes the ranks agree on norm statistics, which each has taken from its own share of the batches."""
+        if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING:
+            task = _task(pl_module)
+            param_groups.synchronise_buffers(task.backbone, task.head)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sets the modes again after evaluation."""
         if trainer.state.fn == TrainerFn.FITTING and not self.finished:
@@ -203,8 +211,7 @@ class FreezeScheduleCallback(L.Callback):
             self._leave_phase(task, phase, here)
         reason = here.reason if here.phase != before.phase else ""
         report = EpochReport(epoch, metrics, phase, rates, trainable, reason, self._gradients)
-        for listener in self.listeners:
-            listener(report)
+        self._tell(trainer, report)
         if self.finished:
             if here.phase < len(self.schedule.phases) - 1:
                 names = ", ".join(p.name for p in self.schedule.phases[here.phase + 1 :])
@@ -212,6 +219,19 @@ class FreezeScheduleCallback(L.Callback):
             trainer.should_stop = True
         elif here.phase != before.phase:
             self._enter_phase(trainer, task, resumed=None)
+
+    def _tell(self, trainer: L.Trainer, report: EpochReport) -> None:
+        """Tells the listeners; those of rank 0 prune the run for all ranks, which must stop together."""
+        pruned: RunPrunedError | None = None
+        try:
+            for listener in self.listeners:
+                listener(report)
+        except RunPrunedError as reason:
+            pruned = reason
+        if trainer.world_size > 1:
+            pruned = trainer.strategy.broadcast(pruned)
+        if pruned is not None:
+            raise pruned
 
     def _mid_phase(self) -> bool:
         here = self.position
@@ -244,7 +264,7 @@ class FreezeScheduleCallback(L.Callback):
         log.info("epoch %d: phase '%s' ends: %s", here.epoch - 1, phase.name, here.reason)
 
     def _check_frozen(self, task: Tunable, phase: Phase) -> None:
-        self._apply_modes(task)
+        param_groups.apply_modes(phase, task.backbone, task.head)  # the next phase's may let more of them move
         now = param_groups.digests(param_groups.frozen_tensors(phase, task.backbone, task.head))
         moved = [name for name, digest in self._digests.items() if now.get(name) != digest]
         if moved or now.keys() != self._digests.keys():
@@ -273,7 +293,7 @@ def _trainable(module: torch.nn.Module) -> int:
 
 
 def _gradient_norm(module: torch.nn.Module) -> float:
-    found = [p.grad.float().norm() for p in module.parameters() if p.requires_grad and p.grad is not None]
+    found = [whole(p.grad.float().norm()) for p in module.parameters() if p.requires_grad and p.grad is not None]
     return float(torch.stack(found).norm()) if found else 0.0
 
 
@@ -284,7 +304,7 @@ def _rewrap(trainer: L.Trainer, task: Tunable) -> None:
     are silently left out.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and trainer.world_size > 1:
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = cast(L.LightningModule, task)
         strategy.configure_ddp()
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.errors import ConfigError
 from tlresearch.finetuning.schedule import Phase
+from tlresearch.finetuning.sharding import whole
 
 NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
@@ -168,7 +169,7 @@ def digests(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, str]:
     """Returns a hash of each tensor's bytes by name."""
     found = {}
     for name, tensor in tensors:
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        data = whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
         found[name] = hashlib.blake2b(data.numpy().data, digest_size=16).hexdigest()
     return found
 
