@@ -79,6 +79,27 @@ def test_half_an_entry_is_none(damage: str, store: ActivationStore) -> None:
     assert store.computed == 2
 
 
+def test_any_changed_byte_of_any_file_is_noticed(store: ActivationStore) -> None:
+    def various() -> Iterator[Sequence[Value]]:
+        yield [torch.ones(length) for length in (2, 5, 3, 4)]
+
+    store.get({"a": 1}, SAMPLES, various)
+    path = store.entries()[0].path
+    files = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert len(files) == 3  # description, values, shapes
+    changed = 0
+    for name, sound in files.items():
+        for place in range(0, len(sound), 5):
+            for other in files:
+                (path / other).write_bytes(files[other])
+            (path / name).write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+            try:
+                entries.check(path, entries.read_meta(path))
+            except ValueError:
+                changed += 1
+    assert changed == sum(len(range(0, len(sound), 5)) for sound in files.values())
+
+
 def test_verify_removes_what_has_changed(store: ActivationStore) -> None:
     store.get({"a": 1}, SAMPLES, ones)
     entry = store.entries()[0]

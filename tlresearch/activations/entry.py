@@ -96,7 +96,7 @@ def write(
             raise ValueError(f"an entry of {samples} samples was given {done}")
         described = files.finish()
     meta = {"about": about, "samples": samples, "leaves": described}
-    replace(folder / META, json.dumps(meta).encode())
+    replace(folder / META, json.dumps({**meta, "checksum": _checksum_of(meta)}).encode())
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         OSError: If it is missing.
     """
     meta = json.loads((folder / META).read_text())
-    if not isinstance(meta, dict) or not {"about", "samples", "leaves"} <= meta.keys():
-        raise ValueError("its description is not complete")
+    if not isinstance(meta, dict) or meta.pop("checksum", None) != _checksum_of(meta):
+        raise ValueError("its description has changed")
     return meta
 
 
@@ -219,6 +219,10 @@ def _checksum(path: Path) -> str:
         while chunk := file.read(CHUNK):
             value = zlib.crc32(chunk, value)
     return f"{value:08x}"
+
+
+def _checksum_of(meta: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(meta, sort_keys=True).encode()):08x}"
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -63,7 +63,13 @@ def inject(
                 parent, _, key = name.rpartition(".")
                 holder = stage.get_submodule(parent)
                 box = nn.ModuleDict({"layer": holder.get_submodule(key)})
-                config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=["layer"])
+                config = peft.LoraConfig(
+                    r=rank,
+                    lora_alpha=alpha,
+                    lora_dropout=dropout,
+                    target_modules=["layer"],
+                    fan_in_fan_out=_transposed(box["layer"]),
+                )
                 peft.inject_adapter_in_model(config, box)
                 setattr(holder, key, box["layer"])
     count = sum(map(len, chosen))
@@ -114,8 +120,19 @@ def _adaptable(stage: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if called is not None and not any(name == target or name.startswith(f"{target}.") for target in called):
             continue
-        if isinstance(module, nn.Linear) or _plain_convolution(module):
+        if _linear(module) or _plain_convolution(module):
             yield name, module
+
+
+def _linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or _transposed(module)
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether it is GPT-2's linear layer, whose weight is ``(in, out)``; where peft is, transformers is too."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 def _plain_convolution(module: nn.Module) -> bool:
@@ -145,5 +162,5 @@ def _choose(layers: Sequence[dict[str, nn.Module]], targets: Sequence[str]) -> l
         return [[name for name in stage if any(fnmatch.fnmatchcase(name, p) for p in targets)] for stage in layers]
     if not every:
         raise ConfigError(["freeze.lora: this backbone has no layer that takes an adapter"], "lora")
-    linear = any(isinstance(layer, nn.Linear) for stage in layers for layer in stage.values())
-    return [[name for name, layer in stage.items() if not linear or isinstance(layer, nn.Linear)] for stage in layers]
+    linear = any(_linear(layer) for stage in layers for layer in stage.values())
+    return [[name for name, layer in stage.items() if not linear or _linear(layer)] for stage in layers]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
 import time
@@ -15,10 +17,15 @@ from typing import Any, Self, TextIO
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tlresearch.config.paths import home
+from tlresearch.errors import UserError
 from tlresearch.ranks import is_leader
 
+log = logging.getLogger(__name__)
+
+DIGEST = 64  # characters of a SHA-256
 SHARE = 0.01  # of the time of a run that its checkpoints may take
 SHARED = "TLRESEARCH_RUN_FOLDER"
 """Environment variable by which rank 0 tells the others its folder."""
@@ -33,6 +40,9 @@ class RunFolder:
 
     Args:
         identity: What makes the run the same run: the recorded config, and the parent's id for a trial.
+
+    Raises:
+        UserError: If the home folder cannot be written.
     """
 
     def __init__(self, identity: str) -> None:
@@ -50,8 +60,14 @@ class RunFolder:
         os.environ[SHARED] = str(self.path)  # the ranks that Lightning starts inherit it
 
     def _take(self) -> TextIO:
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / "lock").open("a")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"TLRESEARCH_HOME: {self.path} cannot be written ({error.strerror}); "
+                "free space there, or set TLRESEARCH_HOME to another folder"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,7 +110,7 @@ class RunFolder:
 
 
 class EpochCheckpoint(Checkpoint):
-    """Writes the whole state of training after an epoch, atomically.
+    """Writes the whole state of training after an epoch, by way of `SealedCheckpoints`.
 
     Epoch ends suffice for an exact resume: order, augmentation and dropout are functions of seed, epoch and step,
     so that the epoch a run was killed in is repeated as it was.
@@ -122,28 +138,72 @@ class EpochCheckpoint(Checkpoint):
         began = time.monotonic()
         if trainer.strategy.broadcast(due and began - self._written >= self._pause):
             self.before()
-            temporary = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary, weights_only=False)  # the optimizer too
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
             self._written = time.monotonic()
             if self.seconds:
                 self._pause = max(self.seconds, (self._written - began) / SHARE)
 
 
+class SealedCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint in one step and with its hash, which `read_checkpoint` asks for.
+
+    A checkpoint of torch is a zip file; the hash of all its bytes stands in the comment at the end of it, so that it
+    is still a file that torch reads. A disk that takes no checkpoint does not end the run: that is said once, and the
+    next one is tried again.
+    """
+
+    _said = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Replaces the file; on rank 0 alone, while the others wait."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
+        content[-2:] = DIGEST.to_bytes(2, "little")  # how long the comment is
+        try:
+            replace(Path(path), content, hashlib.sha256(content).hexdigest().encode())
+        except OSError as error:
+            if not self._said:
+                self._said = True
+                back = "its last checkpoint" if Path(path).exists() else "its beginning"
+                log.warning(
+                    "no checkpoint can be written to %s (%s): the run goes on, but a kill would send it back to %s; "
+                    "free space there",
+                    Path(path).parent,
+                    error.strerror or error,
+                    back,
+                )
+
+
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Reads a checkpoint without unpickling anything; ``None`` if there is none or it is damaged."""
+    """Reads a checkpoint without unpickling anything; ``None`` if there is none, or a byte of it has changed."""
     if not path.exists():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a cut-off zip file raises whatever its broken part leads to
+        content = path.read_bytes()
+        if hashlib.sha256(memoryview(content)[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
+            raise ValueError("its content does not have its hash")
+        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever damage leads to
+        # Torch's own advice would be to unpickle it.
+        reason = "it holds more than tensors" if "weights_only" in str(error) else str(error).partition("\n")[0]
+        log.warning("the checkpoint %s is damaged (%s): the run starts from the beginning", path, reason)
         return None
-    return content if isinstance(content, dict) else None
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file in one step: readers see the old content or the new, never a part."""
+def replace(path: Path, *content: bytes | memoryview) -> None:
+    """Writes a file in one step: readers see the old content or the new, never a part, even after a power failure.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left then.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,45 @@
+"""What every fault needs: a fresh project, and the processes that commands run in."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.chaos.nursery import Nursery
+from tests.chaos.project import Project
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where faults happen.
+
+    Attributes:
+        folder: Folder of all projects.
+        tables: An MLflow database without runs.
+        nursery: Where commands are started.
+        random: What is random in the faults.
+    """
+
+    folder: Path
+    tables: Path
+    nursery: Nursery
+    random: Random
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def project(self, **sections: str) -> Project:
+        """A project of its own."""
+        return Project(self.folder / f"project{next(self._numbers)}", self.tables, self.nursery, **sections)
+
+
+def empty_tables(path: Path) -> Path:
+    """Makes an MLflow database without runs."""
+    from tlresearch.tracking.store import connect
+
+    connect(f"sqlite:///{path}")
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return path
