@@ -7,13 +7,21 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tlresearch.tracking.redact import redact
+
 
 class UserError(Exception):
     """A mistake in config, data, a file or the surroundings; its text names the place and the cure.
 
     The command line prints the text without a traceback and exits with code 2.
     Anything that is not a `UserError` is a bug of ours and keeps its traceback.
+
+    Args:
+        text: The text; passwords, tokens and values of variables that a config reads are hidden in it.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redact(text))
 
 
 class ConfigError(UserError):
@@ -25,18 +33,24 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: Sequence[str], source: str = "config") -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(one_line(redact(problem)) for problem in problems)
         self.source = source
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in problems)]))
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in self.problems)]))
 
 
 class DataError(UserError):
-    """A data folder, file or label that cannot be used; the text names it and the cure."""
+    """A data folder, file or label that cannot be used; the text names it and the cure, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text, 2500))
 
 
 class WeightsError(UserError):
-    """Weights that cannot be found, do not fit the backbone, or fail their hash."""
+    """Weights that cannot be found, do not fit the backbone, or fail their hash; one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text, 2500))
 
 
 class MissingExtraError(UserError):
@@ -61,12 +75,22 @@ class TrackingError(UserError):
     """The MLflow store cannot be reached or does not hold what was asked for."""
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Returns ``" (did you mean 'x'?)"`` for the known word closest to `word`, or an empty string."""
+class RunFailedError(UserError):
+    """Something ended this run and no other: its loss, its memory, its data loader; a sweep goes on without it."""
+
+
+def one_line(problem: str | BaseException, longest: int = 1000) -> str:
+    """A text, or that of an error, in one line of readable length; an error without a text gives its name."""
+    line = " ".join(part.strip() for part in str(problem).splitlines()).strip() or type(problem).__name__
+    return line if len(line) <= longest else f"{line[:longest]}…"
+
+
+def nearest(word: str, known: Sequence[str], *, count: int = 1) -> str:
+    """Returns ``" (did you mean 'x'?)"`` for the known words closest to `word`, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    close = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def load_object(path: str, key: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tlresearch.cli import main
+from tlresearch.commands import config as config_command
 from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
 from tlresearch.errors import ConfigError, UserError
 
@@ -292,3 +296,41 @@ def test_overrides_of_a_sweep_reach_its_experiment_from_the_command_line(tmp_pat
     overrides = load_sweep(path, ["overrides.backbone.weights=null", "overrides.data.batch_size=4"]).config.overrides
     config = revise(load_experiment("digits/transfer"), {**overrides, "backbone.checkpoint": None}).config
     assert (config.backbone.weights, config.data.batch_size, config.backbone.name) == (None, 4, "small_cnn")
+
+
+def test_an_override_of_a_sweep_changes_one_option_and_leaves_the_others(tmp_path: Path) -> None:
+    experiment = write(tmp_path, GOOD.replace("weights: null", "weights: null, options: {width: 4, in_channels: 1}"))
+    sweep = {
+        "experiment": str(experiment),
+        "overrides": {"backbone.options.width": 5, "freeze.epochs": 9},
+        "baselines": {"wide": {"backbone.options.width": 6}},
+        "space": {"seed": {"low": 0, "high": 1}},
+    }
+    path = write(tmp_path, yaml.safe_dump(sweep), "sweep.yaml")
+    words = ["overrides.backbone.options.width=8", "baselines.wide.backbone.options.in_channels=3"]
+    config = load_sweep(path, words).config
+    assert revise(load_experiment(experiment), config.overrides).config.backbone.options == {
+        "width": 8,
+        "in_channels": 1,
+    }
+    assert revise(load_experiment(experiment), config.baselines["wide"]).config.backbone.options == {
+        "width": 6,
+        "in_channels": 3,
+    }
+
+
+def test_a_command_prints_the_same_warning_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def thrice(options: argparse.Namespace) -> int:
+        """Says something as Python does where no handler is set up; pytest sets one up."""
+        for seed in (0, 0, 1):
+            record = logging.LogRecord("tlresearch.data", logging.WARNING, "", 0, "twice with seed %d", (seed,), None)
+            assert logging.lastResort is not None
+            logging.lastResort.handle(record)
+        return 0
+
+    monkeypatch.setattr(config_command, "command", thrice)
+    for _ in range(2):  # the next command says it again
+        assert main(["config"]) == 0
+        assert capsys.readouterr().err.splitlines() == ["twice with seed 0", "twice with seed 1"]

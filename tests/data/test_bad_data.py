@@ -361,11 +361,13 @@ def test_a_failed_download_is_a_clear_error(
     from torchvision.datasets import CIFAR10
 
     def offline(self: CIFAR10) -> None:
+        (Path(self.root) / self.base_folder).mkdir(parents=True)  # as torchvision leaves it
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(CIFAR10, "download", offline)
     with pytest.raises(DataError, match=r"CIFAR10 could not be downloaded: .*no route to host.*by hand"):
         build(tmp_path, name="torchvision", dataset="CIFAR10")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_many_problems_are_listed_ten_at_a_time(tmp_path: Path, build: Callable[..., Data]) -> None:

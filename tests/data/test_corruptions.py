@@ -10,6 +10,7 @@ from torch.nn import functional
 from tests.toy import ToySplit
 from tlresearch.config import shift
 from tlresearch.config.schema import DataConfig
+from tlresearch.data import weather
 from tlresearch.data.base import Preprocessing, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.corruptions import CORRUPTIONS, CorruptedSplit, corrupt
@@ -43,7 +44,10 @@ def test_a_higher_severity_is_further_from_the_image(kind: str) -> None:
             changed = corrupt(image, kind, severity)
         assert (changed.dtype, changed.shape) == (torch.uint8, image.shape)
         errors.append((changed.float() - image.float()).abs().mean().item())
-    assert errors == sorted(errors)
+    if kind in ("snow", "fog"):  # the authors' strengths change more than one thing at a time
+        assert errors[4] > errors[0]
+    else:
+        assert errors == sorted(errors)
     assert errors[0] > 0
 
 
@@ -73,6 +77,51 @@ def test_a_blur_keeps_the_sum_and_spreads_over_its_radius() -> None:
     reached = (blurred[0] > 0).nonzero()
     assert 2 <= 20 - int(reached.min()) - 2 <= 4
     assert blurred.float().sum() == pytest.approx(25 * 255, rel=0.05)
+
+
+def test_a_cloud_is_smoother_the_more_its_small_shapes_are_damped() -> None:
+    rough = []
+    for decay in (1.2, 1.6, 2.0):
+        torch.manual_seed(0)
+        cloud = weather.plasma(100, decay)
+        assert cloud.shape == (128, 128)
+        assert (cloud.min(), cloud.max()) == (0, 1)
+        rough.append((cloud[1:] - cloud[:-1]).abs().mean().item())
+    assert rough == sorted(rough, reverse=True)
+    grey = torch.full((3, 100, 100), 128, dtype=torch.uint8)
+    torch.manual_seed(0)
+    foggy = corrupt(grey, "fog", 1).float() / 255
+    torch.manual_seed(0)
+    cloud = weather.plasma(100, 2)[:100, :100]
+    by_hand = (0.502 + 1.5 * cloud) * 0.502 / (0.502 + 1.5)  # (x + density * cloud) * max / (max + density)
+    torch.testing.assert_close(foggy[0], by_hand, atol=0.005, rtol=0)
+
+
+def test_a_moving_camera_draws_a_line_and_a_zoom_keeps_the_middle() -> None:
+    dot = torch.zeros(1, 61, 61, dtype=torch.uint8)
+    dot[0, 30, 30] = 255
+    torch.manual_seed(3)
+    line = (corrupt(dot, "motion_blur", 3)[0] > 0).nonzero()
+    extent = line.amax(dim=0) - line.amin(dim=0)
+    assert 12 <= float(extent.float().norm()) <= 31  # a spread of 8 pixels to one side, a reach of 15 twice
+    assert len(line) <= 31  # one pixel wide
+    even = torch.full((3, 50, 60), 77, dtype=torch.uint8)
+    for kind in ("motion_blur", "zoom_blur"):
+        assert (corrupt(even, kind, 5).float() - 77).abs().max() <= 1
+    assert torch.equal(weather.enlarged(dot.float(), 1.0), dot.float())
+    assert weather.enlarged(dot.float(), 2.0)[0].nonzero().float().mean(dim=0).tolist() == pytest.approx(
+        [30, 30], abs=1
+    )
+
+
+def test_snow_whitens_and_falls_once_more_upside_down() -> None:
+    dark = torch.full((3, 80, 80), 40, dtype=torch.uint8)
+    torch.manual_seed(0)
+    snowy = corrupt(dark, "snow", 3).float()
+    ground = 0.7 * 40 + 0.3 * (40 * 1.5 + 127.5)  # where no flake is
+    assert snowy.min().item() == pytest.approx(ground, abs=1.5)
+    assert snowy.mean().item() > ground + 2
+    assert torch.equal(snowy, snowy.flip(1, 2))
 
 
 def test_the_same_sample_is_corrupted_in_the_same_way_whatever_was_drawn_before() -> None:

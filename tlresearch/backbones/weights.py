@@ -11,13 +11,12 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import WeightsRecord
 from tlresearch.config.paths import find_weights
-from tlresearch.errors import WeightsError
+from tlresearch.errors import WeightsError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +141,8 @@ def read(path: Path) -> dict[str, Tensor]:
             f"backbone.weights: {path} is not a torch checkpoint of tensors only; it is refused, "
             "since anything else in it could run code (save its state_dict, or use .safetensors)"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # of a damaged file torch raises whatever its broken part leads to
+        reason = one_line(str(error).strip().partition("\n")[0] or error)
         raise WeightsError(f"backbone.weights: {path} is not a weights file that can be read ({reason})") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -153,6 +152,9 @@ def read(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"backbone.weights: {path} holds no tensors by name")
+    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_meta]
+    if odd:
+        raise WeightsError(f"backbone.weights: {path} holds '{odd[0]}' without its values or as a sparse tensor")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors

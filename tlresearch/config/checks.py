@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tlresearch.config.device_checks import device_problems
 from tlresearch.config.distill_checks import distill_problems
 from tlresearch.config.paths import find_data, find_weights
 from tlresearch.config.published_checks import reference_problems
@@ -59,7 +60,6 @@ SCHEDULES = (
     "scratch",
     "phases",
 )
-STRATEGIES = ("auto", "ddp")
 SAMPLERS = ("tpe", "random", "gp", "qmc", "grid", "cmaes", "nsgaii", "brute_force")
 PRUNERS = ("none", "median", "hyperband", "successive_halving", "percentile", "patient", "threshold", "wilcoxon")
 
@@ -79,6 +79,7 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *_freeze(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),
+        *device_problems(config),
         *distill_problems(config),
         *sampling_problems(config),
         *reference_problems(config),
@@ -250,7 +251,8 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
             f"scheduler.warmup_epochs: must be less than freeze.epochs ({config.freeze.epochs}), "
             f"but got {config.scheduler.warmup_epochs:g}"
         )
-    yield from _one_of("trainer.strategy", config.trainer.strategy, STRATEGIES)
+    if config.trainer.on_oom == "halve" and config.trainer.devices > 1:
+        yield "trainer.on_oom: halve is for one device, whose batch is all of the step's"
     for key, metric in _metrics(config):
         if not re.fullmatch(r"(train|val)/\w+", metric):
             cure = (

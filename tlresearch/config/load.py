@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from tlresearch.config.merging import assign, merge
 from tlresearch.config.paths import find_yaml, topic
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import ConfigError
+from tlresearch.errors import ConfigError, one_line
+from tlresearch.tracking.redact import read_variable
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
 Overrides = Mapping[str, Any] | Sequence[str]
+OmegaConf.register_resolver("oc.env", read_variable, replace=True)  # as OmegaConf's own, but what it reads is hidden
 _NO_PARAMS = ("tracking", "seeds", "reference", "variants")
 
 
@@ -151,7 +154,18 @@ def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfi
         raise ConfigError(
             [f"{key}: is a value of the experiment; give overrides.{key}=…" for key in strange], str(path)
         )
-    return _load(SweepConfig, values, overrides, str(path))
+    loaded = _load(SweepConfig, values, overrides, str(path))
+    recorded = yaml.safe_load(loaded.recorded)
+    for name in ("overrides", "baselines"):  # the experiment they are given to reads the variables, and records which
+        setattr(loaded.config, name, _with_variables(getattr(loaded.config, name), recorded[name]))
+    return loaded
+
+
+def _with_variables(resolved: Any, recorded: Any) -> Any:
+    """Values as they are, but those of variables as they stand in the file: ``${oc.env:...}``."""
+    if isinstance(resolved, dict):
+        return {key: _with_variables(value, recorded[key]) for key, value in resolved.items()}
+    return recorded if isinstance(recorded, str) and "${oc.env:" in recorded else resolved
 
 
 def revise(experiment: Loaded[ExperimentConfig], overrides: Overrides) -> Loaded[ExperimentConfig]:
@@ -161,18 +175,34 @@ def revise(experiment: Loaded[ExperimentConfig], overrides: Overrides) -> Loaded
 
 def load_text(text: str, overrides: Overrides = (), source: str = "config") -> Loaded[ExperimentConfig]:
     """Loads an experiment from YAML text, such as what a run recorded."""
-    return _load(ExperimentConfig, yaml.safe_load(text), overrides, source)
+    return _load(ExperimentConfig, _sections(text, source), overrides, source)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        loaded = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"is not valid YAML: {' '.join(str(error).split())}"], str(path)) from None
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(["must hold sections such as `data:` and `backbone:`, not a list"], str(path))
-    values = OmegaConf.to_container(loaded, resolve=False)
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"is not valid YAML: {error}"], str(path)) from None
+    return _sections(text, str(path))
+
+
+def _sections(text: str, source: str) -> dict[str, Any]:
+    """The plain values of a YAML file, interpolations as they stand; no tag in it runs code."""
+    try:
+        loaded = OmegaConf.load(io.StringIO(text))
+        values = OmegaConf.to_container(loaded, resolve=False)
+    except Exception as error:  # what reads a tag such as !!int raises whatever a wrong value leads to
+        raise ConfigError([f"is not valid YAML: {_reason(error)}"], source) from None
+    if not isinstance(values, dict):
+        raise ConfigError(["must hold sections such as `data:` and `backbone:`, not a list"], source)
     return typing.cast(dict[str, Any], values)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (yaml.YAMLError, OmegaConfBaseException)):
+        return one_line(error)
+    what = "it is nested too deeply" if isinstance(error, RecursionError) else "a value does not fit its kind"
+    return f"{what} ({one_line(error)})"
 
 
 def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, source: str) -> Loaded[ConfigT]:
@@ -212,9 +242,11 @@ def _parse(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any
         try:
             parsed = OmegaConf.create(f"value: {text}" if text else "value: ''")
             plain: Any = OmegaConf.to_container(parsed, resolve=False)
-            yield key.strip(), plain["value"]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"{key}: '{text}' is not valid YAML: {str(error).splitlines()[0]}")
+            value = plain["value"]
+        except Exception as error:  # as in `_sections`
+            problems.append(f"{key}: '{text}' is not valid YAML: {_reason(error)}")
+            continue
+        yield key.strip(), value
 
 
 def _section_of(problem: str) -> str:

@@ -16,6 +16,8 @@ from tlresearch.errors import nearest
 
 _ONE_VALUE = ("options", "tags", "shift")
 """Mappings that are replaced as a whole."""
+_FULL_KEYS = {"overrides": 1, "baselines": 2}
+"""Sections of a sweep, and how many names lead into them; what follows is a full key of the experiment."""
 
 
 def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:
@@ -47,11 +49,16 @@ def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: li
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets a value by its dotted key; a mapping is merged into the section, whatever else is in the way replaced."""
     *sections, last = key.split(".")
+    depth = _FULL_KEYS.get(sections[0], len(sections)) if sections else 0
+    if len(sections) > depth:
+        sections, last = sections[:depth], key.split(".", depth)[-1]
     for section in sections:
         below = values.get(section)
         if not isinstance(below, dict):
             below = values[section] = {}
         values = below
+    if len(last.split(".")) > 1:
+        values.pop(last, None)  # so that it comes behind all others, and wins
     _put(values, last, value)
 
 

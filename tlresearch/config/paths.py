@@ -39,16 +39,23 @@ def find_weights(name: str) -> Path:
 def _find(name: str, key: str, folder: Path, variable: str) -> Path:
     path = Path(name).expanduser()
     if path.is_absolute():
-        if path.exists():
+        if _exists(path):
             return path
         raise MissingFileError(f"{key}: {path} does not exist")
     for candidate in (folder / path, path):
-        if candidate.exists():
+        if _exists(candidate):
             return candidate.absolute()
     raise MissingFileError(
         f"{key}: '{name}' is neither in {folder.absolute()} ({variable}) nor in {Path.cwd()}; "
         f"put it there, or set {variable} to the folder that holds it"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have, or a folder that may not be read
+        return False
 
 
 def find_yaml(name: str, folder: str) -> Path:

@@ -122,6 +122,8 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
                     found.crowds += 1
                     continue
                 x, y, width, height = map(float, entry["bbox"])
+                if not all(map(math.isfinite, (x, y, width, height))):
+                    raise ValueError(f"a box of {entry['bbox']}")
                 label = categories[entry["category_id"]]
                 by_image[entry["image_id"]].append((label, (x, y, x + width, y + height)))
                 drawn[entry["image_id"]].append((label, entry.get("segmentation")))
@@ -133,12 +135,12 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
                 shapes.append((int(entry.get("height", 0)), int(entry.get("width", 0)), drawn[entry["id"]]))
                 if found.splits is not None and split is not None:
                     found.splits.append(split)
+            # Categories without an object stay: numbers must be the same in all files.
+            known = [name for _, name in sorted(categories.items())]
         except FileNotFoundError:
             raise DataError(f"data.options.annotations: {root / file} does not exist") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever a value of another kind, anywhere in it, leads to
             raise DataError(f"{root / file} is not in COCO's format: {type(error).__name__} {error}") from None
-        # Categories without an object stay: numbers must be the same in all files.
-        known = [name for _, name in sorted(categories.items())]
         if found.classes and found.classes != known:
             raise DataError(f"{root}: {file} has other categories than the files before it")
         found.classes = known

@@ -16,7 +16,7 @@ from tlresearch.data.audio_files import AudioFiles, AudioSplit
 from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
 from tlresearch.data.base import Data
 from tlresearch.data.prepared import prepare
-from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.table import Checked, Table, in_order, refuse
 from tlresearch.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ def audio_folder(
     listing = list_folder(find_data(str(config.root)), pattern=pattern, test=test, val=val)
     if transcripts is None:
         return _labelled(listing, rate)
+    if not isinstance(transcripts, Mapping):
+        raise DataError(f"data.options.transcripts: maps labels to what is said, but got {transcripts!r}")
     said = {str(label): " ".join(str(text).split()) for label, text in transcripts.items()}
     refuse(
         [f"'{label}'" for label in sorted(set(listing.texts) - set(said))],
@@ -140,14 +142,12 @@ LISTINGS: Mapping[str, Callable[[DataConfig, int], tuple[Table, AudioFiles]]] = 
 
 
 def _labelled(listing: Listing, rate: int) -> tuple[Table, AudioFiles]:
-    classes = sorted(set(listing.texts))
-    if all(label.isdecimal() for label in classes):
-        classes.sort(key=int)
+    classes = in_order(listing.texts)
     number = {label: position for position, label in enumerate(classes)}
     files = AudioFiles(listing.root, listing.names, rate)
     labels = torch.tensor([number[label] for label in listing.texts], dtype=torch.int64)
     name = listing.root.name
-    return Table(name, tuple(classes), labels, listing.names, files, listing.splits, samples="sounds"), files
+    return Table(name, classes, labels, listing.names, files, listing.splits, samples="sounds"), files
 
 
 def _transcribed(listing: Listing, rate: int) -> tuple[Table, AudioFiles]:

@@ -16,6 +16,21 @@ from torch.nn import functional
 from tlresearch.data.values import Value
 from tlresearch.errors import MissingExtraError
 
+SLOWEST, FASTEST = 1000, 400_000
+"""Samples per second that a sound may have: with other rates resampling would take all memory, or forever."""
+LONGEST = 2**28
+"""Samples of all channels that a file may have, 1 GB once decoded: 4 hours at 16 kHz."""
+
+
+class _Content(io.BytesIO):
+    """The bytes of a file; going to a place in front of them fails as in a file, which libsndfile understands."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return -1
+
 
 @dataclass(frozen=True)
 class AudioPreprocessing:
@@ -72,7 +87,13 @@ def decode(content: bytes, rate: int) -> tuple[Tensor, int]:
     if not content:
         raise ValueError("the file is empty (0 bytes)")
     try:
-        clip, own = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(_Content(content)) as file:
+            own, frames, channels = file.samplerate, file.frames, file.channels
+            if not SLOWEST <= own <= FASTEST:
+                raise ValueError(f"it says {own} samples per second, but {SLOWEST} to {FASTEST} can be read")
+            if frames * channels > LONGEST:
+                raise ValueError(f"it says that it has {frames} samples in {channels} channels; cut it into clips")
+            clip = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"not a sound file, or a damaged one ({error.error_string.rstrip('.')})") from None
     if not len(clip):

@@ -57,6 +57,9 @@ def list_folder(
     names = _sounds(root)
     if not names:
         raise DataError(f"{root} holds no sound files ({' '.join(EXTENSIONS)}): check data.root")
+    for key, chosen in (("test", test), ("val", val)):
+        if chosen and not isinstance(chosen, Mapping):
+            raise DataError(f"data.options.{key}: maps groups of the pattern to lists of values, but got {chosen!r}")
     if pattern is None:
         if test or val:
             raise DataError("data.options: test and val choose by the groups of data.options.pattern, which is not set")
@@ -135,7 +138,7 @@ def _by_folder(root: Path, names: Sequence[str]) -> Listing:
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"data.options.pattern: '{pattern}' is not a regular expression: {error}") from None
     if "label" not in compiled.groupindex:
         raise DataError(f"data.options.pattern: '{pattern}' has no group (?P<label>...) for the class")
@@ -227,7 +230,9 @@ def _json_rows(content: str, path: Path) -> list[dict[str, str]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a character can be written so, not stored
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} is not a JSON object")

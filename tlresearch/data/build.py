@@ -101,9 +101,12 @@ def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
     Raises:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
-    ensure_here(config)
     build: Callable[..., Data] = BUILDERS.get(config.name, _build_images)
-    data = build(config, preprocessing=preprocessing, seed=seed)
+    try:
+        ensure_here(config)
+        data = build(config, preprocessing=preprocessing, seed=seed)
+    except OSError as error:  # a folder that may not be read, a name that no file can have, a disk that is full
+        raise DataError(f"data: {config.name} cannot be read: {error}") from None
     if config.sampling == "balanced":
         check_sampling(data)
     return data

@@ -1,8 +1,8 @@
 """Corrupted images of five strengths in the manner of ImageNet-C (Hendrycks and Dietterich 2019), always the same ones.
 
 The strengths are those of the authors' code for images of about 224 pixels. They act on the framed image, as there.
-Noise and blur are torchvision's functions, pixels and JPEG are Pillow's, so that no further library is needed; the
-noise is drawn from the name of the sample, so that a set is the same in every run.
+Noise and blur are torchvision's functions, pixels and JPEG are Pillow's, weather is in `weather.py`, so that no further
+library is needed; what is random is drawn from the name of the sample, so that a set is the same in every run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as F
 
+from tlresearch.data import weather
 from tlresearch.data.base import Batch, SampleKey, Split, TwoStepSplit
 from tlresearch.data.seeding import seeded
 from tlresearch.data.values import Value
@@ -114,6 +115,19 @@ CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, Any], Tensor], Sequence[Any]]]
     "impulse_noise": (_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),
     "defocus_blur": (_defocus_blur, ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))),
     "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6)),
+    "motion_blur": (weather.motion_blur, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))),
+    "zoom_blur": (weather.zoom_blur, ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))),
+    "snow": (
+        weather.snow,
+        (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+    ),
+    "fog": (weather.fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))),
     "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),

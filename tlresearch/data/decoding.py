@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from tlresearch.data.dicom import Window, is_dicom, read_dicom
+from tlresearch.errors import one_line
 
 
 def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Tensor:
@@ -28,19 +29,31 @@ def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Ten
     Raises:
         ValueError: If it cannot be decoded; the text says why.
     """
-    if not content:
-        raise ValueError("the file is empty (0 bytes)")
     if is_dicom(content):
         return as_tensor(read_dicom(content, windows), channels)
+    return as_tensor(read_pixels(content, lambda image: _to_uint8(image, channels)), channels)
+
+
+def read_pixels(content: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Decodes an image file by PIL, which refuses more than 179 million pixels.
+
+    Args:
+        content: The bytes of the file.
+        convert: Takes the pixels from the decoded image.
+
+    Raises:
+        ValueError: If it cannot be decoded; the text says why.
+    """
+    if not content:
+        raise ValueError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            pixels = _to_uint8(image, channels)
+            return convert(image)
     except UnidentifiedImageError:
         raise ValueError("not an image, or a damaged one") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
-    return as_tensor(pixels, channels)
+    except Exception as error:  # of a damaged file a plug-in of PIL raises whatever its broken part leads to
+        raise ValueError(one_line(error)) from None
 
 
 def as_tensor(pixels: np.ndarray, channels: int) -> Tensor:

@@ -88,8 +88,11 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
     reader = READERS[config.name]
-    known = [name for name in inspect.signature(reader).parameters if name != "root"]
+    known = {name: about.annotation for name, about in inspect.signature(reader).parameters.items() if name != "root"}
     check_options(config, [*known, "targets", "fit"])
+    for name, value in config.options.items():
+        if known.get(name) == "str" and not isinstance(value, str):
+            raise DataError(f"data.options.{name}: must be a text, but got {value!r}")
     check_image_backbone(config, preprocessing)
     options = dict(config.options)
     fit, wanted_targets = options.pop("fit", "letterbox"), options.pop("targets", "boxes")

@@ -103,7 +103,9 @@ def _unpack(archive: Path, target: Path) -> None:
         entries = [entry for entry in scratch.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
         only = entries[0] if len(entries) == 1 and entries[0].is_dir() else scratch
         os.replace(only, target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged archive zipfile and tarfile raise whatever its broken part leads to
         raise DataError(f"data.url: {archive.name} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

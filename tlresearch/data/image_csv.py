@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import FileImages
-from tlresearch.data.table import SPLIT_ALIASES, Table, refuse
+from tlresearch.data.table import SPLIT_ALIASES, Table, in_order, refuse
 from tlresearch.errors import DataError, nearest
 
 
@@ -81,21 +81,19 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def _read_labels(path: Path, texts: Sequence[str], column: str) -> tuple[tuple[str, ...], Tensor]:
     several = [[part.strip() for part in text.split(";") if part.strip()] for text in texts]
-    found = sorted({label for labels in several for label in labels})
-    if all(label.isdecimal() for label in found):
-        found.sort(key=int)
+    found = in_order(label for labels in several for label in labels)
     number = {label: position for position, label in enumerate(found)}
     if any(";" in text for text in texts):
         matrix = torch.zeros(len(texts), len(found))
         for row, labels in enumerate(several):
             matrix[row, [number[label] for label in labels]] = 1
-        return tuple(found), matrix
+        return found, matrix
     refuse(
         [f"row {row}" for row, labels in enumerate(several, start=2) if not labels],
         what=f"{path}: rows without a label in column '{column}'",
         cure="Fill in the label or remove the row",
     )
-    return tuple(found), torch.tensor([number[labels[0]] for labels in several], dtype=torch.int64)
+    return found, torch.tensor([number[labels[0]] for labels in several], dtype=torch.int64)
 
 
 def _read_splits(path: Path, texts: Sequence[str], column: str) -> list[SplitName]:

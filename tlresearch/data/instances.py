@@ -10,17 +10,20 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
 from tlresearch.data.base import Preprocessing
+from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import framed
 from tlresearch.errors import MissingExtraError
 
 Planes = list[tuple[str, Tensor]]
 """Class name and mask, bool ``(H, W)``, of each object of an image."""
+
+
+_LARGEST = 2**31  # bytes that the planes of one image may take
 
 
 class Instances(Protocol):
@@ -59,13 +62,14 @@ class InstanceFiles:
         if name is None:
             raise ValueError("there is no mask of its name")
         try:
-            with Image.open(self.root / name) as image:
-                numbers = torch.from_numpy(np.array(image).astype(np.int64))
-        except OSError as error:
+            numbers = torch.from_numpy(read_pixels((self.root / name).read_bytes(), np.array).astype(np.int64))
+        except (OSError, ValueError) as error:
             raise ValueError(f"its mask {name} cannot be read: {error}") from None
         if numbers.ndim != 2:
             raise ValueError(f"its mask {name} is coloured")
         each = torch.unique(numbers)
+        if len(each) * numbers.numel() > _LARGEST:
+            raise ValueError(f"its mask {name} has {len(each)} different numbers, which cannot all be objects")
         return [(self.label, numbers == number) for number in each[each > 0]]
 
     def digest(self, index: int) -> str:
@@ -91,10 +95,14 @@ class CocoShapes:
         except ImportError:
             raise MissingExtraError("pycocotools", "detection") from None
         height, width, objects = self.shapes[index]
+        if min(height, width) < 1 or len(objects) * height * width > _LARGEST:
+            raise ValueError(f"its annotation says that it is {width}x{height} with {len(objects)} masks")
         found = []
         for label, shape in objects:
             if not shape:
                 raise ValueError("an object without a segmentation; take the boxes alone (data.options.targets=boxes)")
+            if not _is_drawable(shape, height, width):
+                raise ValueError("an object's segmentation is neither polygons nor run lengths of the image's size")
             try:
                 parts = mask.frPyObjects(shape, height, width) if not _is_coded(shape) else shape
                 plane = mask.decode(mask.merge(parts) if isinstance(parts, list) else parts)
@@ -150,6 +158,21 @@ class InstanceTargets:
 
 def _seen(planes: Tensor) -> Tensor:
     return planes[(planes > 0).flatten(1).any(dim=1)]
+
+
+def _is_drawable(shape: Any, height: int, width: int) -> bool:
+    """Whether a segmentation is safe to draw: pycocotools checks no number, and takes all memory for a wrong one."""
+    if isinstance(shape, dict):
+        counts = shape.get("counts")
+        if shape.get("size") != [height, width]:
+            return False
+        if not isinstance(counts, list):
+            return isinstance(counts, str)
+        return all(type(run) is int and run >= 0 for run in counts) and sum(counts) == height * width
+    bound = 10 * max(height, width)
+    return isinstance(shape, list) and all(
+        isinstance(ring, list) and all(type(at) in (int, float) and abs(at) <= bound for at in ring) for ring in shape
+    )
 
 
 def _is_coded(shape: Any) -> bool:

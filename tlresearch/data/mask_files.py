@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import IGNORE
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
@@ -96,12 +95,8 @@ class FileMasks:
             return numbers, part.digest
         try:
             content = (self.root / self.names[index]).read_bytes()
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                pixels = np.array(image.convert(_PLAIN.get(image.mode, image.mode)))
-        except UnidentifiedImageError:
-            raise ValueError(f"its mask {self.names[index]} is not an image, or a damaged one") from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            pixels = read_pixels(content, lambda image: np.array(image.convert(_PLAIN.get(image.mode, image.mode))))
+        except (OSError, ValueError) as error:
             raise ValueError(f"its mask {self.names[index]} cannot be read: {error}") from None
         return pixels.astype(np.int64), hashlib.sha256(content).hexdigest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLITS, Table, refuse
-from tlresearch.errors import DataError
+from tlresearch.errors import DataError, one_line
 
 
 def read_npz(root: Path) -> Table:
@@ -25,7 +24,7 @@ def read_npz(root: Path) -> Table:
         DataError: If keys are missing or the arrays do not fit together.
     """
     path = _find(root)
-    arrays = _load(path)
+    arrays = load_arrays(path)
     found = [split for split in SPLITS if f"{split}_images" in arrays or f"{split}_labels" in arrays]
     missing = [
         key for split in found or ["train"] for key in (f"{split}_images", f"{split}_labels") if key not in arrays
@@ -60,17 +59,22 @@ def _find(root: Path) -> Path:
     return files[0]
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file; nothing in it is ever unpickled.
+
+    Raises:
+        DataError: If it is damaged, or holds objects.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error) and "Object arrays" in str(error):
+    except Exception as error:  # of a damaged file zipfile, zlib and NumPy raise whatever its broken part leads to
+        if isinstance(error, ValueError) and "pickle" in str(error) and "Object arrays" in str(error):
             raise DataError(
                 f"{path} holds object arrays, which could run code when loaded; "
                 "save plain uint8 images and integer labels"
             ) from None
-        raise DataError(f"{path} is not a readable npz file: {str(error) or type(error).__name__}") from None
+        raise DataError(f"{path} is not a readable npz file: {one_line(error)}") from None
 
 
 def _labels(array: np.ndarray, where: str) -> Tensor:

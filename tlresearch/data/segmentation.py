@@ -28,6 +28,7 @@ from tlresearch.data.mask_files import (
     read_legend,
 )
 from tlresearch.data.medical import PICTURES
+from tlresearch.data.npz import load_arrays
 from tlresearch.data.prepared import prepare
 from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Images, Table, refuse
 from tlresearch.data.transforms import Evaluation, resized
@@ -240,11 +241,7 @@ def _stem(path: Path, folder: Path) -> str:
 
 def _read_arrays(path: Path) -> Found:
     """Reads ``{train,val,test}_images`` uint8 ``(N, H, W[, C])`` and ``..._masks`` ``(N, H, W[, 3])``."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not a readable npz file of plain arrays: {error}") from None
+    arrays = load_arrays(path)
     present = [split for split in SPLITS if f"{split}_images" in arrays and f"{split}_masks" in arrays]
     if "train" not in present:
         raise DataError(f"{path} lacks train_images or train_masks; it holds {', '.join(arrays) or 'nothing'}")
@@ -277,5 +274,5 @@ def _legend(root: Path, masks: Masks, count: int, options: Mapping[str, Any]) ->
         if not isinstance(given, (Mapping, Sequence)) or isinstance(given, str):
             raise ValueError("it must be names with their mask values, such as {background: 0, cell: 255}")
         return read_legend(given, options.get("ignore"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{where}: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -86,6 +86,13 @@ class Table:
     def multilabel(self) -> bool:
         """Whether a sample can have several classes."""
         return self.labels.ndim == 2
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Different labels in their order: by value if all are numbers, else by the alphabet."""
+    found = sorted(set(labels))
+    numbers = all(label.isdecimal() and len(label) < 1000 for label in found)  # Python reads no longer ones
+    return tuple(sorted(found, key=int) if numbers else found)
 
 
 def refuse(problems: Sequence[str], *, what: str, cure: str) -> None:

@@ -225,7 +225,9 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a character can be written so, not stored
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f'{path}:{number} is no JSON object such as {{"text": "…", "label": "…"}}')

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.table import Checked, Table, in_order, refuse
 
 Label = str | Sequence[str]
 """One label, or several."""
@@ -70,7 +70,7 @@ def label_table(
     """
     several = any(not isinstance(label, str) for label in labels)
     lists = [[label] if isinstance(label, str) else list(label) for label in labels]
-    ordered = tuple(classes) if classes is not None else _sorted({label for row in lists for label in row})
+    ordered = tuple(classes) if classes is not None else in_order(label for row in lists for label in row)
     number = {label: position for position, label in enumerate(ordered)}
     if several:
         numbers = torch.zeros(len(lists), len(ordered))
@@ -119,8 +119,3 @@ def tag_table(
 def _is_tag(tag: str) -> bool:
     prefix, hyphen, kind = tag.partition("-")
     return prefix in tuple("BIES") and bool(hyphen and kind)
-
-
-def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
-    found = sorted(labels)
-    return tuple(sorted(found, key=int)) if all(label.isdecimal() for label in found) else tuple(found)

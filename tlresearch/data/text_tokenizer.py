@@ -18,7 +18,9 @@ from tlresearch.data.values import Value
 LONGEST = 512
 """Most tokens of a text unless `data.max_length` says otherwise, where the backbone would take more."""
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*|['’]\w+|[^\w\s]")
+WORD = r"\w+(?:['’]\w+)*|['’]\w+|[^\w\s]"
+"""Pattern of what counts as a word: words and marks."""
+_WORD = re.compile(WORD)
 
 
 class Encoded(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def read_torchvision(folder: Path, *, dataset: str, download: bool, options: Map
             f"data.dataset: torchvision.datasets has no '{dataset}'{nearest(dataset, known)}; "
             "its names are listed in torchvision's documentation"
         )
-    parts = _open_splits(getattr(datasets, dataset), folder, download=download, options=dict(options))
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        parts = _open_splits(getattr(datasets, dataset), folder, download=download, options=dict(options))
+    except DataError:
+        _tidy(folder, before)
+        raise
     labels = [_labels(part, dataset) for part in parts.values()]
     sizes = [len(part) for part in labels]
     return Table(
@@ -89,6 +95,16 @@ def _open_splits(cls: type, folder: Path, *, download: bool, options: dict[str, 
     if "train" not in parts:
         raise DataError(f"data.dataset: {cls.__name__} has no split called train; name one with data.options.split")
     return parts
+
+
+def _tidy(folder: Path, before: set[Path] | None) -> None:
+    """Removes the new folders without a file that torchvision leaves where a download failed."""
+    made = set(folder.iterdir()) - (before or set()) if folder.is_dir() else set()
+    for path in made:
+        if path.is_dir() and not any(inner.is_file() for inner in path.rglob("*")):
+            shutil.rmtree(path, ignore_errors=True)
+    if before is None and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _open(cls: type, arguments: dict[str, Any], download: bool) -> Any:

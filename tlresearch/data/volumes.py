@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
-from tlresearch.errors import DataError, MissingExtraError
+from tlresearch.errors import DataError, MissingExtraError, one_line
 
 VOLUMES = (".nii", ".nii.gz")
 OPTIONS = ("window", "axis", "slices")
@@ -162,7 +162,7 @@ def _read(path: Path, *_: int) -> _Volume:
     try:
         values = np.asanyarray(image.dataobj)
     except Exception as error:  # a damaged file raises whatever its broken part leads to
-        raise ValueError(f"a NIfTI volume that cannot be read: {error}") from None
+        raise ValueError(f"a NIfTI volume that cannot be read: {one_line(error)}") from None
     if values.dtype.kind == "f":
         values = np.nan_to_num(values.astype(np.float32))
     low, high = np.percentile(values, _OUTLIERS)
@@ -183,7 +183,7 @@ def _load(path: Path) -> Any:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"a NIfTI volume that cannot be read: {error}") from None
+        raise ValueError(f"a NIfTI volume that cannot be read: {one_line(error)}") from None
 
 
 def _nibabel() -> ModuleType:
