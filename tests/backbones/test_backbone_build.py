@@ -44,7 +44,7 @@ def test_a_backbone_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("small_cn", r"unknown backbone 'small_cn' \(did you mean 'small_cnn'\?\); known are .*small_cnn"),
         ("resnet18", r"did you mean 'torchvision/resnet18'"),
         ("torchvison/resnet18", r"did you mean 'torchvision'"),
-        ("torchvision/resnet81", r"no model 'resnet81' \(did you mean"),
+        ("torchvision/resnet81", r"no model 'resnet81' \(did you mean 'resnet18' or .*; all of them: "),
         ("no_such_package.mine", r"no module 'no_such_package'"),
     ],
 )

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from tests.backbones.cheap import images
+from tests.backbones.text_models import save_model
 from tests.finetuning.test_callback import copy, make_phase, make_schedule, make_task, moved, train
 from tests.test_resume import DRIVER
 from tests.toy import toy_backbone, toy_text
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.lineage import CONFIG, TRAINED, build_with_lineage
 from tlresearch.backbones.vision import build_torchvision
 from tlresearch.config.load import load_text
@@ -165,3 +168,39 @@ def test_a_killed_run_with_adapters_goes_on_as_it_was(tmp_path: Path) -> None:
     assert resumed["steps"] < unbroken["steps"]
     for key in ("weights", "history", "points", "runs"):
         assert resumed[key] == unbroken[key], key
+
+
+def test_gpt2s_transposed_linear_layers_are_adapted_and_merged(tmp_path: Path) -> None:
+    save_model(tmp_path, "gpt2")
+    backbone = build_backbone(BackboneConfig(name=f"hf/{tmp_path}", weights=None)).eval()
+    before = copy(backbone)
+    # Of each of the three layers: queries, keys and values in one, what follows attention, and two behind it.
+    check_adapters(backbone, 12)
+    assert {name for name in moved(before, copy(backbone)) if "ln_" in name or ".wte" in name} == set()
+    assert all(weight.shape == before[name].shape for name, weight in copy(backbone).items())
+    chosen = build_backbone(BackboneConfig(name=f"hf/{tmp_path}", weights=None))
+    assert lora.inject(chosen, rank=2, alpha=4, targets=["*c_attn"]) == 3
+
+
+def test_the_layers_of_a_real_language_model_are_adapted_and_merged(weights_dir: Path) -> None:
+    backbone = build_backbone(BackboneConfig(name="hf/tinystories-260k", weights="default")).eval()
+    check_adapters(backbone, 35)
+
+
+def check_adapters(backbone: StagedBackbone, count: int) -> None:
+    """Adapters change nothing at first, all of them learn, and merged ones give what they gave."""
+    x = {"ids": torch.tensor([[2, 4, 5, 6]]), "mask": torch.ones(1, 4, dtype=torch.bool)}
+    expected, names = backbone(x), list(backbone.state_dict())
+    assert lora.inject(backbone, rank=2, alpha=4) == count
+    assert torch.equal(backbone(x), expected)
+    adapters = {key: weight for key, weight in backbone.named_parameters() if "lora_" in key}
+    for key, weight in adapters.items():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight, std=0.2)
+    adapted = backbone(x)
+    assert not torch.allclose(adapted, expected, atol=1e-4)
+    (adapted * torch.randn_like(adapted)).sum().backward()
+    assert [key for key, weight in adapters.items() if weight.grad is None or not weight.grad.any()] == []
+    lora.merge(backbone)
+    torch.testing.assert_close(backbone(x), adapted, rtol=1e-4, atol=1e-4)
+    assert list(backbone.state_dict()) == names

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.toy import toy_backbone, toy_data
+from tests.toy import TRAINER, toy_backbone, toy_data, toy_text
+from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Batch
 from tlresearch.errors import ConfigError
+from tlresearch.experiment import fit
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.tasks.classification import ClassificationTask, balanced_weights
 
@@ -125,3 +127,19 @@ def test_a_parameter_in_no_group_is_an_error() -> None:
     task.temperature = torch.nn.Parameter(torch.ones(()))
     with pytest.raises(ConfigError, match="temperature would never be trained"):
         task.configure_optimizers()
+
+
+@pytest.mark.usefixtures("tables")
+def test_without_a_test_split_predictions_are_of_the_selected_epoch_not_of_the_last() -> None:
+    text = toy_text(
+        data="{name: digits, classes: ['0', '1'], labels_per_class: 24, batch_size: 16}",
+        trainer=TRAINER.replace("}", ", select: best, monitor: val/loss, mode: max}"),  # the first epoch
+        tracking="{figures: true, model: false, system_metrics: false}",
+    )
+    result = fit(load_text(text))
+    assert result.epoch == 0
+    (_, probabilities, targets) = (torch.cat(parts) for parts in zip(*result.task.predictions["val"], strict=True))  # type: ignore[arg-type]
+    loss = float(functional.nll_loss(probabilities.log(), targets))
+    assert loss == pytest.approx(result.history[0]["val/loss"], rel=1e-4)
+    assert loss != pytest.approx(result.history[-1]["val/loss"], rel=1e-2)
+    assert "test/loss" not in result.metrics

@@ -21,6 +21,7 @@ from tlresearch.data.base import Batch
 from tlresearch.data.loading import make_loader
 from tlresearch.errors import ConfigError, UserError
 from tlresearch.experiment import RunResult, fit
+from tlresearch.tasks import distillation
 from tlresearch.tasks.distillation import Teacher, distillation_loss
 from tlresearch.tracking.store import connect
 
@@ -95,6 +96,26 @@ def test_a_student_learns_what_its_teacher_says(
     alone = fit(load_text(result.config), {"task.teacher": None, "task.distill_alpha": 0.5, "task.temperature": 4.0})
     ours, theirs = (dict(one.task.named_parameters())["head.1.weight"] for one in (result, alone))
     assert not torch.allclose(ours, theirs, atol=1e-4)  # the teacher made a difference
+
+
+def test_a_process_asks_a_teacher_once_for_each_sample(
+    taught_by: RunResult, one_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TLRESEARCH_HOME", str(one_home))
+    distillation._last.clear()
+    fewer = f"{DIGITS.replace('12', '9')}}}"  # other samples need other answers
+    found = []
+    with caplog.at_level("INFO", logger="tlresearch"):
+        for data in (f"{DIGITS}}}", f"{DIGITS}}}", fewer):
+            result = student(taught_by.run_id, data=data, alpha=0.5)
+            assert isinstance(result.task.teacher, Teacher)
+            found.append(result.task.teacher.answers(Batch(torch.zeros(0), None, torch.arange(18))))
+    assert [r.getMessage() for r in caplog.records if "the teacher answers" in r.getMessage()] == [
+        "the teacher answers 24 training samples",
+        "the teacher answers 18 training samples",
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_under_augmentation_the_teacher_sees_what_the_student_sees(

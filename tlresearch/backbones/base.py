@@ -6,10 +6,13 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from tlresearch.backbones.recomputing import recomputed
 from tlresearch.data.values import Value
 
 End = Literal["pooled", "sequence", "maps"]
@@ -47,6 +50,9 @@ class StagedBackbone(nn.Module):
         weights: Where the weights came from.
     """
 
+    recomputing = False
+    """Whether stages run again in the backward pass, instead of keeping what they compute on their way."""
+
     def __init__(
         self,
         stages: Mapping[str, nn.Module],
@@ -74,7 +80,10 @@ class StagedBackbone(nn.Module):
             The output of the last stage that ran; of shape ``(batch, out_features)`` at the end.
         """
         for number, stage in enumerate(self.stages[start:stop], start):
-            x = self.step(number, stage, x)
+            if self.recomputing and torch.is_grad_enabled():
+                x = recomputed(partial(self.step, number, stage), stage, x)
+            else:
+                x = self.step(number, stage, x)
         return x
 
     def step(self, number: int, stage: nn.Module, x: Value) -> Any:

@@ -38,6 +38,9 @@ def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
     new = weight.sum(dim=1, keepdim=True) if channels == 1 else weight[:, turns] * (before / channels)
     convolution.weight = nn.Parameter(new.clone())
     convolution.in_channels = channels
+    for layer in backbone.stages[0].modules():
+        if getattr(layer, "num_channels", None) == before:  # where transformers checks its images
+            layer.num_channels = channels  # type: ignore[assignment]
 
     def spread(values: tuple[float, ...]) -> tuple[float, ...]:
         return (sum(values) / before,) if channels == 1 else tuple(values[turn] for turn in turns.tolist())

@@ -19,7 +19,7 @@ LOUDEST = 32_768.0
 def waveform(value: Value) -> tuple[Tensor, Tensor]:
     """Returns waveforms ``(batch, samples)`` and the real samples of each ``(batch,)``; all without a mask."""
     if isinstance(value, Tensor):
-        return value, torch.full((len(value),), value.shape[1], device=value.device)
+        return value, torch.full((value.shape[0],), value.shape[1], device=value.device)
     return value["audio"], value["mask"].sum(dim=1)
 
 

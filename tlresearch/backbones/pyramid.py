@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating
+from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import Value
@@ -54,6 +56,9 @@ class PyramidBackbone(StagedBackbone):
         preprocessing: What the inputs must look like.
         weights: Where the weights came from.
         native_head: Makes the head that the original network has, for a number of classes; ``None`` if it has none.
+        spatial: Whether its maps are maps; what is none can be read by its native head alone.
+        save_files: Writes its settings into a folder and says how to build it from them; ``None`` where the name says
+            it all.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class PyramidBackbone(StagedBackbone):
         neck_maps: Sequence[FeatureMap] = (),
         weights: WeightsRecord | None = None,
         native_head: partial[nn.Module] | None = None,
+        spatial: bool = True,
+        save_files: Callable[[Path], Recipe] | None = None,
     ) -> None:
         body = dict(stages)
         self_maps = tuple(neck_maps) if neck is not None else tuple(maps.values())
@@ -79,6 +86,8 @@ class PyramidBackbone(StagedBackbone):
         self.taps = dict(maps)
         self.maps = self_maps
         self.native_head = native_head
+        self.spatial = spatial
+        self.save_files = save_files
 
     def step(self, number: int, stage: nn.Module, x: Value) -> Any:
         """Runs one stage on the running value and carries on the maps in front of it; at the end, the maps alone."""

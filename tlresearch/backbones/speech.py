@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tlresearch.backbones.base import End
 from tlresearch.backbones.log_mel import waveform
 from tlresearch.backbones.sequences import mask_of, mean_of
+from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.values import Value
 from tlresearch.errors import UserError
@@ -21,36 +21,7 @@ SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
 """Families by `model_type` of their ``config.json``."""
 
 
-class SpeechStage(nn.Module):
-    """Part of a speech encoder; the modules it owns are registered under their names in the whole model.
-
-    Args:
-        model: The whole model.
-        owned: Paths of the modules that belong to this stage.
-    """
-
-    def __init__(self, model: nn.Module, *owned: str) -> None:
-        super().__init__()
-        self.config: Any = model.config
-        for path in owned:
-            *folders, name = path.split(".")
-            place: nn.Module = self
-            for folder in folders:
-                if folder not in place._modules:
-                    place.add_module(folder, nn.Module())
-                place = place.get_submodule(folder)
-            place.add_module(name, model.get_submodule(path))
-
-    def extra_repr(self) -> str:
-        """What its results depend on beside weights and layers; stored activations are kept apart by it."""
-        import transformers
-
-        settings = hashlib.sha256(self.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
-        attention = self.config._attn_implementation
-        return f"{self.config.model_type} {settings}, transformers {transformers.__version__}, {attention}"
-
-
-class FeatureEncoder(SpeechStage):
+class FeatureEncoder(ModelStage):
     """The convolutions over the waveform: one vector for 20 ms in all published models.
 
     Models with a group norm behind the first convolution take its statistics over the whole clip, padding included,
@@ -65,7 +36,8 @@ class FeatureEncoder(SpeechStage):
         """Turns waveforms into ``hidden`` ``(batch, frames, channels)`` and their mask."""
         audio, lengths = waveform(value)
         encoder = self.get_submodule("feature_extractor")
-        if self.config.feat_extract_norm == "group" and bool((lengths < audio.shape[1]).any()):
+        padded = isinstance(value, dict) and bool((lengths < audio.shape[1]).any())
+        if padded and self.config.feat_extract_norm == "group":
             alone = [encoder(clip[None, :length])[0].T for clip, length in zip(audio, lengths.tolist(), strict=True)]
             hidden = pad_sequence(alone, batch_first=True)
         else:
@@ -75,7 +47,7 @@ class FeatureEncoder(SpeechStage):
         return {"hidden": hidden, "mask": mask_of(lengths, hidden.shape[1])}
 
 
-class Projection(SpeechStage):
+class Projection(ModelStage):
     """From the width of the convolutions to that of the layers, with convolutional positions added."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,7 +67,7 @@ class Projection(SpeechStage):
         return {"hidden": encoder.dropout(hidden), "mask": value["mask"]}
 
 
-class Layer(SpeechStage):
+class Layer(ModelStage):
     """One layer of attention, and what follows the last one.
 
     In training, the whole layer is skipped with the probability ``layerdrop`` of the model's config, as transformers

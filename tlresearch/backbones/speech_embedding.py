@@ -84,7 +84,9 @@ class LogMelFrames(nn.Module):
         frames = self.mel(functional.pad(audio, (before, before + 3 * FRAME))) / 10 + 2
         outputs = torch.div(lengths - 1, self.hop * FRAME, rounding_mode="floor") + 1
         seen = (outputs - 1) * self.hop + SEEN
-        mask = mask_of(seen, int(seen.max()))
+        # Of a clip as long as the batch: known without a look at the values, so that the graph can be exported.
+        longest = (audio.shape[1] - 1) // (self.hop * FRAME) * self.hop + SEEN
+        mask = mask_of(seen, longest)
         return {"map": frames[:, : mask.shape[1], None], "mask": mask}
 
 

@@ -47,7 +47,10 @@ def build_timm(
     timm = _import()
     name, _, tag = model.partition(".")
     if not timm.is_model(name):
-        raise UserError(f"backbone.name: timm has no model '{name}'{nearest(name, timm.list_models())}")
+        raise UserError(
+            f"backbone.name: timm has no model '{name}'{nearest(name, timm.list_models(), count=5)}; all of them: "
+            'python -c "import timm; print(timm.list_models())"'
+        )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if weights in tags:
         tag, weights = weights or "", "default"

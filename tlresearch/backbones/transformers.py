@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,14 +25,16 @@ from tlresearch.backbones.transformers_loading import (
     load_tokenizer,
     quiet,
 )
+from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.backbones.weights import digest, sha256
+from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.data.text_tokenizer import TextPreprocessing
 from tlresearch.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-class TransformerStage(nn.Module):
+class TransformerStage(ModelStage):
     """The embeddings or one layer of a model; hidden states ``{"hidden", "mask"}`` go from one to the next.
 
     The modules it owns are registered under their names in the model. What layers share, such as a table of relative
@@ -58,21 +59,13 @@ class TransformerStage(nn.Module):
         final: Sequence[str] = (),
         pooling: Pooling | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model, *owned)
         view = _view(model, [*owned, *(path for path in family.shared if _has(model, path))])
         object.__setattr__(self, "_model", view)  # past the registry: what is shared is another stage's
         self._family = family
         self._layer = layer
         self._final = tuple(final)
         self._pooling = pooling
-        for path in owned:
-            *parents, name = path.split(".")
-            place: nn.Module = self
-            for parent in parents:
-                if not hasattr(place, parent):
-                    place.add_module(parent, nn.Module())
-                place = place.get_submodule(parent)
-            place.add_module(name, model.get_submodule(path))
 
     def forward(self, value: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         """Takes ``ids`` or ``hidden`` states with their mask; returns the next states, or the pooled vector."""
@@ -96,15 +89,8 @@ class TransformerStage(nn.Module):
         return {"hidden": hidden, "mask": mask} if self._pooling is None else pool(hidden, mask, self._pooling)
 
     def extra_repr(self) -> str:
-        """What its results depend on beside weights and layers; stored activations are kept apart by it."""
-        import transformers
-
-        model: Any = self._model
-        settings = hashlib.sha256(model.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
-        return (
-            f"{model.config.model_type} {settings}, transformers {transformers.__version__}, "
-            f"{model.config._attn_implementation}, layer {self._layer}, pooling {self._pooling}"
-        )
+        """See `ModelStage`."""
+        return f"{super().extra_repr()}, layer {self._layer}, pooling {self._pooling}"
 
 
 def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
@@ -161,13 +147,14 @@ def build_transformer(
     place = find_model(model)
     config = load_config(transformers, model, place, revision, settings)
     family = MODEL_FAMILIES.get(config.model_type)
-    if family is None and config.model_type not in SPEECH_MODELS:
+    if family is None and config.model_type not in (*SPEECH_MODELS, YOLOS):
         raise UserError(
             f"backbone.name: hf/{model} is of the family '{config.model_type}', which has no stages here; known: "
-            f"{', '.join([*MODEL_FAMILIES, *SPEECH_MODELS])}"
+            f"{', '.join([*MODEL_FAMILIES, *SPEECH_MODELS, YOLOS])}"
         )
     arguments = family.arguments if family else {}
-    kind = transformers.MODEL_MAPPING[type(config)]
+    detects = config.model_type == YOLOS
+    kind = transformers.YolosForObjectDetection if detects else transformers.MODEL_MAPPING[type(config)]
     if family and family.encoder_of_two:
         kind = getattr(transformers, kind.__name__.removesuffix("Model") + "EncoderModel")
     with quiet():
@@ -178,8 +165,12 @@ def build_transformer(
                 kind, config, arguments, place, revision, weights, weights_sha256, model
             )
     network.train()  # as all other backbones are; loading leaves it in eval mode
-    preprocessing: Any
-    if family is None:
+    preprocessing: Any = None
+    if detects:
+        if pooling is not None:
+            raise UserError(f"backbone.options.pooling: hf/{model} finds boxes and pools nothing; leave it out")
+        stages = cut_yolos(network)
+    elif family is None:
         if pooling not in (None, "mean"):
             raise UserError(f"backbone.options.pooling: hf/{model} pools by mean, not '{pooling}'")
         preprocessing, stages = speech_preprocessing(place, revision, config), cut_speech(network, end)
@@ -194,6 +185,15 @@ def build_transformer(
         record = WeightsRecord(source, sha256(file) if file else digest(state), tuple(random))
         if random:
             log.warning("hf/%s: weights are missing in the stages %s, which stay random", model, ", ".join(random))
+    if detects:
+        return yolos_backbone(
+            network,
+            stages,
+            missing=missing if weights is not None else None,
+            weights=record,
+            place=place,
+            revision=revision,
+        )
     about = {"out_features": config.hidden_size, "preprocessing": preprocessing, "weights": record}
     if family is None:
         return StagedBackbone(stages, **about)

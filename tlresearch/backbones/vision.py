@@ -60,7 +60,8 @@ def build_torchvision(
     if model not in known_models():
         known = known_models()
         raise UserError(
-            f"backbone.name: torchvision has no model '{model}'{nearest(model, known)}; it has {', '.join(known)}"
+            f"backbone.name: torchvision has no model '{model}'{nearest(model, known, count=5)}; all of them: "
+            'python -c "import torchvision; print(torchvision.models.list_models())"'
         )
     published = find_published(model, weights)
     file = None

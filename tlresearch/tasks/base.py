@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -16,6 +16,7 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data
 from tlresearch.data.values import to_device
 from tlresearch.errors import ConfigError
+from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.tracking.items import Items
 
 if TYPE_CHECKING:
@@ -148,7 +149,13 @@ class Task(L.LightningModule, ABC):
     def changing_state(self) -> dict[str, Tensor]:
         """Returns the tensors that training can change: head, trained stages, stages that were not loaded."""
         prefixes = ("head.", *(f"backbone.stages.{stage}." for stage in self._changing))
-        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
+        return {name: whole(tensor) for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Puts whole tensors in place; of a sharded weight each rank takes its part."""
+        now = self.state_dict()
+        parts = {name: placed_like(tensor, now.get(name)) for name, tensor in state_dict.items()}
+        return super().load_state_dict(parts, strict=strict, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what was loaded and stays frozen."""

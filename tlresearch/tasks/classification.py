@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Meters(nn.Module):
         super().__init__()
         self.multilabel = kind == "multilabel"
         self.classes = classes
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
         self.metrics = MetricCollection(_metrics(kind, classes, thorough=thorough))
 
     def update(self, probabilities: Tensor, targets: Tensor, loss: Tensor) -> None:

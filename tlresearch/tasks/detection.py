@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class BoxMeters(nn.Module):
         if find_spec("pycocotools") is None:
             raise MissingExtraError("pycocotools", "detection")
         self.classes = classes
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
         # Ours and torchmetrics' names of what is measured.
         self.kinds = {"": "bbox_", "mask_": "segm_"} if masks else {"": ""}
         self.map = MeanAveragePrecision(iou_type=("bbox", "segm") if masks else "bbox", class_metrics=True)
@@ -119,7 +120,7 @@ class DetectionTask(Task):
         penalty: Penalty | None = None,
     ) -> None:
         super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
-        self.meters = nn.ModuleDict({"train_meters": MeanMetric()})
+        self.meters = nn.ModuleDict({"train_meters": MeanMetric(nan_strategy=math.nan)})
         masks = isinstance(head, InstanceHead)
         self.meters.update({f"{split}_meters": BoxMeters(classes, masks=masks) for split in ("val", "test")})
         self.served_columns = ("boxes", "classes", "scores", *(["mask"] if masks else []))
@@ -193,6 +194,10 @@ def detection_head(config: TaskConfig, backbone: StagedBackbone, classes: int, s
     own = backbone.native_head(classes, masks=masks) if backbone.native_head else None
     if masks and own is not None and getattr(getattr(own, "roi_heads", None), "mask_head", None) is None:
         own = None  # a detector without masks
+    if not backbone.spatial and (masks or options["detector"] not in (None, "native")):
+        raise ConfigError(
+            ["task: this backbone has a detector of its own alone: take `detection`, without options.detector"], source
+        )
     name = options["detector"] or ("native" if own is not None else next(iter(detectors)))
     if name == "native" and own is not None:
         return native_instances(own, side) if masks else native(own, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -40,7 +41,7 @@ class PixelMeters(nn.Module):
     def __init__(self, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.classes = classes
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
         self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE)
 
     def update(self, predicted: Tensor, masks: Tensor, loss: Tensor) -> None:
@@ -171,6 +172,8 @@ def segmentation_head(
     """
     assert isinstance(backbone, PyramidBackbone)
     options = read_options(config, DEFAULTS, source)
+    if not backbone.spatial:
+        raise ConfigError(["task.name: this backbone has no feature maps: it is for `detection`"], source)
     name = options["decoder"] or ("native" if backbone.native_head else "unet")
     if name == "native" and backbone.native_head is not None:
         return SegmentationHead(backbone.native_head(classes), (side, side))

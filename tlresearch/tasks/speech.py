@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -64,7 +65,7 @@ class Meters(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
         self.accuracy = MeanMetric()
         self.words = WordErrorRate()
         self.characters = CharErrorRate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -94,7 +95,7 @@ class TokenMeters(nn.Module):
 
     def __init__(self, kinds: Sequence[str]) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
         self.accuracy = MeanMetric()
         self.entities = EntityScore(kinds) if kinds else None
 
