@@ -1,9 +1,10 @@
 """How well the scores of `tlresearch rank` order backbones by what training comes to, over several data sets.
 
 Each backbone is ranked without training, then trained: a linear probe, and LP-FT (a probe, then everything), each
-through `experiment.fit`. Printed are the accuracies, and for each score Kendall's tau to them. Run it with ``python
-benchmarks/ranking.py``; with ``--write`` the tables replace those in `ranking.md`. Needs the data sets under
-TLRESEARCH_DATA and weights files under TLRESEARCH_WEIGHTS.
+through `experiment.fit` with several seeds. Printed are the mean accuracies, and for each score Kendall's tau to them.
+Run it with ``python -m benchmarks.ranking``; with ``--write`` the tables replace those in `ranking.md`. What has been
+measured is kept in ``--results``, so that it can be stopped and goes on. Needs the data sets under TLRESEARCH_DATA and
+weights files under TLRESEARCH_WEIGHTS.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=128, help="side of the input in pixels")
     parser.add_argument("--epochs", type=int, default=4, help="epochs in which all is trained; 0: linear probes only")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds that every backbone is trained with")
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="data sets")
     parser.add_argument("--results", type=Path, default=Path("ranking.json"), help="where results are kept on the way")
     parser.add_argument("--write", action="store_true", help="write benchmarks/ranking.md")
@@ -86,14 +88,21 @@ def measure(found: dict[str, Any], name: str, options: argparse.Namespace) -> No
     }
     for backbone, weights in WEIGHTS.items():
         for kind, schedule in schedules.items():
-            if kind in rows[backbone] or (kind == "LP-FT" and not options.epochs):
+            if kind == "LP-FT" and not options.epochs:
                 continue
-            chosen = [f"backbone.name={backbone}", f"backbone.weights={weights}", *schedule, *SHARED]
-            text = json.dumps({"name": Path(name).name, "data": {"name": "image_folder", "root": name}})
-            result = fit(load_text(text, [*shared, *chosen, "trainer.precision=32-true"]))
-            rows[backbone][kind] = result.metrics["val/accuracy"]
-            options.results.write_text(json.dumps(found, indent=1))
-            print(name, backbone, kind, f"{result.metrics['val/accuracy']:.3f}", f"{result.seconds:.0f} s", flush=True)
+            found_by_seed = rows[backbone].setdefault(kind, {})
+            for seed in range(options.seeds):
+                if str(seed) in found_by_seed:
+                    continue
+                chosen = [f"backbone.name={backbone}", f"backbone.weights={weights}", *schedule, *SHARED]
+                text = json.dumps({"name": Path(name).name, "data": {"name": "image_folder", "root": name}})
+                # Another order and another head, on the samples that the ranking saw.
+                fixed = ["trainer.precision=32-true", f"seed={seed}", "data.split_seed=0"]
+                result = fit(load_text(text, [*shared, *chosen, *fixed]))
+                accuracy = result.metrics["val/accuracy"]
+                found_by_seed[str(seed)] = accuracy
+                options.results.write_text(json.dumps(found, indent=1))
+                print(name, backbone, kind, f"seed {seed}", f"{accuracy:.3f}", f"{result.seconds:.0f} s", flush=True)
 
 
 def tau(scores: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -110,8 +119,9 @@ def report(found: Mapping[str, Any], options: argparse.Namespace) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = [
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, commit "
-        f"{commit} and the changes with it; images {options.size} x {options.size}, one seed; linear probe 30 epochs "
-        f"of AdamW at 3e-3, LP-FT 15 of them, then {options.epochs} of all stages at 1e-4.",
+        f"{commit}; images {options.size} x {options.size}; accuracies are the mean "
+        f"and standard deviation of {options.seeds} seeds; linear probe 30 epochs of AdamW at 3e-3, LP-FT 15 of them, "
+        f"then {options.epochs} of all stages at 1e-4.",
         "",
         "| data (training, validation) | backbone | LogME | H-score | LEEP | NCE | kNN | probe | depth | linear probe "
         "| LP-FT |",
@@ -122,7 +132,7 @@ def report(found: Mapping[str, Any], options: argparse.Namespace) -> str:
         for backbone in WEIGHTS:
             row = rows[backbone]
             cells = [_number(row["scores"].get(method)) for method in METHODS]
-            cells += [str(row["depth"]), *(_number(row.get(kind)) for kind in TRAINED)]
+            cells += [str(row["depth"]), *(_spread(row.get(kind)) for kind in TRAINED)]
             shown = backbone.removeprefix("torchvision/") + (" (random)" if WEIGHTS[backbone] == "null" else "")
             lines.append(f"| {label} | {shown} | " + " | ".join(cells) + " |")
             label = ""
@@ -133,14 +143,25 @@ def report(found: Mapping[str, Any], options: argparse.Namespace) -> str:
         known = [b for b in WEIGHTS if all(method in rows[b]["scores"] for rows in found.values())]
         for kind in TRAINED:
             values = [
-                tau([rows[b]["scores"][method] for b in known], [rows[b][kind] for b in known])
+                tau([rows[b]["scores"][method] for b in known], [_mean(rows[b][kind]) for b in known])
                 for rows in found.values()
-                if all(kind in rows[b] for b in known)
+                if all(rows[b].get(kind) for b in known)
             ]
             each = ", ".join(f"{value:.2f}" for value in values)
             cells.append(f"{np.mean(values):.2f} ({each})" if values else "-")
         lines.append(f"| {method} | {len(known)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(by_seed: Mapping[str, float]) -> float:
+    return float(np.mean(list(by_seed.values())))
+
+
+def _spread(by_seed: Mapping[str, float] | None) -> str:
+    if not by_seed:
+        return "-"
+    spread = f" ± {np.std(list(by_seed.values()), ddof=1):.3f}" if len(by_seed) > 1 else ""
+    return f"{_mean(by_seed):.3f}{spread}"
 
 
 def _number(value: float | None) -> str:

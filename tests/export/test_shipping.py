@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.recorded import Recorded
 from tests.toy import toy_text
@@ -28,7 +29,7 @@ from tlresearch.experiment import fit
 from tlresearch.export.formats import Form, open_onnx
 from tlresearch.export.network import Frame
 from tlresearch.export.outcome import Export
-from tlresearch.export.quantize import WEIGHTED, ahead_of_weights
+from tlresearch.export.quantize import WEIGHTED, kept_exact
 from tlresearch.export.shipping import export_run, forms_of
 from tlresearch.tracking.manifest import damaged, read_manifest
 from tlresearch.tracking.store import connect
@@ -36,7 +37,7 @@ from tlresearch.tracking.store import connect
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
 CLASSES = ("dark", "light")
-ALL = forms_of(["onnx", "torchscript", "pt2", "safetensors"], ["static", "dynamic"], [])
+QUICK = forms_of(["onnx", "safetensors"], ["static"], [])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def exported(run_id: str, one_home: Path) -> Export:
         warnings.simplefilter("ignore")
         patch.setenv("TLRESEARCH_HOME", str(one_home))
         patch.setattr("tlresearch.export.measure._SECONDS", 0.0)
-        return export_run(run_id, ALL, out=one_home / "out", changed=0.5)
+        return export_run(run_id, QUICK, out=one_home / "out", changed=0.5)
 
 
 @pytest.mark.parametrize("size", [(31, 47), (50, 26), (19, 19), (20, 65)])
@@ -87,6 +88,8 @@ def exported(run_id: str, one_home: Path) -> Export:
         Preprocessing(crop=15, resize=20, interpolation="bicubic"),
         Preprocessing(crop=None, resize=None),
         Preprocessing(crop=22, resize=None),  # larger than some: filled up
+        Preprocessing(crop=16, resize=None, fit="stretch"),
+        Preprocessing(crop=26, resize=None, fit="letterbox"),
     ],
     ids=str,
 )
@@ -97,8 +100,8 @@ def test_the_frame_is_that_of_training(wanted: Preprocessing, size: tuple[int, i
 
 
 def test_a_frame_without_operations_is_refused() -> None:
-    with pytest.raises(UserError, match="letterbox"):
-        Frame(Preprocessing(crop=16, resize=None, fit="letterbox"))
+    with pytest.raises(UserError, match="lanczos"):
+        Frame(Preprocessing(crop=16, resize=None, interpolation="lanczos"))
 
 
 def test_every_format_answers_as_the_run(exported: Export) -> None:
@@ -133,7 +136,7 @@ def test_int8_leaves_the_preprocessing_alone(exported: Export) -> None:
     import onnx
 
     source, quantised = exported.folder / "model.onnx", exported.folder / "model-int8-static.onnx"
-    ahead = ahead_of_weights(source)
+    ahead = kept_exact(source)
     graph = onnx.load(source).graph
     kinds = {node.op_type for node in graph.node if node.name in ahead}
     assert "Resize" in kinds
@@ -158,7 +161,7 @@ def test_it_predicts_where_tlresearch_is_not(exported: Export, tmp_path: Path) -
         "import sys; sys.path[:0] = ['libraries', '.']\n"
         "try:\n    import tlresearch\nexcept ModuleNotFoundError:\n    print('none')\n"
         f"import predict\nfor model in ('model.onnx', 'model-int8-static.onnx'):\n    predict.main(model, '{image}')\n"
-        "print(predict.probabilities(predict.onnxruntime.InferenceSession('model.onnx'), sys.argv[1]).tolist())"
+        "print(predict.predict(predict.onnxruntime.InferenceSession('model.onnx'), sys.argv[1])[0].tolist())"
     )
     command = [sys.executable, "-I", "-S", "-c", code, str(image)]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
@@ -202,3 +205,48 @@ def test_what_cannot_be_exported_is_one_line(recorded: Recorded, capsys: pytest.
     assert forms_of(["onnx", "pt2"], [], ["fp16"]) == [
         Form("onnx"), Form("onnx", "fp16"), Form("pt2"), Form("pt2", "fp16"),
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_and_a_pruned_head_is_smaller(one_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="the extra 'text' is not installed")
+    monkeypatch.setenv("TLRESEARCH_HOME", str(one_home))
+    monkeypatch.setattr("tlresearch.export.measure._SECONDS", 0.0)
+    text = toy_text(
+        name="adapted",
+        data=f"{{name: image_folder, root: '{one_home}/images', batch_size: 8, image_size: 16, resize: 19}}",
+        backbone="{name: small_cnn, weights: null, options: {in_channels: 3, width: 8}}",
+        freeze="{schedule: lora, epochs: 2, lora: {rank: 2, alpha: 8}}",
+        optimizer="{name: adamw, lr: 0.05}",
+        tracking="{figures: false, system_metrics: false}",
+    )
+    result = fit(load_text(text))
+    whole = export_run(result.run_id, [Form("pt2"), Form("torchscript"), Form("safetensors")], out=one_home / "adapted")
+    assert [shipped.refused for shipped in whole.forms] == ["", "", ""]
+    image = torch.randint(0, 256, (1, 30, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = torch.export.load(one_home / "adapted/model.pt2").module()(image)[0]
+        frame = Frame(Preprocessing(crop=16, resize=19, mean=(0.5,) * 3, std=(0.5,) * 3))
+        wanted = result.task.eval()(frame(image)).softmax(dim=1)
+        # Without what the adapters learnt it would answer otherwise.
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    names = load_file(one_home / "adapted/weights/weights.safetensors")
+    assert not [name for name in names if "lora" in name or "base_layer" in name]
+    pruned = export_run(
+        result.run_id,
+        [Form("pt2"), Form("onnx", "int8-dynamic")],
+        out=one_home / "pruned",
+        prune=0.5,
+        changed=1.0,
+        tolerance=1.0,
+    )
+    assert pruned.cut.startswith("the head keeps 16 of 32 features, and conv4 makes no others")
+    assert [shipped.path.name for shipped in pruned.forms] == ["model-pruned.pt2", "model-int8-dynamic-pruned.onnx"]
+    smaller, plain = pruned.forms[0].measured, whole.forms[0].measured
+    assert smaller is not None
+    assert plain is not None
+    assert smaller.size < plain.size
+    assert smaller.difference > 0
+    assert json.loads((one_home / "pruned/model.json").read_text())["pruned"] == pruned.cut
+    with pytest.raises(UserError, match="onnx or pt2"):
+        forms_of(["safetensors"], [], [], 0.5)

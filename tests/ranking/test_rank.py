@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,17 @@ def test_ranks_at_every_boundary_and_reads_the_second_time(experiment: str) -> N
 def test_a_typed_command_shows_the_table_and_says_what_is_missing(
     experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "130")
+    monkeypatch.setenv("COLUMNS", "80")
     words = ["--backbones", "small_cnn,torchvision/resnet18", "--weights", "small_cnn=null", "--boundaries"]
+    words += ["--options", "small_cnn={in_channels: 1, width: 8}"]
     assert main(["rank", experiment, *words, "--weights", "torchvision/resnet18=not/here.pth"]) == 0
     shown = capsys.readouterr().out
+    scores, costs = (re.search(rf"^ ?small_cnn .*{end} *$", shown, re.MULTILINE) for end in (r"\d of 4", r"\d"))
+    assert scores is not None
+    assert costs is not None
+    assert "…" not in shown  # nothing is cut off
+    parameters = 9 * (8 + 8 * 16 + 16 * 32 + 32 * 32) + 2 * (8 + 16 + 32 + 32)  # four convolutions, each with its norm
+    assert f" {parameters / 1e6:.2f} M " in shown
     assert "not ranked: torchvision/resnet18" in shown
     assert "proposed unfreeze depth 4" in shown
     assert main(["rank", experiment, "--backbones", "small_cnn", "--weights", "small_cnn=nowhere.pth"]) == 1
@@ -93,6 +101,7 @@ def test_a_typed_command_shows_the_table_and_says_what_is_missing(
     [
         (["no/such/folder"], "neither an experiment"),
         (["digits/transfer", "--weights", "mnist_cnn"], "has not the form NAME=FILE"),
+        (["digits/transfer", "--options", "mnist_cnn"], "has not the form NAME=YAML"),
         (
             ["digits/transfer", "--backbones", "small_cnn", "--weights", "other=null"],
             "'other' is none of the backbones",

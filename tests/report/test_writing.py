@@ -94,7 +94,7 @@ def test_a_run_with_its_lineage(recorded: Recorded) -> None:
     page = gather(store, run)
     assert (page.kind, page.title) == ("run", "base")
     accuracy = run.data.metrics["selected/test/accuracy"]
-    assert Number("test/accuracy", f"{accuracy:.4f}") in page.numbers
+    assert ("test/accuracy", f"{accuracy:.4f}") in [(number.name, number.value) for number in page.numbers]
     facts = dict(next(section.facts for section in page.sections if section.title == "Where it comes from"))
     assert facts["weights"] == "weights.safetensors"
     assert facts["SHA-256 of the weights"] == run.data.tags["tlresearch.weights_sha256"]
@@ -103,6 +103,23 @@ def test_a_run_with_its_lineage(recorded: Recorded) -> None:
     config = next(section.texts for section in page.sections if section.title == "Configuration")
     assert config[0] == ("config.yaml", recorded.artifact("config.yaml").read_text())
     assert gather(store, store.client.get_run(recorded.trial)).badges[0].text.startswith("pruned")
+
+
+def test_intervals_stand_beside_their_values_and_further_sets_have_a_table(store_here: Path) -> None:
+    ends = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "auroc_of_bees": 0.7}
+    moved = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "drop": 0.2, "mmd": 0.1, "frechet": 2.5}
+    found = {f"selected/test/{key}": value for key, value in ends.items()}
+    found |= {f"shift/theo/{key}": value for key, value in moved.items()} | {"shift/theo/stages/top/mmd": 0.3}
+    with start("run", {}) as run:
+        run.log_metrics(found, step=0)
+    store = connect()
+    page = gather(store, store.client.get_run(run.run_id))
+    assert page.numbers == (Number("test/accuracy", "0.9000", "0.800 to 0.950"),)
+    tables = {section.title: section.tables for section in page.sections}
+    assert tables["Metrics"][0].rows == (("accuracy", "0.9000 (0.800 to 0.950)"), ("auroc_of_bees", "0.7000"))
+    shifted = tables["Further test sets"][0]
+    assert shifted.columns == ("set", "accuracy", "drop", "mmd", "frechet", "proxy a")
+    assert shifted.rows == (("theo", "0.7000 (0.600 to 0.800)", "0.2000", "0.1000", "2.5000", "–"),)
 
 
 def test_a_group_gives_mean_and_interval(store_here: Path) -> None:

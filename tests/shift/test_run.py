@@ -28,11 +28,16 @@ def text(shift: str, schedule: str = "linear_probe", **more: str) -> str:
     return toy_text(data=f"{{{own}, shift: {shift}}}", freeze=f"{{schedule: {schedule}, epochs: 2}}", **more)
 
 
-def test_a_run_reports_metrics_drop_and_distances_of_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_metrics_drop_and_distances_of_every_set(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     from rich.console import Console
 
     figures = "{figures: true, model: false, weights: false, system_metrics: false}"
     result = fit(load_text(text(SETS, "full", tracking=figures)))
+    told = [record.getMessage() for record in caplog.records if "trained with" in record.getMessage()]
+    assert len(told) == 1  # of the set that holds every sample
+    assert told[0].startswith("data.shift[rest]: 48 of its ")
     metrics = result.metrics
     assert list(dict.fromkeys(key.split("/")[1] for key in metrics if key.startswith("shift/"))) == list(NAMES)
     # The test split under another name, whether its stages are run ahead or not.

@@ -1,9 +1,10 @@
-"""The formats: what writes a classifier into a file, and what runs such a file where it is used."""
+"""The formats: what writes a model into a file, and what runs such a file where it is used."""
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlresearch.errors import MissingExtraError, UserError
-from tlresearch.export.network import Shipped
-from tlresearch.serving.base import DESCRIPTION, WEIGHTS
-from tlresearch.serving.classification import Predictor, load_predictor
+from tlresearch.export.models import Exportable
+from tlresearch.export.network import Shipped, ShippedImages
+from tlresearch.serving.base import WEIGHTS
+from tlresearch.tracking.loaders import SETTINGS
 
 Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
 Numbers = Literal["fp32", "fp16", "bf16", "int8-dynamic", "int8-static"]
@@ -27,8 +30,10 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "safetensors": ""}
 
-Runner = Callable[[NDArray[Any]], NDArray[Any]]
-"""Runs uint8 images ``(N, H, W, C)``, all of one size, to probabilities ``(N, classes)``."""
+OUTPUTS = ("probabilities", "answer")
+
+Runner = Callable[[Sequence[Any]], NDArray[Any]]
+"""Runs raw samples, alike where a batch must be, to probabilities ``(N, classes, ...)``."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +43,35 @@ class Form:
     Attributes:
         to: The format.
         numbers: The number format of its weights, or of weights and activations (int8-static).
+        pruned: Whether features of the head were left out.
     """
 
     to: Format
     numbers: Numbers = "fp32"
+    pruned: bool = False
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        return f"{self.to} {self.numbers}"
+        return f"{self.to} {self.numbers}{' pruned' if self.pruned else ''}"
 
     @property
     def file(self) -> str:
         """Name of the file, or of the folder of safetensors."""
         numbers = "" if self.numbers == "fp32" else f"-{self.numbers}"
-        return f"{'weights' if self.to == 'safetensors' else 'model'}{numbers}{SUFFIXES[self.to]}"
+        pruned = "-pruned" if self.pruned else ""
+        return f"{'weights' if self.to == 'safetensors' else 'model'}{numbers}{pruned}{SUFFIXES[self.to]}"
 
 
-def write(predictor: Predictor, form: Form, source: Path, target: Path, about: Mapping[str, str]) -> None:
-    """Writes a classifier in one of the formats, with everything but int8, which starts from a written ONNX file.
+def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapping[str, str]) -> None:
+    """Writes a model in one of the formats, with everything but int8, which starts from a written ONNX file.
 
     Args:
-        predictor: The classifier.
+        model: The model.
         form: Format and number format.
-        source: Folder the predictor was read from.
+        source: Folder the model was read from.
         target: The file, or the folder of safetensors.
-        about: Stored in the file: ``classes`` and ``preprocessing`` as JSON, ``kind``, the run.
+        about: Stored in the file: ``classes`` as JSON, ``kind``, what it reads and answers, the run.
 
     Raises:
         MissingExtraError: If onnx or onnxscript is not installed.
@@ -72,13 +80,11 @@ def write(predictor: Predictor, form: Form, source: Path, target: Path, about: M
     if form.to == "safetensors":
         _write_safetensors(source, target, DTYPES[form.numbers])
         return
-    network = copy.deepcopy(predictor.network)
-    shipped = Shipped(network, predictor.preprocessing, predictor.kind, DTYPES[form.numbers])
-    example = torch.zeros(2, 48, 64, predictor.preprocessing.channels, dtype=torch.uint8)
+    shipped = model.shipped(copy.deepcopy(model.network), DTYPES[form.numbers])
     with torch.no_grad(), _quiet():
         try:
             {"onnx": _write_onnx, "torchscript": _write_torchscript, "pt2": _write_pt2}[form.to](
-                shipped, example, target, about
+                shipped, model, target, about
             )
         except (UserError, OSError):
             raise
@@ -87,28 +93,29 @@ def write(predictor: Predictor, form: Form, source: Path, target: Path, about: M
             raise UserError(f"export: this network cannot be written as {form.name}: {lines[0][:300]}") from error
 
 
-def runner(form: Form, path: Path) -> Runner:
-    """Opens what `write` wrote, with the library that a user of the format has."""
-    if form.to == "onnx":
-        return _onnx_runner(path)
+def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exportable]) -> Runner:
+    """Opens what `write` wrote, with the library that a user of the format has.
+
+    Args:
+        model: The model that was written.
+        form: Its format.
+        path: Where it lies.
+        read: Reads a folder as the project does.
+    """
     if form.to == "safetensors":
-        return original(load_predictor(path))
-    if form.to == "pt2":
-        module = torch.export.load(path).module()
+        return original(read(path))
+    if form.to == "onnx":
+        run = _onnx_runner(path)
     else:
         with _quiet():
-            module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return _torch_runner(module)
+            opened = torch.export.load(path).module() if form.to == "pt2" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        run = _torch_runner(opened)
+    return lambda samples: run(model.arrays(samples))
 
 
-def original(predictor: Predictor) -> Runner:
-    """Runs the model of a run as the project serves it, preprocessing image by image."""
-
-    def run(images: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = predictor.predict(list(torch.from_numpy(images).permute(0, 3, 1, 2)))[1].numpy()
-        return found
-
-    return run
+def original(model: Exportable) -> Runner:
+    """Runs the model of a run as the project serves it, one sample after another."""
+    return lambda samples: np.concatenate([model.original(sample) for sample in samples])
 
 
 def size(path: Path) -> int:
@@ -137,27 +144,27 @@ def open_onnx(path: Path) -> Any:
         raise UserError(f"export: ONNX Runtime cannot run {path.name}: {str(error).splitlines()[0][:300]}") from error
 
 
-def _onnx_runner(path: Path) -> Runner:
+def _onnx_runner(path: Path) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]:
     session = open_onnx(path)
-    name = session.get_inputs()[0].name
+    names = [part.name for part in session.get_inputs()]
 
-    def run(images: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = session.run(None, {name: images})[0]
+    def run(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+        found: NDArray[Any] = session.run(OUTPUTS[:1], dict(zip(names, arrays, strict=True)))[0]
         return found
 
     return run
 
 
-def _torch_runner(module: nn.Module) -> Runner:
+def _torch_runner(module: nn.Module) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]:
     @torch.inference_mode()
-    def run(images: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = module(torch.from_numpy(images)).numpy()
+    def run(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+        found: NDArray[Any] = module(*map(torch.from_numpy, arrays))[0].numpy()
         return found
 
     return run
 
 
-def _write_onnx(shipped: Shipped, example: torch.Tensor, target: Path, about: Mapping[str, str]) -> None:
+def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -166,50 +173,52 @@ def _write_onnx(shipped: Shipped, example: torch.Tensor, target: Path, about: Ma
     import onnx
 
     program = torch.onnx.export(
-        _exported(shipped, example),
-        (example,),
+        _exported(shipped, model),
+        model.example(),
         dynamo=True,
-        input_names=["images"],
-        output_names=["probabilities"],
+        input_names=list(model.inputs),
+        output_names=list(OUTPUTS),
         verbose=False,
     )
     assert program is not None
-    model = program.model_proto
+    written = program.model_proto
     # Each operation carries the line of code it came from, with the folders of this machine.
-    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+    for part in (written.graph, *written.graph.node, *written.graph.input, *written.graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
     # Shapes in between are inferred where they are needed; ONNX Runtime's quantiser would keep outdated ones.
-    del model.graph.value_info[:]
+    del written.graph.value_info[:]
     for key, value in about.items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(target))
+        written.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(written)
+    onnx.save(written, str(target))
 
 
-def _write_torchscript(shipped: Shipped, example: torch.Tensor, target: Path, about: Mapping[str, str]) -> None:
+def _write_torchscript(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
+    if not isinstance(shipped, ShippedImages):
+        raise UserError(f"export: TorchScript is written of models of images only, not of {model.reads}s; use --to pt2")
     # The network is traced, since many backbones cannot be scripted; the frame depends on sizes and is scripted.
     shipped.network = torch.jit.trace(  # type: ignore[no-untyped-call]
-        shipped.network, shipped.frame(example).to(shipped.dtype)
+        shipped.network, shipped.front(*model.example()).to(shipped.dtype)
     )
     script = torch.jit.script(shipped)
     torch.jit.save(script, str(target), _extra_files={"about.json": json.dumps(dict(about))})
 
 
-def _write_pt2(shipped: Shipped, example: torch.Tensor, target: Path, about: Mapping[str, str]) -> None:
-    torch.export.save(_exported(shipped, example), target, extra_files={"about.json": json.dumps(dict(about))})
+def _write_pt2(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
+    torch.export.save(_exported(shipped, model), target, extra_files={"about.json": json.dumps(dict(about))})
 
 
-def _exported(shipped: Shipped, example: torch.Tensor) -> torch.export.ExportedProgram:
-    free = torch.export.Dim.DYNAMIC
-    return torch.export.export(shipped, (example,), dynamic_shapes=({0: free, 1: free, 2: free},))
+def _exported(shipped: Shipped, model: Exportable) -> torch.export.ExportedProgram:
+    arrays = model.example()
+    free: tuple[Any, ...] = tuple(dict.fromkeys(model.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
+    return torch.export.export(shipped, arrays, dynamic_shapes=free if isinstance(shipped, ShippedImages) else (free,))
 
 
 def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
-    target.mkdir()
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, SETTINGS))
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
     save_file(tensors, target / WEIGHTS)
-    (target / DESCRIPTION).write_text((source / DESCRIPTION).read_text())
 
 
 @contextmanager

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tlresearch.data.base import Data, SplitName
 from tlresearch.export.formats import Runner
-from tlresearch.tasks.classification import Meters
+from tlresearch.export.models import Exportable
 
 BATCH = 16
-"""Images of a batch when throughput is timed."""
+"""Samples of a batch when throughput is timed."""
 _SECONDS = 1.0  # each timing runs for so long
 _RUNS = 8  # and so many times at least
 
@@ -27,7 +26,7 @@ class Tolerance:
     """How far the answers of a form may be from the original's.
 
     Attributes:
-        changed: Largest share of samples whose likeliest class (or any label) is another.
+        changed: Largest share of samples (of pixels, for masks) whose likeliest class, or any label, is another.
         difference: Largest difference of a probability of any sample and class.
     """
 
@@ -36,14 +35,18 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "fp32": Tolerance(0.0, 1e-3),
+    "fp32": Tolerance(0.0001, 0.005),
     "fp16": Tolerance(0.005, 0.02),
     "bf16": Tolerance(0.02, 0.1),
-    "int8-dynamic": Tolerance(0.05, 0.5),
-    "int8-static": Tolerance(0.05, 0.5),
+    "int8-dynamic": Tolerance(0.01, 0.25),
+    "int8-static": Tolerance(0.01, 0.25),
 }
-"""What is tolerated unless the user says otherwise, by number format. In int8 a single borderline sample may move far;
-what counts there is how many answers change."""
+"""What is tolerated unless the user says otherwise, by number format; a pruned head is held to what int8 is.
+
+In float32 only the libraries' rounding differs, of resized pixels above all: no answer changes, or one pixel in ten
+thousand. One per cent of changed answers bounds the loss of accuracy by one point, the usual bound of quantised
+networks (MLPerf Inference asks for 99 % of the reference's; Reddi et al. 2020, arXiv:1911.02549); a single borderline
+sample may move further than the probabilities do on the whole."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class Measured:
 
     Attributes:
         size: Bytes on disk.
-        latency: Median time of a single image, in milliseconds.
-        throughput: Images per second in batches of `BATCH`.
+        latency: Median time of a single sample, from raw sample to probabilities, in milliseconds.
+        throughput: Samples per second in batches of `BATCH`.
         metrics: Metrics of the split without its name.
-        changed: Share of samples whose answer is another than the original's.
+        changed: Share of samples (of pixels) whose answer is another than the original's.
         difference: Largest difference of a probability.
     """
 
@@ -76,56 +79,60 @@ class Measured:
         return "; ".join(problems)
 
 
-def answers(run: Runner, data: Data, split: SplitName, rows: Sequence[int]) -> NDArray[Any]:
-    """Returns the probabilities ``(rows, classes)`` of raw images, one image at a time, as they come in use."""
+Answers = list[NDArray[Any]]
+"""Probabilities ``(1, classes, ...)`` of samples."""
+
+
+def answers(run: Runner, data: Data, split: SplitName, rows: Sequence[int]) -> Answers:
+    """Returns the probabilities of raw samples, one sample at a time, as they come in use."""
     part = data.splits[split]
-    return np.concatenate([run(as_image(part.raw(row))[None]) for row in rows])
+    return [run([part.raw(row)]) for row in rows]
 
 
 def measure(
-    run: Runner, found: NDArray[Any], wanted: NDArray[Any], data: Data, split: SplitName, rows: Sequence[int], size: int
+    model: Exportable,
+    run: Runner,
+    found: Answers,
+    wanted: Answers,
+    data: Data,
+    split: SplitName,
+    rows: Sequence[int],
+    size: int,
 ) -> Measured:
     """Measures a form.
 
     Args:
+        model: The model it was written of.
         run: The form.
-        found: Its probabilities ``(rows, classes)``.
+        found: Its probabilities.
         wanted: Those of the original.
         data: The data.
         split: The split the rows are of.
         rows: Positions of the samples.
         size: Bytes on disk.
     """
-    targets = torch.as_tensor(data.splits[split].targets)[list(rows)]
-    meters = Meters(data.kind, len(data.classes), thorough=True)
-    meters.update(
-        torch.from_numpy(found).float(), targets.int() if data.kind == "multilabel" else targets, torch.tensor(0.0)
-    )
-    image = as_image(data.splits[split].raw(rows[len(rows) // 2]))
+    sample = data.splits[split].raw(rows[len(rows) // 2])
+    changed = [_changed(one, other, model.kind == "multilabel") for one, other in zip(found, wanted, strict=True)]
     return Measured(
         size=size,
-        latency=1000 * _seconds(run, image[None]),
-        throughput=BATCH / _seconds(run, np.repeat(image[None], BATCH, axis=0)),
-        metrics={name: value for name, value in meters.finish().items() if name != "loss"},
-        changed=float((_decided(found, data) != _decided(wanted, data)).any(axis=1).mean()),
-        difference=float(np.abs(found - wanted).max()),
+        latency=1000 * _seconds(run, [sample]),
+        throughput=BATCH / _seconds(run, [sample] * BATCH),
+        metrics=model.score(found, data, split, rows),
+        changed=float(np.concatenate(changed).mean()),
+        difference=max(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)),
     )
 
 
-def as_image(raw: torch.Tensor) -> NDArray[Any]:
-    """A raw sample ``(C, H, W)`` as exported models take it, ``(H, W, C)``."""
-    return np.ascontiguousarray(raw.permute(1, 2, 0).numpy())
-
-
-def _decided(probabilities: NDArray[Any], data: Data) -> NDArray[Any]:
-    if data.kind == "multilabel":
-        several: NDArray[Any] = probabilities > 0.5
+def _changed(found: NDArray[Any], wanted: NDArray[Any], multilabel: bool) -> NDArray[Any]:
+    """Whether each answer of a sample is another: one, or one of each pixel."""
+    if multilabel:
+        several: NDArray[Any] = ((found > 0.5) != (wanted > 0.5)).any(axis=1)
         return several
-    best: NDArray[Any] = probabilities.argmax(axis=1, keepdims=True)
-    return best
+    different: NDArray[Any] = found.argmax(axis=1) != wanted.argmax(axis=1)
+    return different.reshape(-1)
 
 
-def _seconds(run: Runner, batch: NDArray[Any]) -> float:
+def _seconds(run: Runner, batch: Sequence[Any]) -> float:
     """Median time of a call; the first two are left out, since libraries prepare themselves in them."""
     for _ in range(2):
         run(batch)

@@ -1,66 +1,97 @@
-"""A classifier with its preprocessing inside, in operations that export: from uint8 images of any size."""
+"""What is exported: preprocessing, network and answer in one module, in operations that the formats know."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlresearch.data.base import Preprocessing, TargetKind
+from tlresearch.data.audio_decoding import AudioPreprocessing
+from tlresearch.data.base import Preprocessing
 from tlresearch.errors import UserError
 
 _MODES = ("bilinear", "bicubic")
 
 
 class Frame(nn.Module):
-    """Resize, centre crop and normalise as `tlresearch.data.transforms.Evaluation`, with sizes that stay symbols.
+    """Frames and normalises images as `tlresearch.data.transforms.Evaluation`, with sizes that stay symbols.
 
     The sizes are computed in whole numbers from those of the input, so that a traced graph takes any image. The result
     equals torchvision's functions on uint8 tensors, which round the resized image to whole levels.
 
     Args:
-        preprocessing: Sizes, statistics and interpolation of the network.
+        preprocessing: Sizes, statistics, interpolation and fit.
 
     Raises:
-        UserError: If images are framed in a way that the graph has no operations for.
+        UserError: If images are interpolated in a way that the graph has no operations for.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        if preprocessing.fit != "crop" or preprocessing.interpolation not in _MODES:
+        if preprocessing.interpolation not in _MODES:
             raise UserError(
-                f"export: images are prepared by '{preprocessing.fit}' with {preprocessing.interpolation} "
-                f"interpolation, but an exported model can only resize ({' or '.join(_MODES)}) and cut the centre out"
+                f"export: images are resized with {preprocessing.interpolation} interpolation, but an exported model "
+                f"has {' or '.join(_MODES)} only"
             )
         self.resize = 0 if preprocessing.resize is None else preprocessing.resize
         self.crop = 0 if preprocessing.crop is None else preprocessing.crop
+        self.fit = "crop" if self.crop == 0 else str(preprocessing.fit)
         self.mode = preprocessing.interpolation
         self.antialias = preprocessing.antialias
         self.mean: Tensor
         self.std: Tensor
+        self.fill: Tensor
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+        self.register_buffer("fill", (255 * self.mean).round())
 
     def forward(self, images: Tensor) -> Tensor:
         """Turns uint8 ``(N, H, W, C)`` into the network's input ``(N, C, crop, crop)``, float32."""
         x = images.permute(0, 3, 1, 2).float()
-        if self.resize > 0:
-            x = self._resized(x)
-        if self.crop > 0:
-            if self.resize == 0:
-                x = self._padded(x)
-            x = x.narrow(2, self._start(x.shape[2]), self.crop).narrow(3, self._start(x.shape[3]), self.crop)
+        if self.fit != "crop":
+            x = self._fitted(x)
+        else:
+            if self.resize > 0:
+                short = self._least(x.shape[2], x.shape[3])
+                x = self._resized(x, self.resize * x.shape[2] // short, self.resize * x.shape[3] // short)
+            if self.crop > 0:
+                if self.resize == 0:
+                    x = self._padded(x)
+                x = x.narrow(2, self._start(x.shape[2]), self.crop).narrow(3, self._start(x.shape[3]), self.crop)
         return (x / 255.0 - self.mean) / self.std
 
-    def _resized(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        # A script knows `min` only, and an exported graph keeps symbols through `sym_min` only.
-        # Asked in the very condition, so that a script leaves the other branch out.
-        short = min(height, width) if torch.jit.is_scripting() else torch.sym_min(height, width)  # type: ignore[attr-defined]
-        size = [self.resize * height // short, self.resize * width // short]
+    def unframed(self, scores: Tensor, images: Tensor) -> Tensor:
+        """Brings scores ``(N, classes, crop, crop)`` back to the size of their images, if framing kept all of these."""
+        if self.fit == "crop":
+            return scores
+        height, width = images.shape[1], images.shape[2]
+        if self.fit == "letterbox":
+            scores = scores.narrow(2, 0, self._inner(height, width)).narrow(3, 0, self._inner(width, height))
+        return functional.interpolate(scores, size=[height, width], mode="bilinear", align_corners=False)
+
+    def _fitted(self, x: Tensor) -> Tensor:
+        if self.fit == "stretch":
+            return self._resized(x, self.crop, self.crop)
+        height, width = self._inner(x.shape[2], x.shape[3]), self._inner(x.shape[3], x.shape[2])
+        x = self._resized(x, height, width)
+        # Filled up with the mean colour; padding knows one value for all channels.
+        return functional.pad(x - self.fill, [0, self.crop - width, 0, self.crop - height]) + self.fill
+
+    def _inner(self, side: int, other: int) -> int:
+        """A side within a letterbox: scaled with the longer one, halves to the even number, at least one pixel."""
+        long = self._most(side, other)
+        whole = side * self.crop // long
+        rest = 2 * (side * self.crop - whole * long) - long  # above 0: round up; 0: to the even number
+        up = self._least(self._most(rest, 0), 1)
+        half = 1 - self._least(self._most(rest, -rest), 1)
+        return self._most(whole + up + half * (whole % 2), 1)
+
+    def _resized(self, x: Tensor, height: int, width: int) -> Tensor:
         x = functional.interpolate(
             x,
-            size=size,  # type: ignore[arg-type]
+            size=[height, width],
             mode=self.mode,
             antialias=self.antialias,
             align_corners=False,
@@ -71,14 +102,22 @@ class Frame(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         """Fills up images that are smaller than the crop, black, as torchvision's `center_crop`."""
-        lacks_h, lacks_w = self._lacking(x.shape[2]), self._lacking(x.shape[3])
+        lacks_h, lacks_w = self._most(self.crop - x.shape[2], 0), self._most(self.crop - x.shape[3], 0)
         sides = [lacks_w // 2, (lacks_w + 1) // 2, lacks_h // 2, (lacks_h + 1) // 2]
         return functional.pad(x, sides)
 
-    def _lacking(self, size: int) -> int:
+    # A script knows `min` and `max` only, and an exported graph keeps symbols through `sym_min` and `sym_max` only.
+    # Asked in the very condition, so that a script leaves the other branch out.
+
+    def _least(self, one: int, other: int) -> int:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return max(self.crop - size, 0)
-        return torch.sym_max(self.crop - size, 0)  # type: ignore[return-value]
+            return min(one, other)
+        return torch.sym_min(one, other)  # type: ignore[return-value]
+
+    def _most(self, one: int, other: int) -> int:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return max(one, other)
+        return torch.sym_max(one, other)  # type: ignore[return-value]
 
     def _start(self, size: int) -> int:
         """Half of what is too much, halves to the even number, as Python's `round` and so torchvision."""
@@ -86,27 +125,87 @@ class Frame(nn.Module):
         return half + ((size - self.crop) % 2) * (half % 2)
 
 
-class Shipped(nn.Module):
-    """What is exported: frame, network and probabilities in one module.
+class Tokens(nn.Module):
+    """Token numbers with their mask, as a backbone over text takes them."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Puts ``ids`` and ``mask``, both ``(N, length)``, together."""
+        return {"ids": ids, "mask": mask}
+
+
+class Waveform(nn.Module):
+    """Prepares waveforms as `tlresearch.data.audio_decoding.AudioPreprocessing`.
 
     Args:
-        network: Backbone and head; takes ``(N, C, crop, crop)``, gives ``(N, classes)``.
-        preprocessing: How images become its input.
-        kind: Several labels have independent probabilities.
-        dtype: Number format of the network; frame and probabilities stay float32.
+        preprocessing: Length and normalisation.
+    """
+
+    def __init__(self, preprocessing: AudioPreprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Turns float32 ``(N, samples)`` at the network's rate, all real, into the network's input."""
+        wanted = self.preprocessing
+        if wanted.normalise:
+            spread, mean = torch.var_mean(audio, dim=1, keepdim=True, correction=0)
+            audio = (audio - mean) / torch.sqrt(spread + 1e-7)
+        if wanted.seconds is not None:
+            length = max(round(wanted.seconds * wanted.sample_rate), wanted.shortest)
+            # Silence first, so that what is cut out has a size that is known.
+            return functional.pad(audio, (0, length)).narrow(1, 0, length)
+        lacking: Any = torch.sym_max(wanted.shortest - audio.shape[1], 0)
+        # Without a mask: all is real, which a graph could not read off its values.
+        return functional.pad(audio, (0, lacking))
+
+
+class Shipped(nn.Module):
+    """What is exported: preprocessing, network and answer in one module.
+
+    Args:
+        front: Turns arrays into the network's input.
+        network: Backbone and head; gives logits ``(N, classes)`` or ``(N, classes, height, width)``.
+        multilabel: Labels have independent probabilities.
+        dtype: Number format of the network; what is in front and behind stays float32.
     """
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, kind: TargetKind, dtype: torch.dtype = torch.float32
+        self, front: nn.Module, network: nn.Module, multilabel: bool, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.frame = Frame(preprocessing)
+        self.front = front
         self.network = network.to(dtype)
-        self.multilabel = kind == "multilabel"
+        self.multilabel = multilabel
         self.dtype = dtype
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the probabilities ``(N, classes)``, float32, of uint8 images ``(N, H, W, C)``."""
-        outputs: Tensor = self.network(self.frame(images).to(self.dtype)).float()
-        return outputs.sigmoid() if self.multilabel else outputs.softmax(dim=1)
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns ``probabilities``, float32, classes in dimension 1, and the ``answer``: the likeliest, int64.
+
+        Of several labels the answer is bool, of the probabilities' shape: those above one half.
+        """
+        value = self.front(*arrays)
+        if isinstance(value, dict):
+            value = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in value.items()}
+        else:
+            value = value.to(self.dtype)
+        return self.answer(self.network(value).float())
+
+    def answer(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Makes probabilities and answer of logits."""
+        if self.multilabel:
+            probabilities = scores.sigmoid()
+            return probabilities, probabilities > 0.5
+        probabilities = scores.softmax(dim=1)
+        return probabilities, probabilities.argmax(dim=1)
+
+
+class ShippedImages(Shipped):
+    """`Shipped` over images, whose forward can be scripted, and whose maps of scores get the size of their images."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """See `Shipped`; takes uint8 ``(N, height, width, channels)``."""
+        scores = self.network(self.front(images).to(self.dtype)).float()
+        if scores.dim() == 4:
+            scores = self.front.unframed(scores, images)  # type: ignore[operator]
+        return self.answer(scores)

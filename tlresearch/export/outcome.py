@@ -38,20 +38,24 @@ class Export:
     Attributes:
         run_id: The run.
         name: Its name.
+        reads: What a sample is: image, text or sound.
         split: The split it was measured on.
         samples: Number of samples.
         original: What the run's own model reaches.
         forms: The forms that were asked for.
         folder: Where they lie.
+        cut: What was pruned of each form, in words; empty for nothing.
     """
 
     run_id: str
     name: str
+    reads: str
     split: SplitName
     samples: int
     original: Measured
     forms: tuple[Shipped, ...]
     folder: Path
+    cut: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -61,23 +65,30 @@ class Export:
 
 def show(console: Console, result: Export) -> None:
     """Prints size, speed, metric and agreement of each form, why forms were refused, and how to predict."""
-    key = "accuracy" if "accuracy" in result.original.metrics else next(iter(result.original.metrics))
+    known = result.original.metrics
+    key = next((name for name in ("dice", "accuracy") if name in known), next(iter(known)))
     title = f"{result.name}  run {result.run_id[:8]}: {result.samples} samples of {result.split}"
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     table.add_column("form", no_wrap=True)
-    for column in ("MB", "ms", "images/s", key, "changed", "moved"):
+    for column in ("MB", "ms", f"{result.reads}s/s", key, "changed", "moved"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.caption = "ms: median of one image; changed: answers; moved: largest change of a probability"
+    answers = "answers of pixels" if "dice" in known else "answers"
+    table.caption = f"ms: median of one {result.reads}; changed: {answers}; moved: largest change of a probability"
     table.caption_justify = "left"
     rows: list[tuple[str, Measured | None, str]] = [("original", result.original, "")]
-    rows += [(s.form.name, s.measured, "[red]refused[/red]" if s.refused else "kept") for s in result.forms]
+    rows += [
+        (s.form.name.removesuffix(" pruned"), s.measured, "[red]refused[/red]" if s.refused else "kept")
+        for s in result.forms
+    ]
     for name, measured, state in rows:
         cells = _cells(measured, key) if measured else ["-"] * 6
         table.add_row(name, *cells, state)
     console.print(table)
+    if result.cut:
+        console.print(f"pruned: {result.cut}", highlight=False, markup=False, soft_wrap=True)
     for shipped in result.forms:
         if shipped.refused:
             console.print(
@@ -86,7 +97,8 @@ def show(console: Console, result: Export) -> None:
     console.print(f"written to {result.folder}/", highlight=False, markup=False, soft_wrap=True)
     file = next((s.form.file for s in result.forms if s.form.to == "onnx" and not s.refused), None)
     if file:
-        command = f"cd {result.folder} && python predict.py {file} PHOTO.jpg"
+        example = {"image": "PHOTO.jpg", "text": "'A text.'", "sound": "SOUND.wav"}[result.reads]
+        command = f"cd {result.folder} && python predict.py {file} {example}"
         console.print(f"predict: {command}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,31 @@ _BESIDE = ["Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool",
 def quantize_dynamic(source: Path, target: Path) -> None:
     """Writes an ONNX model with int8 weights; the scale of activations is found anew for each input.
 
-    It suits networks of matrix products. A convolution has one scale for all of its weights here, which is too coarse
-    for depthwise ones, and runs slower than in float32.
+    It suits networks of matrix products, whose weights have a scale per column. A convolution has one scale for all of
+    its weights here, which is too coarse for depthwise ones, and runs slower than in float32.
 
     Args:
         source: The float32 model.
         target: The file to write.
     """
+    import onnx
+
     quantization = _library()
+    convolves = any(node.op_type == "Conv" for node in onnx.load(source).graph.node)
     with _quiet():
         quantization.quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=sorted(WEIGHTED),
+            # Tables of tokens are the larger part of many models of text.
+            op_types_to_quantize=[*sorted(WEIGHTED), "Gather"],
+            nodes_to_exclude=kept_exact(source),
+            per_channel=not convolves,
             # Convolutions have no kernel for signed weights here.
             weight_type=quantization.QuantType.QUInt8,
         )
 
 
-def quantize_static(source: Path, target: Path, samples: Sequence[NDArray[Any]]) -> None:
+def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[Any], ...]]) -> None:
     """Writes an ONNX model with int8 weights and activations, whose scales are those of the samples.
 
     Weights have a scale per output channel: depthwise convolutions, with few weights each, lose much without.
@@ -46,17 +52,18 @@ def quantize_static(source: Path, target: Path, samples: Sequence[NDArray[Any]])
     Args:
         source: The float32 model.
         target: The file to write.
-        samples: Training images uint8 ``(H, W, C)`` of any sizes.
+        samples: The arrays of training samples, one sample each.
     """
     quantization = _library()
+    names = _inputs(source)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.rest = iter(samples)
 
         def get_next(self) -> dict[str, Any] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"images": image[None]}
+            arrays = next(self.rest, None)
+            return None if arrays is None else dict(zip(names, arrays, strict=True))
 
     with _quiet():
         quantization.quantize_static(
@@ -65,26 +72,42 @@ def quantize_static(source: Path, target: Path, samples: Sequence[NDArray[Any]])
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=[*sorted(WEIGHTED), *_BESIDE],
-            nodes_to_exclude=ahead_of_weights(source),
+            nodes_to_exclude=kept_exact(source),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
 
 
-def ahead_of_weights(path: Path) -> list[str]:
-    """Names of the operations in front of the first weighted one: the preprocessing, which stays exact."""
+def kept_exact(path: Path) -> list[str]:
+    """Names of the operations that stay in float32: the preprocessing.
+
+    That is what is in front of the first weighted operation, except that tables are no preprocessing; and what leads
+    to a logarithm, as in a spectrogram: its values span more orders of magnitude than eight bits hold.
+    """
     import onnx
 
-    graph = onnx.load(path).graph
+    nodes = list(onnx.load(path).graph.node)  # in the order of computation
+    wanted: set[str] = set()
+    ahead_of_logarithm: set[int] = set()
+    for number in reversed(range(len(nodes))):
+        if nodes[number].op_type == "Log" or wanted.intersection(nodes[number].output):
+            wanted.update(nodes[number].input)
+            ahead_of_logarithm.add(number)
     behind: set[str] = set()
-    ahead = []
-    for node in graph.node:  # in the order of computation
-        if node.op_type in WEIGHTED or behind.intersection(node.input):
+    exact = []
+    for number, node in enumerate(nodes):
+        if number not in ahead_of_logarithm and (node.op_type in WEIGHTED or behind.intersection(node.input)):
             behind.update(node.output)
-        else:
-            ahead.append(node.name)
-    return ahead
+        elif node.op_type != "Gather":
+            exact.append(node.name)
+    return exact
+
+
+def _inputs(path: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
 def _library() -> Any:

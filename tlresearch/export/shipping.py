@@ -6,25 +6,25 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Data, SplitName
 from tlresearch.differences import read_record
 from tlresearch.errors import UserError
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
-from tlresearch.export.measure import TOLERANCES, Tolerance, answers, as_image, measure
+from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
+from tlresearch.export.models import EXPORTED, Exportable
 from tlresearch.export.outcome import Export, Shipped, show
+from tlresearch.export.prune import prune_head
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
 from tlresearch.present import present_data, recorded_config
-from tlresearch.serving.classification import Predictor, load_predictor
 from tlresearch.tracking.loaders import SETTINGS
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
 from tlresearch.tracking.model import model_ids
@@ -40,8 +40,11 @@ log = logging.getLogger(__name__)
 FOLDER = "export"
 """Artifacts of exported runs lie there, and their metrics begin with it."""
 ABOUT = "model.json"
-IMAGES = "tlresearch.serving.classification.load_predictor"
-"""What reads the models of image classification."""
+TOKENIZER = "tokenizer.json"
+POSSIBLE = (
+    "exported are classifications of images, texts and sounds and segmentations; the MLflow model of every other task "
+    "predicts from raw inputs (tlresearch predict, tlresearch serve)"
+)
 CALIBRATION = 100
 """Training samples that static int8 takes its scales from."""
 
@@ -54,6 +57,7 @@ def export_run(
     tolerance: float | None = None,
     changed: float | None = None,
     samples: int | None = None,
+    prune: float | None = None,
     console: Console | None = None,
 ) -> Export:
     """Writes the model of a run in other formats and keeps those that answer as it does.
@@ -64,30 +68,34 @@ def export_run(
         out: The folder; `None` is ``exports/<name>-<beginning of the id>``.
         tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
         changed: Largest share of changed answers; `None` as above.
-        samples: Measure on this many samples of the split, evenly spread; `None` takes all.
+        samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `Exportable.most`.
+        prune: Share of the head's input features that are left out of every form; `None` leaves it whole.
         console: Where the table is shown.
 
     Raises:
-        UserError: If the run has no model that can be exported, or its data is not there.
+        UserError: If the run has no model that can be exported or pruned, or its data is not there.
     """
     store = connect()
     found = find_run(store, run)
     run_id, name = found.info.run_id, (found.info.run_name or "").removeprefix(PRUNED_MARK)
     config = recorded_config(store, run_id, name).config
     folder = out or Path("exports") / f"{name.replace('/', '-')}-{run_id[:8]}"
-    with _model(store, found) as source:
-        predictor = load_predictor(source)
-        backbone = predictor.network[0]  # type: ignore[index]
-        assert isinstance(backbone, StagedBackbone)
-        data = present_data(config, backbone)
+    with _model(store, found) as (source, read):
+        model = read(source)
+        data = present_data(config, model.backbone)
         _warn_of_changes(store, found, data)
         split: SplitName = "test" if "test" in data.splits else "val"
-        rows = _spread(len(data.splits[split]), samples)
+        rows = _spread(len(data.splits[split]), samples or model.most)
         folder.mkdir(parents=True, exist_ok=True)
-        run_original = original(predictor)
+        run_original = original(model)
         wanted = answers(run_original, data, split, rows)
-        first = measure(run_original, wanted, wanted, data, split, rows, size(source))
-        about = _about(found, name, predictor)
+        first = measure(model, run_original, wanted, wanted, data, split, rows, size(source))
+        about = _about(found, name, model)
+        cut = ""
+        if prune is not None:
+            model.network, cut = prune_head(model.network, prune)
+            about["pruned"] = cut
+            forms = [replace(form, pruned=True) for form in forms]
         shipped: list[Shipped] = []
         with tempfile.TemporaryDirectory() as scratch:
             for form in forms:
@@ -96,10 +104,10 @@ def export_run(
                 target = Path(scratch) / form.file
                 measured, reason = None, ""
                 try:
-                    _write(form, predictor, source, target, about, data)
-                    run_form = runner(form, target)
+                    _write(form, model, source, target, about, data)
+                    run_form = runner(model, form, target, read)
                     given = answers(run_form, data, split, rows)
-                    measured = measure(run_form, given, wanted, data, split, rows, size(target))
+                    measured = measure(model, run_form, given, wanted, data, split, rows, size(target))
                     reason = measured.beyond(limit)
                 except UserError as error:
                     if len(forms) == 1:
@@ -107,7 +115,7 @@ def export_run(
                     reason = str(error).removeprefix("export: ")
                 _place(target, folder / form.file, keep=not reason)
                 shipped.append(Shipped(form, folder / form.file, measured, reason))
-    result = Export(run_id, name, split, len(rows), first, tuple(shipped), folder)
+    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder, cut)
     _leave(result, about)
     _record(store, result)
     if console is not None:
@@ -115,12 +123,17 @@ def export_run(
     return result
 
 
-def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -> list[Form]:
+def forms_of(
+    formats: Sequence[str], int8: Sequence[str], half: Sequence[str], prune: float | None = None
+) -> list[Form]:
     """Returns the forms a command line asks for: each format in float32, and in every other number format it has.
 
     Raises:
-        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone.
+        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone;
+            or if weights are to be pruned whose loader builds the network of the run.
     """
+    if prune is not None and "safetensors" in formats:
+        raise UserError("export: --prune-head changes the network, which safetensors do not hold; use onnx or pt2")
     if int8 and "onnx" not in formats:
         raise UserError("export: --int8 is computed by ONNX Runtime; add --to onnx")
     if "bf16" in half and set(formats) == {"onnx"}:
@@ -137,11 +150,11 @@ def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -
 
 
 @contextmanager
-def _model(store: Store, run: Run) -> Iterator[Path]:
-    """The folder of the run's classifier.
+def _model(store: Store, run: Run) -> Iterator[tuple[Path, Callable[[Path], Exportable]]]:
+    """The folder of the run's model, and what reads it.
 
     Raises:
-        UserError: If it has none, or one of another task.
+        UserError: If it has none, or one of a task that is not exported.
     """
     models = model_ids(run)
     name = f"run {run.info.run_id[:8]} ({run.info.run_name})"
@@ -152,33 +165,32 @@ def _model(store: Store, run: Run) -> Iterator[Path]:
         )
     with local(store, model_address(store, models[-1])) as folder:
         source = folder / "artifacts" / "model"
-        if json.loads((source / SETTINGS).read_text())["loader"] != IMAGES:
-            raise UserError(
-                f"export: {name} is no image classifier, the only task whose models can be exported; its MLflow "
-                "model predicts from raw inputs"
-            )
-        yield source
+        loader = json.loads((source / SETTINGS).read_text())["loader"]
+        if loader not in EXPORTED:
+            raise UserError(f"export: the model of {name} is of another task; {POSSIBLE}")
+        load, exported = EXPORTED[loader]
+        yield source, lambda place: exported(load(place))
 
 
-def _write(form: Form, predictor: Predictor, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
+def _write(form: Form, model: Exportable, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
     if form.numbers in DTYPES:
-        write(predictor, form, source, target, about)
+        write(model, form, source, target, about)
         return
-    plain = target.with_name(Form("onnx").file)
+    plain = target.with_name(Form("onnx", pruned=form.pruned).file)
     made = not plain.exists()
     if made:
-        write(predictor, Form("onnx"), source, plain, about)
+        write(model, Form("onnx", pruned=form.pruned), source, plain, about)
     if form.numbers == "int8-dynamic":
         quantize_dynamic(plain, target)
     else:
         part = data.splits["train"]
-        quantize_static(plain, target, [as_image(part.raw(row)) for row in _spread(len(part), CALIBRATION)])
+        quantize_static(plain, target, (model.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
     if made:
         plain.unlink()
 
 
 def _limit(form: Form, difference: float | None, changed: float | None) -> Tolerance:
-    usual = TOLERANCES[form.numbers]
+    usual = TOLERANCES["int8-static" if form.pruned else form.numbers]
     return Tolerance(
         usual.changed if changed is None else changed, usual.difference if difference is None else difference
     )
@@ -201,14 +213,15 @@ def _spread(count: int, most: int | None) -> list[int]:
     return [index * count // most for index in range(most)]
 
 
-def _about(run: Run, name: str, predictor: Predictor) -> dict[str, str]:
+def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
     return {
-        "classes": json.dumps(list(predictor.classes)),
-        "kind": predictor.kind,
-        "input": "images: uint8 (N, height, width, channels), of any size; all of one batch alike",
-        "output": "probabilities: float32 (N, classes)",
-        "preprocessing": json.dumps(asdict(predictor.preprocessing)),
-        "inside": "resize, centre crop, scale to [0, 1], normalise, network, probabilities; decoding files is outside",
+        "reads": model.reads,
+        "classes": json.dumps(list(model.classes)),
+        "kind": model.kind,
+        "input": "; ".join(f"{key}: {what}" for key, what in model.inputs.items()),
+        "output": f"{model.output}; {model.answer}",
+        "inside": model.inside,
+        **model.about(),
         "run": run.info.run_id,
         "name": name,
         "data": run.data.tags.get("tlresearch.data", ""),
@@ -219,7 +232,11 @@ def _about(run: Run, name: str, predictor: Predictor) -> dict[str, str]:
 def _leave(result: Export, about: Mapping[str, str]) -> None:
     """Writes what the files are beside them, and a script that predicts without tlresearch."""
     content: dict[str, Any] = {**about, "classes": json.loads(about["classes"])}
-    content["preprocessing"] = json.loads(about["preprocessing"])
+    if "preprocessing" in content:
+        content["preprocessing"] = json.loads(about["preprocessing"])
+    tokenizer = content.pop("tokenizer", None)
+    if tokenizer is not None:
+        (result.folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     content["measured"] = {"split": result.split, "samples": result.samples, "original": asdict(result.original)}
     content["measured"] |= {s.form.file: asdict(s.measured) for s in result.forms if s.measured and not s.refused}
     (result.folder / ABOUT).write_text(json.dumps(content, indent=1))
@@ -234,12 +251,12 @@ def _record(store: Store, result: Export) -> None:
     for row, measured in rows.items():
         if measured is not None:
             values = {"size_mb": measured.size / 1e6, "latency_ms": measured.latency}
-            values |= {"images_per_second": measured.throughput, "changed": measured.changed}
+            values |= {"per_second": measured.throughput, "changed": measured.changed}
             values |= {"max_difference": measured.difference}
             values |= {f"{result.split}_{key}": value for key, value in measured.metrics.items()}
             metrics |= {f"{FOLDER}/{row}/{key}": value for key, value in values.items()}
     kept = {f"{FOLDER}/{shipped.form.file}": shipped.path for shipped in result.forms if not shipped.refused}
-    kept[f"{FOLDER}/{ABOUT}"] = result.folder / ABOUT
+    kept |= {f"{FOLDER}/{file}": result.folder / file for file in (ABOUT, TOKENIZER) if (result.folder / file).exists()}
     add_to_ended_run(store, result.run_id, tags={}, files=kept, metrics=metrics)
 
 

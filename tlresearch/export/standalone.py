@@ -1,38 +1,89 @@
-"""Predicts with an exported classifier; needs onnxruntime, numpy and pillow, and nothing of tlresearch.
+"""Predicts with an exported model, from raw files or texts, without tlresearch.
+
+It needs onnxruntime and numpy; for images also pillow, for texts tokenizers, for sounds soundfile and scipy.
 
 python predict.py model.onnx photo.jpg another.png
+python predict.py model.onnx "A text." "Another one."
+python predict.py model.onnx digit.wav
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
 
-def main(model: str, *files: str) -> None:
-    """Prints file, likeliest class (or every label above one half) and probability, a line each."""
+def main(model: str, *samples: str) -> None:
+    """Prints sample, answer and probability, a line each; the mask of an image is written beside it."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
-    classes, several = json.loads(about["classes"]), about["kind"] == "multilabel"
-    for file in files:
-        row = probabilities(session, file)
-        chosen = np.flatnonzero(row > 0.5) if several else [int(row.argmax())]
-        answer = ", ".join(f"{classes[number]} {row[number]:.4f}" for number in chosen)
-        print(f"{file}\t{answer or 'no label'}")
+    classes = json.loads(about["classes"])
+    for sample in samples:
+        row, answer = predict(session, sample)
+        if about["kind"] == "masks":
+            shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
+            told = ", ".join(f"{name} {share:.1%}" for name, share in zip(classes, shares, strict=True))
+            told += f" -> {save_mask(answer, sample)}"
+        else:
+            chosen = np.flatnonzero(answer) if about["kind"] == "multilabel" else [int(answer)]
+            told = ", ".join(f"{classes[number]} {row[number]:.4f}" for number in chosen)
+        print(f"{sample}\t{told or 'no label'}")
 
 
-def probabilities(session: Any, file: str) -> Any:
-    """Returns the probability of each class, in the order of the metadata's ``classes``."""
+def predict(session: Any, sample: str) -> tuple[Any, Any]:
+    """Returns probabilities, classes first in the order of the metadata's ``classes``, and the answer of a sample."""
+    about = session.get_modelmeta().custom_metadata_map
+    read = {"image": read_image, "text": read_text, "sound": read_sound}[about["reads"]]
+    arrays = read(sample, session, about)
+    names = [given.name for given in session.get_inputs()]
+    found, answer = session.run(["probabilities", "answer"], dict(zip(names, arrays, strict=True)))
+    return found[0], answer[0]
+
+
+def read_image(file: str, session: Any, about: Any) -> tuple[Any, ...]:
+    """Returns the pixels of an image file, ``(1, height, width, channels)``."""
+    from PIL import Image
+
     channels = session.get_inputs()[0].shape[3]
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    batch = pixels.reshape(1, *pixels.shape[:2], -1)
-    return session.run(None, {session.get_inputs()[0].name: batch})[0][0]
+    return (pixels.reshape(1, *pixels.shape[:2], -1),)
+
+
+def read_text(text: str, session: Any, about: Any) -> tuple[Any, ...]:
+    """Returns token numbers and mask of a text, ``(1, tokens)``; the tokenizer cuts at the longest."""
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_str(about["tokenizer"]).encode(text)
+    ids = np.array([found.ids or [int(about["unknown"])]], np.int64)
+    return ids, np.ones(ids.shape, bool)
+
+
+def read_sound(file: str, session: Any, about: Any) -> tuple[Any, ...]:
+    """Returns the waveform of a sound file, ``(1, samples)``: mono, at the model's rate."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    clip, own = soundfile.read(file, dtype="float32", always_2d=True)
+    clip, wanted = clip.mean(axis=1), int(about["rate"])
+    if own != wanted:
+        common = math.gcd(own, wanted)
+        clip = resample_poly(clip, wanted // common, own // common)
+    return (clip.astype(np.float32)[None],)
+
+
+def save_mask(mask: Any, file: str) -> str:
+    """Writes a mask of class numbers as a grey PNG, from black for class 0 to white for the last."""
+    from PIL import Image
+
+    name = f"{file.rpartition('.')[0] or file}.mask.png"
+    Image.fromarray((mask * (255 // max(int(mask.max()), 1))).astype(np.uint8)).save(name)
+    return name
 
 
 if __name__ == "__main__":

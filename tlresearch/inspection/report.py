@@ -112,6 +112,8 @@ def stages_figure(changes: Sequence[StageChange]) -> Figure:
         axes.barh(rows, [0.0 if math.isnan(value) else value for value in values], color=colour)
         axes.set_yticks(rows, names if number == 1 else [])
         axes.set_ylim(-0.6, len(changes) - 0.4)
+        largest = max((value for value in values if not math.isnan(value)), default=0.0)
+        axes.set_xlim(0, 1.05 * largest if largest > 1e-9 else 1.0)  # where all were frozen the axis is not of noise
         axes.locator_params(axis="x", nbins=4)
         axes.grid(color="#EEEEEE", axis="x")
         axes.set_axisbelow(True)

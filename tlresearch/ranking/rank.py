@@ -53,6 +53,7 @@ def rank(
     overrides: Sequence[str] = (),
     *,
     weights: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
     by: str = "logme",
     say: Callable[[str], None] = log.info,
 ) -> Ranking:
@@ -66,16 +67,17 @@ def rank(
         candidates: Names of backbones.
         overrides: ``key=value`` for the experiment.
         weights: Weights of single candidates by name, where they are not the default ones; ``"null"`` for random ones.
+        options: `backbone.options` of single candidates by name, as YAML; those of the experiment are of its own.
         by: Method the result is ordered by.
         say: Told in one line what is being done.
 
     Raises:
         UserError: If the data cannot be used. Backbones that cannot be had are in the result with the reason.
     """
-    given = dict(weights or {})
-    stranger = next((name for name in given if name not in candidates), None)
-    if stranger is not None:
-        raise UserError(f"--weights: '{stranger}' is none of the backbones that are ranked: {', '.join(candidates)}")
+    given, settings = dict(weights or {}), dict(options or {})
+    for option, named in (("--weights", given), ("--options", settings)):
+        for stranger in [name for name in named if name not in candidates]:
+            raise UserError(f"{option}: '{stranger}' is none of the backbones that are ranked: {', '.join(candidates)}")
     plain = {**PLAIN, "backbone.name": "small_cnn", "backbone.weights": None, "backbone.weights_sha256": None}
     config = _load(what, [*overrides, *_texts(plain)])
     with _open(config, what, {**config.flat(), "ranking.backbones": list(candidates), "ranking.by": by}) as parent:
@@ -84,7 +86,9 @@ def rank(
         for name in dict.fromkeys(candidates):
             say(name)
             try:
-                loaded, backbone = _candidate(what, overrides, name, given.get(name, "default"))
+                loaded, backbone = _candidate(
+                    what, overrides, name, given.get(name, "default"), settings.get(name, "{}")
+                )
             except UserError as error:
                 found.append(Ranked(name, problem=_one_line(error)))
                 continue
@@ -171,10 +175,10 @@ def _rank_one(config: ExperimentConfig, backbone: StagedBackbone, runner: Featur
 
 
 def _candidate(
-    what: str, overrides: Sequence[str], name: str, weights: str
+    what: str, overrides: Sequence[str], name: str, weights: str, options: str
 ) -> tuple[Loaded[ExperimentConfig], StagedBackbone]:
-    chosen = {**PLAIN, "backbone.name": name, "backbone.weights": weights, "backbone.weights_sha256": None}
-    loaded = _load(what, [*overrides, *_texts(chosen)])
+    chosen = {"backbone.name": name, "backbone.weights": weights, "backbone.weights_sha256": None}
+    loaded = _load(what, [*overrides, *_texts({**PLAIN, **chosen}), f"backbone.options={options}"])
     prepare_process(loaded.config)  # random weights are drawn from the seed, as a run draws them
     return loaded, build_backbone(loaded.config.backbone)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from tlresearch.ranking.result import METHODS, Ranked, Ranking
@@ -17,35 +19,45 @@ if TYPE_CHECKING:
 TITLES = {"logme": "LogME", "h_score": "H-score", "leep": "LEEP", "nce": "NCE", "knn": "kNN", "probe": "probe"}
 
 
-def as_table(ranking: Ranking) -> Table:
-    """One row per backbone, best first; what could not be had says why."""
+def as_table(ranking: Ranking) -> Group:
+    """Scores and costs, one row per backbone each, best first; both fit a terminal of 80 columns."""
     train, val = ranking.samples
     source = f"{ranking.passes} passes" if ranking.passes else "no pass: all from the cache"
+    there = [one for one in ranking.backbones if not one.problem]
+    # LEEP and NCE need the head of the source task, which models of text and sound come without.
+    methods = [method for method in METHODS if any(method in one.scores for one in there)]
+    scores = _table(
+        f"{ranking.name}: {train} training and {val} validation samples, by {TITLES[ranking.by]}; {source}",
+        [*(TITLES[method] for method in methods), "depth"],
+        "Higher is better. kNN and probe: accuracy on validation.\n"
+        "depth: unfreeze depth that the probe proposes, of the number of stages.",
+    )
+    costs = _table(
+        "What they cost",
+        ["parameters", "MB", "seconds", "samples/s"],
+        "seconds: of this ranking. samples/s: of the stages alone, when they were run.",
+    )
+    for one in there:
+        scores.add_row(one.name, *(_shown(one, method) for method in methods), f"{one.depth} of {len(one.stages)}")
+        size, speed = f"{one.megabytes:.1f}", f"{one.samples_per_second:.0f}"
+        costs.add_row(one.name, f"{one.parameters / 1e6:.2f} M", size, f"{one.seconds:.1f}", speed)
+    return Group(scores, costs)
+
+
+def _table(title: str, columns: Sequence[str], caption: str) -> Table:
     table = Table(
-        title=f"{ranking.name}: {train} training and {val} validation samples, by {TITLES[ranking.by]}; {source}",
-        caption="Higher is better. kNN and probe: accuracy on validation. depth: unfreeze depth that the probe "
-        "proposes.\nsamples/s: of the stages alone, when they were run.",
+        title=title,
+        caption=caption,
         title_justify="left",
         title_style="bold",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("backbone", overflow="fold")
-    columns = [*TITLES.values(), "depth", "of", "s", "params", "MB", "samples/s"]
+    table.add_column("backbone", overflow="fold", min_width=20)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for one in ranking.backbones:
-        if one.problem:
-            continue
-        table.add_row(
-            one.name,
-            *(_shown(one, method) for method in METHODS),
-            str(one.depth),
-            str(len(one.stages)),
-            f"{one.seconds:.1f}",
-            f"{one.parameters / 1e6:.1f}M",
-            f"{one.megabytes:.0f}",
-            f"{one.samples_per_second:.0f}",
-        )
     return table
 
 

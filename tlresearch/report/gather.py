@@ -56,6 +56,7 @@ def gather(store: Store, run: Run) -> Page:
 def _run(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
     return parts.headline(run), [
         parts.metrics(run),
+        parts.shifted(run),
         parts.exported(run),
         parts.pictures(store, run),
         parts.lineage(store, run),
@@ -78,9 +79,10 @@ def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]
     if "study/confirmed_mean" in values:
         low, high = values["study/confirmed_low"], values["study/confirmed_high"]
         numbers.append(Number("fresh seeds", f"{values['study/confirmed_mean']:.4f}", f"{low:.4f} to {high:.4f}"))
+    name = metric.partition("/")[2]
     for key in sorted(values):
-        if key.endswith("/test_accuracy"):
-            numbers.append(Number(f"test/accuracy, {key.rpartition('/')[0]}", f"{values[key]:.4f}"))
+        if key.endswith(f"/test_{name}"):
+            numbers.append(Number(f"test/{name}, {key.rpartition('/')[0]}", f"{values[key]:.4f}"))
     if "study/complete" in values:
         ended = ", ".join(
             f"{values.get(f'study/{key}', 0):.0f} {word}" for key, word in (("pruned", "pruned"), ("fail", "failed"))
@@ -143,13 +145,14 @@ def _parallel(trials: Mapping[str, Any], metric: str, *, maximize: bool) -> tupl
 
 def _confirmed(store: Store, run: Run, metric: str) -> Section:
     found = read_json(store, run.info.run_id, "confirmed.json") or {}
+    tested = f"test/{metric.partition('/')[2]}"
     rows = []
     for number, one in found.items():
         values = one["metrics"].get(metric)
-        test = one["metrics"].get("test/accuracy")
+        test = one["metrics"].get(tested)
         point = "  ".join(f"{key.rpartition('.')[2]} {shown(value)}" for key, value in one["params"].items())
         rows.append((number, point, str(len(one["seeds"])), _spread(values), _spread(test)))
-    heads = ("trial", "values", "seeds", metric, "test/accuracy")
+    heads = ("trial", "values", "seeds", metric, tested)
     note = (
         "mean ± standard deviation over fresh seeds: these are the values to report; a trial was chosen for its value"
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tlresearch.report.sections import Badge, Number, Picture, Section, Table
 from tlresearch.tracking import records
+from tlresearch.tracking.calls import FAILURE, REASON, STATE
 from tlresearch.tracking.manifest import local, read_json, read_text
-from tlresearch.tracking.run import FAILURE, REASON, STATE
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -51,9 +51,20 @@ def headline(run: Run) -> tuple[Number, ...]:
     """The metrics of the selected epoch: those of the test split, else of validation."""
     found = selected(run)
     split = "test" if any(key.startswith("test/") for key in found) else "val"
-    keys = [key for key in found if key.startswith(f"{split}/")]
+    keys = [key for key in _plain(found) if key.startswith(f"{split}/") and "_of_" not in key]
     keys.sort(key=lambda key: (not key.endswith("accuracy"), key))
-    return tuple(Number(key, f"{found[key]:.4f}") for key in keys[:6])
+    return tuple(Number(key, f"{found[key]:.4f}", _interval(found, key)) for key in keys[:6])
+
+
+def _plain(found: Mapping[str, float]) -> list[str]:
+    """Names of metrics without the ends of their intervals, which stand beside them."""
+    ends = {f"{key}{end}" for key in found for end in ("_low", "_high") if _interval(found, key)}
+    return [key for key in found if key not in ends]
+
+
+def _interval(found: Mapping[str, float], key: str) -> str:
+    low, high = found.get(f"{key}_low"), found.get(f"{key}_high")
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def selected(run: Run) -> dict[str, float]:
@@ -68,12 +79,33 @@ def metrics(run: Run) -> Section:
     """Every metric of the selected epoch by split."""
     found = selected(run)
     splits = [split for split in _SPLITS if any(key.startswith(f"{split}/") for key in found)]
-    names = sorted({key.partition("/")[2] for key in found if key.partition("/")[0] in splits})
-    rows = tuple((name, *(_four(found.get(f"{split}/{name}")) for split in splits)) for name in names)
+    names = sorted({key.partition("/")[2] for key in _plain(found) if key.partition("/")[0] in splits})
+    rows = tuple((name, *(_with_interval(found, f"{split}/{name}") for split in splits)) for name in names)
     epoch = run.data.metrics.get(f"{SELECTED}epoch")
     note = f"of epoch {int(epoch) + 1}, whose weights were kept" if epoch is not None else ""
     table = Table(("metric", *splits), rows, frozenset(range(1, len(splits) + 1)), note=note)
     return Section("Metrics", tables=(table,) if rows else ())
+
+
+def _with_interval(found: Mapping[str, float], key: str) -> str:
+    interval = _interval(found, key)
+    return f"{_four(found.get(key))} ({interval})" if interval else _four(found.get(key))
+
+
+def shifted(run: Run) -> Section:
+    """What was reached on further test sets, what was lost there, and how far their features are from the source's."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in run.data.metrics.items():
+        parts = key.split("/")
+        if parts[0] == "shift" and len(parts) == 3 and "_of_" not in key:
+            found.setdefault(parts[1], {})[parts[2]] = value
+    last = ("drop", "mmd", "frechet", "proxy_a")
+    names = [*sorted({name for row in found.values() for name in _plain(row)} - set(last)), *last]
+    rows = tuple((one, *(_with_interval(row, name) for name in names)) for one, row in found.items())
+    heads = ("set", *(name.replace("_", " ") for name in names))
+    note = "drop: what was lost against the source; the last three: distances of the last stage's features"
+    table = Table(heads, rows, frozenset(range(1, len(heads))), note=note)
+    return Section("Further test sets", tables=(table,) if rows else ())
 
 
 def pictures(store: Store, run: Run) -> Section:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tlresearch.backbones.base import End, StagedBackbone
 from tlresearch.backbones.build import build_backbone
-from tlresearch.backbones.speech import SpeechStage
+from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.base import Data, TargetKind
@@ -56,7 +56,7 @@ def save_audio_predictor(folder: Path, config: ExperimentConfig, task: Task, dat
     """Writes a task's network and what it needs to predict into a folder: safetensors and JSON."""
     name, options = config.backbone.name, dict(config.backbone.options)
     first = task.backbone.stages[0]
-    if isinstance(first, SpeechStage):
+    if isinstance(first, ModelStage):
         # Everything is in the model's own config; its folder or the hub may be out of reach where it is served.
         name, options = "hf/", {}
         (folder / MODEL).mkdir()

@@ -20,6 +20,8 @@ from tlresearch.tasks.base import Task
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "predictor.json"
+FILES = "backbone"
+"""Folder of what a backbone is built from beside its weights: vocabulary and settings; see `Recipe`."""
 BATCH = 64
 """Samples that run through the network at once."""
 

@@ -16,12 +16,14 @@ from torch.nn import functional
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
+from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.backbones.text import FOLDER, Recipe
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig, TaskConfig
 from tlresearch.data.base import Data, Preprocessing
 from tlresearch.data.decoding import to_channels
 from tlresearch.data.framing import inner_size
 from tlresearch.data.transforms import Evaluation
-from tlresearch.serving.base import DESCRIPTION, WEIGHTS, RawPredictor, Shown
+from tlresearch.serving.base import DESCRIPTION, FILES, WEIGHTS, RawPredictor, Shown
 from tlresearch.serving.drawing import box_pictures, mask_pictures, shown_boxes, shown_shares
 from tlresearch.serving.raw import RawImages
 from tlresearch.tasks.base import Task
@@ -76,15 +78,19 @@ class DensePredictor(RawPredictor):
         return mask_pictures(sample, row["mask"], self.classes)
 
     @torch.inference_mode()
+    def scores(self, image: Tensor) -> Tensor:
+        """Returns the scores ``(1, classes, H, W)`` of one image of a segmentation, of the size of its mask."""
+        scores: Tensor = self.head(self.backbone(self._input(image)))
+        if self.evaluation.preprocessing.fit == "crop":
+            return scores
+        size = (image.shape[-2], image.shape[-1])
+        height, width = inner_size(self.evaluation.preprocessing, *size)
+        inner = scores[..., :height, :width]
+        return functional.interpolate(inner, size, mode="bilinear", align_corners=False)
+
     def mask(self, image: Tensor) -> dict[str, Any]:
         """Returns the row of one image of a segmentation; see `table`."""
-        scores = self.head(self.backbone(self._input(image)))
-        if self.evaluation.preprocessing.fit != "crop":
-            height, width = inner_size(self.evaluation.preprocessing, image.shape[-2], image.shape[-1])
-            size = (image.shape[-2], image.shape[-1])
-            inner = scores[..., :height, :width]
-            scores = functional.interpolate(inner, size, mode="bilinear", align_corners=False)
-        numbers = scores.argmax(dim=1)[0]
+        numbers = self.scores(image).argmax(dim=1)[0]
         shares = torch.bincount(numbers.flatten(), minlength=len(self.classes)) / numbers.numel()
         named = zip(self.classes, shares.tolist(), strict=True)
         return {"mask": numbers.tolist(), **{f"share({name})": share for name, share in named}}
@@ -124,13 +130,12 @@ def dense_servable(task: Task, data: Data) -> bool:
 def save_dense_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Data) -> None:
     """Writes a task's network and what it needs to predict into a folder: safetensors and JSON."""
     backbone = config.backbone
+    recipe = Recipe(name=backbone.name, options=dict(backbone.options))
+    if isinstance(task.backbone, PyramidBackbone) and task.backbone.save_files:
+        (folder / FILES).mkdir()
+        recipe = task.backbone.save_files(folder / FILES)
     description = {
-        "backbone": {
-            "name": backbone.name,
-            "granularity": backbone.granularity,
-            "in_channels": backbone.in_channels,
-            "options": dict(backbone.options),
-        },
+        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": backbone.in_channels},
         "task": {"name": config.task.name, "dropout": config.task.dropout, "options": dict(config.task.options)},
         "classes": list(data.classes),
         "preprocessing": asdict(data.preprocessing),
@@ -150,7 +155,9 @@ def load_dense_predictor(folder: Path) -> DensePredictor:
     preprocessing = Preprocessing(**fields)
     assert preprocessing.crop is not None
     network = nn.Module()
-    network.backbone = backbone = build_backbone(BackboneConfig(**description["backbone"], weights=None), "maps")
+    recipe = description["backbone"]
+    config = BackboneConfig(**{**recipe, "name": recipe["name"].replace(FOLDER, str(folder / FILES))}, weights=None)
+    network.backbone = backbone = build_backbone(config, "maps")
     build = detection_head if task.name in ("detection", "instances") else segmentation_head
     network.head = head = build(task, backbone, len(classes), preprocessing.crop, task.name)
     network.load_state_dict(load_file(folder / WEIGHTS))

@@ -15,13 +15,17 @@ from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import Data, TargetKind
 from tlresearch.data.text_tokenizer import TextPreprocessing, text_input
 from tlresearch.data.values import Value
-from tlresearch.serving.base import ClassPredictor, linear_head, read_description, save_predictor_files, with_weights
+from tlresearch.serving.base import (
+    FILES,
+    ClassPredictor,
+    linear_head,
+    read_description,
+    save_predictor_files,
+    with_weights,
+)
 from tlresearch.serving.raw import RawTexts
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.classification import ClassificationTask
-
-FILES = "backbone"
-"""Folder of what the backbone is built from beside its weights: vocabulary and settings."""
 
 
 class TextPredictor(ClassPredictor):

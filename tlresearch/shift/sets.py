@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from tlresearch.data.build import build_data
 from tlresearch.data.corruptions import CorruptedSplit
 from tlresearch.data.joined import join
 from tlresearch.errors import DataError, UserError
+
+log = logging.getLogger(__name__)
 
 LEAST = 4
 """Samples without which no distance can be measured."""
@@ -67,12 +70,28 @@ def build_sets(config: DataConfig, data: Data, *, preprocessing: Any, seed: int)
         UserError: If a set cannot be read, or its classes are not those of the run; the text names set and classes.
     """
     built: dict[str, Data] = {}
-    found = []
+    found: list[TestSet] = []
     for wanted in shifted_sets(config):
         if wanted.entry not in built:
             built[wanted.entry] = _build(wanted, data, preprocessing, seed) if wanted.changed else data
         found.append(_as_set(wanted, built[wanted.entry], _samples(wanted, built[wanted.entry])))
+    _warn_of_training_samples(found, data)
     return tuple(found)
+
+
+def _warn_of_training_samples(sets: Sequence[TestSet], data: Data) -> None:
+    contents = data.fingerprint.files
+    trained = {contents[name] for name in data.splits["train"].names if name in contents}
+    for one in {one.entry: one for one in sets}.values():
+        again = sum(content in trained for content in one.data.fingerprint.files.values())
+        if again:
+            log.warning(
+                "data.shift[%s]: %d of its %d samples are among those the run is trained with, by their content; "
+                "what it reaches there is no test",
+                one.entry,
+                again,
+                len(one.split),
+            )
 
 
 def _build(wanted: ShiftedSet, data: Data, preprocessing: Any, seed: int) -> Data:

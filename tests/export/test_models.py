@@ -1,0 +1,161 @@
+"""Models of texts, sounds and masks are exported as images' are: what is shipped answers as the project serves them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.serving.every_task import EVERY, Made, make
+from tests.tracking.conftest import THIRD_PARTY
+from tlresearch.backbones.build import build_backbone
+from tlresearch.config.schema import BackboneConfig
+from tlresearch.data.audio_decoding import AudioPreprocessing
+from tlresearch.data.values import stack
+from tlresearch.errors import UserError
+from tlresearch.export import standalone
+from tlresearch.export.formats import DTYPES, Form, original, runner, write
+from tlresearch.export.measure import answers, measure
+from tlresearch.export.models import EXPORTED, Exportable, ImageMasks
+from tlresearch.export.network import Waveform
+from tlresearch.export.tokenizing import portable, reader
+from tlresearch.results import SERVED
+
+pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+KINDS = ("text", "sounds", "masks")
+
+
+def exportable(made: Made, folder: Path) -> Exportable:
+    loader = next(loader for fits, _, loader in SERVED if fits(made.task, made.data))
+    exported: Exportable = EXPORTED[loader][1](made.predictor(folder))
+    return exported
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_shipped_answers_as_what_is_served(kind: str, tmp_path: Path) -> None:
+    made = make(EVERY[kind](tmp_path))
+    model = exportable(made, tmp_path / "stored")
+    module = model.shipped(model.network, DTYPES["fp32"])
+    run = original(model)
+    part, rows = made.data.splits["train"], range(4)
+    wanted = answers(run, made.data, "train", rows)
+    for row, one in zip(rows, wanted, strict=True):
+        with torch.inference_mode():
+            probabilities, answer = module(*map(torch.from_numpy, model.arrays([part.raw(row)])))
+        np.testing.assert_allclose(probabilities.numpy(), one, atol=1e-4)
+        assert torch.equal(answer, probabilities.argmax(dim=1))
+    measured = measure(model, run, wanted, wanted, made.data, "train", rows, 1)
+    assert (measured.changed, measured.difference) == (0, 0)
+    turned = [one[:, ::-1] for one in wanted]
+    assert measure(model, run, turned, wanted, made.data, "train", rows, 1).changed > 0.9
+    key = "dice" if kind == "masks" else "accuracy"
+    assert 0 <= measured.metrics[key] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    made = make(EVERY[kind](tmp_path))
+    model = exportable(made, tmp_path / "stored")
+    about = {"reads": model.reads, "classes": json.dumps(model.classes), "kind": model.kind, **model.about()}
+    wanted = answers(original(model), made.data, "train", range(3))
+    for form in (Form("onnx"), Form("pt2")):
+        target = tmp_path / form.file
+        write(model, form, tmp_path / "stored", target, about)
+        found = answers(runner(model, form, target, Path), made.data, "train", range(3))
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=5e-3)  # resized pixels may be rounded to another level
+    shutil.copy(str(standalone.__file__), tmp_path / "predict.py")
+    sample = raw_sample(kind, tmp_path)
+    code = "import sys\nsys.modules['tlresearch'] = None\nimport predict\npredict.main('model.onnx', sys.argv[1])"
+    command = [sys.executable, "-c", code, sample]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert told.returncode == 0, told.stderr
+    answer = told.stdout.strip().split("\t")[1]
+    if kind == "masks":
+        shown = np.asarray(Image.open(tmp_path / "photo.mask.png"))
+        assert shown.shape == (40, 64)
+        assert answer.startswith(f"{model.classes[0]} ")
+    else:
+        row = {"text": lambda: sample, "sounds": lambda: sample}[kind]()
+        probabilities = model.original(model.predictor.read([row])[0])[0]  # type: ignore[attr-defined]
+        assert answer == f"{model.classes[int(probabilities.argmax())]} {probabilities.max():.4f}"
+
+
+def raw_sample(kind: str, folder: Path) -> str:
+    if kind == "text":
+        return "a good film"
+    if kind == "sounds":
+        return str(next((folder / "tones").rglob("*.wav")))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    return "photo.png"
+
+
+def test_a_detection_is_refused_with_what_is_possible(tmp_path: Path) -> None:
+    made = make(EVERY["boxes"](tmp_path))
+    with pytest.raises(UserError, match="as many boxes as it finds"):
+        exportable(made, tmp_path / "stored")
+    assert not {loader for _, _, loader in SERVED if "tokens" in loader or "speech" in loader} & set(EXPORTED)
+
+
+def test_a_vocabulary_of_words_is_cut_as_in_training(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("It's the film's end , l’été 3 times don't _x_ naïve")
+    options = {"vocabulary": str(tmp_path / "a.txt")}
+    given = build_backbone(BackboneConfig(name="word_cnn", weights=None, options=options)).preprocessing
+    texts = [
+        "IT'S the end!",
+        "l’été, don't _x_ twice",
+        "naïve",
+        "",
+        "   ",
+        "a b c the the the",
+        "It's the film's END -- 3",
+    ]
+    wanted = given.tokenizer.texts(texts, 4)
+    ids, mask = reader(portable(given, 4), given.tokenizer.texts([""], 4)[0][0])(texts)
+    assert [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)] == wanted
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        AudioPreprocessing(seconds=0.01, normalise=True),
+        AudioPreprocessing(seconds=0.05),
+        AudioPreprocessing(shortest=700),
+        AudioPreprocessing(normalise=True),
+    ],
+    ids=str,
+)
+def test_a_waveform_is_prepared_as_in_training(wanted: AudioPreprocessing) -> None:
+    clips = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
+    given: Any = Waveform(wanted)(clips)
+    alone: Any = stack([wanted(clip) for clip in clips])
+    torch.testing.assert_close(given, alone["audio"] if isinstance(alone, dict) else alone)
+
+
+def test_a_mask_has_the_size_of_its_image(tmp_path: Path) -> None:
+    made = make(EVERY["masks"](tmp_path))
+    model = exportable(made, tmp_path / "stored")
+    assert isinstance(model, ImageMasks)
+    image = torch.randint(0, 256, (3, 21, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for fit in ("stretch", "letterbox"):
+        model.preprocessing = model.predictor.evaluation.preprocessing = type(model.preprocessing)(
+            **{**vars(model.preprocessing), "fit": fit}
+        )
+        module = model.shipped(model.network, torch.float32)
+        with torch.inference_mode():
+            probabilities, answer = module(*map(torch.from_numpy, model.arrays([image])))
+        assert answer.shape == (1, 21, 50)
+        np.testing.assert_allclose(probabilities.numpy(), model.original(image), atol=1e-4)
