@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench lint docs format run sweep reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui lock clean
+.PHONY: help setup demo test test-slow fuzz audit chaos bench lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -39,9 +39,20 @@ test: setup  ## Run the tests
 test-slow: setup  ## Run the tests that start servers, clusters or several ranks
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow $(ARGS)
 
+chaos: setup  ## Cause every fault for real, and print what became of it: make chaos ARGS="--only kill --moments 5"
+	$(BIN)/python -m tests.chaos --write docs/faults.md $(ARGS)
+
 BENCHMARKS := startup full_finetune tracking_overhead mixed_sweep growth head_only_sweep depth_cost
 bench: setup  ## Measure every claim about speed, or one: make bench BENCHMARKS=mixed_sweep (needs a quiet machine)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --write $(ARGS) || exit 1; done
+
+fuzz: setup  ## Feed thousands of broken configs and files to every reader (a few minutes)
+	TLRESEARCH_FUZZ=thorough $(BIN)/python -m pytest --numprocesses auto tests/fuzz $(ARGS)
+
+audit: setup  ## Look the locked packages up among known vulnerabilities (needs the network)
+	@test -x .audit/bin/pip-audit || { $(UV) venv --quiet --clear --python '>=3.11' .audit \
+		&& $(UV) pip sync --quiet --python .audit/bin/python --require-hashes requirements/audit.txt; }
+	@.audit/bin/python .ci/audit.py .audit/bin/pip-audit $(LOCK)
 
 docs: setup  ## Build the documentation site into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -59,8 +70,11 @@ format: setup  ## Format the code
 run: setup  ## Run one experiment: make run EXP=hymenoptera/linear_probe ARGS="optimizer.lr=3e-3"
 	$(TLR) run $(EXP) $(ARGS)
 
-sweep: setup  ## Run or continue a sweep: make sweep SWEEP=hymenoptera/lr_x_unfreeze_depth
-	$(TLR) sweep $(SWEEP) $(ARGS)
+sweep: setup  ## Run or continue a sweep: make sweep SWEEP=hymenoptera/lr_x_unfreeze_depth (WORKERS=4, LAUNCHER=ray)
+	$(TLR) sweep $(SWEEP) $(if $(WORKERS),workers=$(WORKERS)) $(if $(LAUNCHER),launcher=$(LAUNCHER)) $(ARGS)
+
+worker: setup  ## Join a sweep from this machine: make worker SWEEP=… ARGS="storage=postgresql://…"
+	$(TLR) worker $(SWEEP) $(ARGS)
 
 reproduce: setup  ## Run a published experiment and compare its numbers (EXP=…), or repeat a run (RUN=id)
 	$(TLR) reproduce $(or $(RUN),$(EXP)) $(ARGS)
@@ -104,9 +118,14 @@ inspect: setup  ## Show a backbone's stages, an experiment's plan (EXP=…), or 
 ui: setup  ## Open the MLflow UI over the recorded runs on 127.0.0.1
 	$(TLR) ui $(ARGS)
 
+sync: setup  ## Deliver to MLflow what runs recorded while its server was away
+	$(TLR) sync $(ARGS)
+
 lock:  ## Resolve the versions anew
 	$(UV) pip compile --quiet --universal --all-extras --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command 'make lock' --output-file requirements/audit.txt requirements/audit.in
 
 clean:  ## Remove the environment and caches, but no result
-	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .uv .audit .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tlresearch"
 
 FLOORS = [
-    ["errors", "ranks", "statistics"],
+    ["errors", "liveness", "ranks", "statistics", "tracking.redact"],
     ["config"],
     ["data.base", "data.values"],
-    ["verdict"],
+    ["exclusive", "verdict"],
     ["tracking"],
     ["data"],
     ["backbones"],
@@ -24,6 +24,7 @@ FLOORS = [
     [
         "serving",
         "progress",
+        "storage",
         "study",
         "agreement",
         "differences",
@@ -32,7 +33,8 @@ FLOORS = [
         "compare_tests",
     ],
     ["autotune"],
-    ["results", "training"],
+    ["results", "strategies", "processes", "training"],
+    ["faults"],
     ["shift"],
     ["experiment", "present"],
     ["seeds"],
@@ -50,7 +52,7 @@ FLOORS = [
         "report",
         "predict",
     ],
-    ["trials", "confirm", "repeat"],
+    ["trials", "confirm", "joining", "repeat"],
     ["launch"],
     ["curve_report"],
     ["family"],

@@ -19,9 +19,11 @@ from tlresearch.config.sweep_schema import ObjectiveConfig
 from tlresearch.confirm import Confirmed, best_first, fresh_seeds
 from tlresearch.repeat import repeat_run
 from tlresearch.statistics import summary
-from tlresearch.sweep_report import print_result
+from tlresearch.sweep import SweepResult
+from tlresearch.sweep_report import depth_table, print_result
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect
+from tlresearch.trials import FinalRun
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 
@@ -103,3 +105,27 @@ def test_the_mean_chooses_whatever_the_trials_had_reached() -> None:
 
 def test_fresh_seeds_are_those_of_no_trial() -> None:
     assert fresh_seeds([0, 4, 2], 3) == [5, 6, 7]
+
+
+def test_the_table_shows_the_test_value_of_whatever_was_optimised() -> None:
+    metrics = {"val/f1": 0.5, "test/f1": 0.4321, "test/accuracy": 0.9876}
+    trial = optuna.trial.create_trial(value=0.5)
+    confirmed = Confirmed(trial, "", (1, 2), {"val/f1": summary([0.5, 0.5]), "test/f1": summary([0.25, 0.25])})
+    result = SweepResult(
+        name="s",
+        run_id="",
+        url="",
+        objective="val/f1",
+        best={},
+        best_value=0.5,
+        best_yaml=Path(),
+        confirmed=(confirmed,),
+        final=(FinalRun("best", "", metrics),),
+        figures={},
+        trials=(trial,),
+    )
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(depth_table(result))
+    assert "test/f1 0.4321" in screen.getvalue()
+    assert "test/f1 0.2500" in screen.getvalue()
+    assert "test/accuracy" not in screen.getvalue()

@@ -6,9 +6,11 @@ import argparse
 import importlib.util
 import io
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,8 @@ NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+OTHERS = {"pip", "python", "git", "cd", "cp", "export", "echo", "curl", "mlflow", "ray", "sbatch", "docker", "kill"}
+"""Programs of the pages that are not ours."""
 PICTURE_LIMIT = 150_000  # bytes: a clone stays small
 
 
@@ -58,7 +62,8 @@ def commands(name: str, program: str) -> list[list[str]]:
     for body in blocks(name, "sh", "bash", "console"):
         for line in body.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|", line.partition(" #")[0]):
-                words = part.strip().removeprefix("$ ").replace(".venv/bin/", "").split()
+                plain = part.strip().removeprefix("$ ").replace(".venv/bin/", "")
+                words = shlex.split(plain) if program in plain else []
                 while words and re.fullmatch(r"\w+=.*", words[0]):
                     words.pop(0)
                 if words and words[0] == program:
@@ -126,7 +131,45 @@ def test_every_command_is_understood(name: str) -> None:
         if words[0] in ("--help", "-h"):
             continue
         assert words[0] in subcommands(), words
-        _parser().parse_args([word.strip("'\"") for word in words])
+        _parser().parse_args(words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_on_a_command_line_has_a_key(name: str) -> None:
+    known = {line.split("`")[1] for line in as_markdown().splitlines() if line.startswith("| `")}
+    for body in blocks(name, "sh", "bash", "console"):
+        for key in re.findall(r"(?<![\w./-])([a-z]\w*(?:\.\w+)+)=", body):
+            # Options of a data source, a backbone or a sampler are its own.
+            within = {key.rsplit(".", count)[0] for count in range(key.count(".") + 1)}
+            assert within & known, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_other_line_of_a_shell_block_is_accounted_for(name: str) -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for body in blocks(name, "sh", "bash", "console"):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = line.partition(" #")[0].strip().removeprefix("$ ").replace(".venv/bin/", "").split()
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words.pop(0)
+            if not words or words[0].startswith("#") or words[0] in ("make", "tlresearch"):
+                continue  # see above
+            assert words[0] in OTHERS, line
+            for extra in re.findall(r"tlresearch\[([\w,]+)\]", line):
+                assert set(extra.split(",")) <= set(extras), line
+            for file in re.findall(r"\b(?:docs|benchmarks|experiments|sweeps)/[\w./-]+\.\w+", line):
+                assert (REPOSITORY / file).is_file(), line
+            if words[0] == "python" and words[1:2] == ["-m"]:
+                assert importlib.util.find_spec(words[2]) is not None, line
+            elif words[0] == "python":
+                assert words[1] == "predict.py", line  # which an export writes, and its tests run
+
+
+def test_no_language_is_out_of_the_tests_sight() -> None:
+    # Output is shown as text; what other libraries' users write is looked at in test_coming_from.py.
+    found = {(language, name) for name in NAMES for language, _ in FENCE.findall((REPOSITORY / name).read_text())}
+    assert {language for language, _ in found} <= {"sh", "yaml", "python", "text", "py"}
+    assert {name for language, name in found if language == "py"} == {"docs/coming_from.md"}
 
 
 @pytest.mark.parametrize("name", NAMES)

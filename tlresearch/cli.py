@@ -6,10 +6,12 @@ A command is a module under ``commands/``. Everything heavy is imported inside i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tlresearch.commands import (
     cache,
@@ -28,14 +30,18 @@ from tlresearch.commands import (
     serve,
     shift,
     sweep,
+    sync,
     ui,
     verify,
+    worker,
 )
 from tlresearch.errors import UserError
+from tlresearch.tracking.redact import protect_output
 
 COMMANDS = (
     run,
     sweep,
+    worker,
     reproduce,
     compare,
     verify,
@@ -50,6 +56,7 @@ COMMANDS = (
     inspect,
     config,
     ui,
+    sync,
     cache,
     demo,
 )
@@ -59,11 +66,13 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 (a result not reached) or 2 (bad input)."""
     options = _parse(arguments)
+    protect_output()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        with _each_warning_once():
+            return command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,6 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """A command that runs an experiment several times, by seed or trial, says what is wrong with its data once."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return text not in said and not said.add(text)  # type: ignore[func-returns-value]
+
+    handler = logging.lastResort  # Python's own: prints warnings where nobody asked for anything else
+    if handler:
+        handler.addFilter(new)
+    try:
+        yield
+    finally:
+        if handler:
+            handler.removeFilter(new)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

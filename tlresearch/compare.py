@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from tlresearch.compare_tests import Paired, paired_tests
 from tlresearch.errors import TrackingError
+from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.groups import SeedRun, finished, is_group
 from tlresearch.tracking.records import children, find_run, study_runs
-from tlresearch.tracking.run import PRUNED_MARK, STATE
+from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, compare_url, connect
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tlresearch import results, training
+from tlresearch import faults, results, training
 from tlresearch.autotune import tune
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import build_with_lineage
@@ -24,6 +24,7 @@ from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
+from tlresearch.processes import others
 from tlresearch.progress import RunProgress
 from tlresearch.ranks import is_leader
 from tlresearch.shift.evaluate import evaluate_shift, log_shift
@@ -125,27 +126,45 @@ def fit(
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
     loaded = distillation.pin_teacher(results.pin_checkpoint(loaded))
+    while True:
+        try:
+            return _fit(loaded, trial, console, began)
+        except faults.SmallerBatchError as error:
+            (console.print if console else log.warning)(f"  {error}")
+            faults.release(error)  # and the run goes on from its checkpoint
+
+
+def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console | None, began: float) -> RunResult:
+    """Runs an experiment once, or goes on with the run that a killed process left."""
     config = loaded.config
+    final = trial is None or trial.test
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}") as folder,
         _open_run(loaded, trial, folder) as tracked,
+        faults.named(config, folder, tracked),
+        others(config.trainer.devices, {"experiment": loaded.recorded, "final": final}) as ranks,
     ):
+        if is_leader():
+            results.log_provenance(tracked, loaded.recorded, sys.argv)  # before anything can fail
+            if trial is None or trial.parent is None:
+                results.save_run_view(tracked)
         training.prepare_process(config)
         backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
         data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
-        final = trial is None or trial.test
         shifts = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if final else ()
         schedule = build_schedule(config, backbone.stage_names)
+        backbone.recomputing = config.trainer.gradient_checkpointing
         if config.regularize.stochastic_depth is not None:
             set_stochastic_depth(backbone, config.regularize.stochastic_depth)
         if schedule.adapters:
             lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
         task = build_task(config, backbone, data, schedule)
         results.log_inputs(tracked, data, backbone, schedule)
-        config = training.settle(config, _remembered(folder, tracked, data, backbone))
+        remembered = _remembered(folder, tracked, data, backbone)
+        config = training.settle(config, remembered)
         tuned = tune(config, task, data, schedule, training.device(config.trainer))
         config = training.settle(config, tuned.settings())
-        folder.write(settings=tuned.settings())
+        folder.write(settings={**remembered, **tuned.settings()})
         if config.task.teacher is not None:
             task.teacher = distillation.build_teacher(config, data, partial(results.fetch, config.tracking))
             tracked.set_tags({distillation.TEACHER: config.task.teacher})
@@ -156,9 +175,10 @@ def fit(
         say = progress.note if progress else log.info
         prefix = training.build_prefix(config, data, backbone, say)
         plan = training.build_plan(config, schedule, prefix, listeners)
-        trainer = training.build_trainer(config, plan, task, folder, tracked, progress)
+        trainer = training.build_trainer(config, plan, task, folder, tracked, progress, ours=ranks.started_here)
         results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
         pruned = ""
+        ranks.meet()
         try:
             training.train(trainer, task, prefix, config, folder)
         except RunPrunedError as reason:
@@ -172,6 +192,8 @@ def fit(
             if final and "test" in data.splits:
                 results.count_test(tracked)
                 metrics |= training.evaluate_test(trainer, task, prefix, config)
+            elif config.tracking.figures and epoch < len(plan.history) - 1:
+                training.look_again(trainer, task, prefix, config)
             if is_leader():
                 results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
             last = schedule.phases[-1]
@@ -198,12 +220,12 @@ def fit(
 
 
 def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> TrackedRun:
-    """Opens the run, or the one a killed process left, with config and provenance recorded before anything else."""
+    """Opens the run, or the one a killed process left."""
     config = loaded.config
     if not is_leader():
         return SilentRun(folder.read().get("run_id", ""), trial.name if trial else config.name)
     opener = trial.tracker.open_run if trial and trial.tracker else open_run
-    tracked = opener(
+    return opener(
         config.tracking,
         experiment=config.tracking.experiment or config.name,
         name=trial.name if trial else config.name,
@@ -213,22 +235,19 @@ def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: Run
         parent=trial.parent if trial else None,
         run_id=folder.read().get("run_id"),
     )
-    results.log_provenance(tracked, loaded.recorded, sys.argv)
-    if trial is None or trial.parent is None:
-        results.save_run_view(tracked)
-    return tracked
 
 
-def _remembered(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> dict[str, str]:
+def _remembered(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> dict[str, str | int]:
     """Keeps what the next start needs, and returns the settings of the last one, which a resumed run keeps.
 
     A checkpoint made from other data or weights is dropped.
     """
     inputs = {"data": data.fingerprint.digest, "weights": backbone.weights.sha256}
     before = folder.read()
-    if before and {key: before.get(key) for key in inputs} != inputs:
-        log.warning("data or weights have changed since the run was interrupted: it starts from the beginning")
+    if folder.checkpoint.exists() and {key: before.get(key) for key in inputs} != inputs:
+        why = "data or weights have changed since the run was interrupted" if before else f"{folder.path} is damaged"
+        log.warning("%s: the run starts from the beginning", why)
         folder.forget()
     folder.write(run_id=tracked.run_id, **inputs)
-    settings: dict[str, str] = before.get("settings", {})
+    settings: dict[str, str | int] = before.get("settings", {})
     return settings

@@ -17,9 +17,10 @@ from tlresearch.experiment import Trial, fit
 from tlresearch.finetuning.callback import EpochReport, Listener, RunPrunedError
 from tlresearch.present import as_it_was, inputs_of, present_data, present_weights, recorded_config
 from tlresearch.repeat_report import as_markdown, print_repetition
+from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.manifest import add_to_ended_run
 from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import PRUNED_MARK, STATE
+from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import connect
 
 if TYPE_CHECKING:

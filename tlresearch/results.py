@@ -186,9 +186,7 @@ def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> 
 def count_test(run: TrackedRun) -> None:
     """Records that the test split is evaluated now; more than one time means that a process died over it."""
     if is_leader():
-        with run.store.errors():
-            before = run.store.client.get_run(run.run_id).data.tags.get(TEST_EVALUATIONS, "0")
-        run.set_tags({TEST_EVALUATIONS: str(int(before) + 1)})
+        run.count(TEST_EVALUATIONS)
 
 
 class EpochLog:
@@ -227,8 +225,8 @@ def log_outcome(
         {f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch
     )
     items = task.items(data)
-    # Validation was predicted in each epoch: what is left is the last one's, whichever is kept.
-    if items and (items.split == "test" or epoch == len(plan.history) - 1):
+    # Validation was predicted in each epoch; without figures, what is left is the last one's, whichever is kept.
+    if items and (items.split == "test" or config.tracking.figures or epoch == len(plan.history) - 1):
         run.log_text(items.text(), items.path)
     if config.tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -12,6 +13,8 @@ from tlresearch.seeds import GroupResult
 from tlresearch.shift.distances import DISTANCES
 
 SPLITS = ("train", "val", "test")
+TOLD = ("accuracy", "calibration_error", "dice", "f1", "word_error_rate", "map")
+"""Metrics of further test sets that are shown beside the distances."""
 MOST_COLUMNS = 8
 """Metrics that fit side by side into a terminal."""
 
@@ -58,19 +61,24 @@ def _shift_table(metrics: Mapping[str, float], names: Sequence[str]) -> Table | 
     found = [key.split("/") for key in metrics if key.startswith("shift/")]
     if not found:
         return None
+    names = [name for name in names if name in TOLD] or list(names[:2])  # the others are in MLflow
     table = Table(
         title="further test sets",
         title_justify="left",
         title_style="bold",
-        caption="drop: what was lost against the source; distances: between the features behind the last stage",
+        caption="drop: what was lost against the source\ndistances: between the features behind the last stage",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("", overflow="fold", min_width=max(len(key[1]) for key in found))
-    for name in (*names, "drop", *DISTANCES):
-        table.add_column(name.replace("_", " "), justify="right")
+    distances = [name for name in DISTANCES if name != "frechet"]  # whose size says little by itself
+    for name in (*names, "drop", *distances):
+        table.add_column("\n".join(name.split("_")), justify="right", no_wrap=True)
     for one in dict.fromkeys(key[1] for key in found):
         cells = [_cell(metrics, f"shift/{one}/{name}") for name in names]
-        moved = [f"{metrics[f'shift/{one}/{distance}']:.3g}" for distance in DISTANCES]
+        moved = [f"{metrics[f'shift/{one}/{distance}']:.3g}" for distance in distances]
         table.add_row(one, *cells, f"{metrics[f'shift/{one}/drop']:+.4f}", *moved)
     return table
 

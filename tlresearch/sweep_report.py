@@ -77,7 +77,7 @@ def log_study(
             "tlresearch.best": "  ".join(f"{key}={value}" for key, value in best.params.items()),
         }
     )
-    parent.log_file(best_yaml)
+    parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, so that no password in it is stored
     parent.log_dict({str(t.number): _record(t) for t in trials}, "trials.json")
     for file in figures.values():
         parent.log_file(file, "figures")
@@ -88,6 +88,7 @@ def depth_table(result: SweepResult) -> Table:
     table = Table(title=f"{result.name}: {result.objective}", title_justify="left", title_style="bold")
     for column, side in (("", "left"), (result.objective, "right"), ("values", "left"), ("trials", "right")):
         table.add_column(column, justify="right" if side == "right" else "left")
+    tested = f"test/{result.objective.partition('/')[2]}"
     done = [t for t in result.trials if t.state == TrialState.COMPLETE]
     by_depth: dict[Any, list[FrozenTrial]] = {}
     for trial in done:
@@ -103,8 +104,8 @@ def depth_table(result: SweepResult) -> Table:
     for one in result.confirmed:
         found = one.metrics[result.objective]
         value = f"{found.mean:.4f} ± {found.std:.4f}"
-        test = one.metrics.get("test/accuracy")
-        texts = [_point(one.trial.params), f"test/accuracy {test.mean:.4f} ± {test.std:.4f}" if test else ""]
+        test = one.metrics.get(tested)
+        texts = [_point(one.trial.params), f"{tested} {test.mean:.4f} ± {test.std:.4f}" if test else ""]
         style = "bold" if one is result.confirmed[0] else ""
         table.add_row(
             f"trial {one.trial.number}, {len(one.seeds)} fresh seeds",
@@ -118,7 +119,7 @@ def depth_table(result: SweepResult) -> Table:
         table.caption_justify = "left"
         table.add_section()
     for run in result.final:
-        values = "  ".join(f"{name} {v:.4f}" for name, v in run.metrics.items() if name == "test/accuracy")
+        values = f"{tested} {run.metrics[tested]:.4f}" if tested in run.metrics else ""
         table.add_row(f"final run: {run.name}", f"{run.metrics[result.objective]:.4f}", values, "")
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.inference import Inference
@@ -21,9 +23,11 @@ from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
 from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
+from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
-from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, read_checkpoint
+from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
 from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
+from tlresearch.strategies import build_strategy, take_result, trained_copy
 from tlresearch.tasks.base import Task
 from tlresearch.tracking.run import TrackedRun
 
@@ -37,6 +41,9 @@ def prepare_process(config: ExperimentConfig) -> None:
         warnings.filterwarnings("ignore", message=message)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    elif config.trainer.devices > 1 and device(config.trainer).type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // config.trainer.devices)))
     torch.use_deterministic_algorithms(config.trainer.deterministic)
     # Filling new memory would cost time and only shows bugs of reading what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -50,9 +57,9 @@ def device(config: TrainerConfig) -> torch.device:
     return torch.device(next((kind for kind in wanted.get(config.accelerator, ()) if there[kind]), "cpu"))
 
 
-def settle(config: ExperimentConfig, settings: Mapping[str, str]) -> ExperimentConfig:
-    """Puts what `auto` has become into a config."""
-    sections: dict[str, Any] = {"trainer": config.trainer, "cache": config.cache}
+def settle(config: ExperimentConfig, settings: Mapping[str, str | int]) -> ExperimentConfig:
+    """Puts what `auto` has become, and a batch size lowered for want of memory, into a config."""
+    sections: dict[str, Any] = {"data": config.data, "trainer": config.trainer, "cache": config.cache}
     for key, value in settings.items():
         section, _, option = key.partition(".")
         sections[section] = replace(sections[section], **{option: value})
@@ -71,9 +78,16 @@ def build_prefix(
         mixes=bool(config.data.mixup or config.data.cutmix),
         views=config.cache.views,
         how=Inference(config.cache.precision, config.cache.memory_format),
-        off="" if config.cache.enabled else "cache.enabled is false",
+        off=_no_cache(config),
         say=say,
     )
+
+
+def _no_cache(config: ExperimentConfig) -> str:
+    """Why frozen stages are not run ahead; empty if they are."""
+    if config.trainer.strategy == "fsdp":
+        return "no process holds all weights with trainer.strategy fsdp"
+    return "" if config.cache.enabled else "cache.enabled is false"
 
 
 def build_plan(
@@ -99,11 +113,16 @@ def build_trainer(
     folder: RunFolder,
     tracked: TrackedRun,
     progress: L.Callback | None,
+    *,
+    ours: bool = True,
 ) -> L.Trainer:
-    """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them."""
+    """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them.
+
+    Where the processes of several devices are `ours`, what the environment says of a Slurm job is not about them.
+    """
     options = config.trainer
     task.arrange(options.memory_format)
-    callbacks: list[L.Callback] = [plan]
+    callbacks: list[L.Callback] = [FiniteLoss(), plan]
     if config.regularize.ema > 0:
         average = WeightAverage(config.regularize.ema, task.changing_state)
         plan.weights = average.current
@@ -117,13 +136,14 @@ def build_trainer(
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
-        strategy=options.strategy,
+        strategy=build_strategy(options),
         precision=cast(Any, options.precision),
         max_epochs=plan.schedule.max_epochs,
         gradient_clip_val=options.gradient_clip,
         accumulate_grad_batches=options.accumulate,
         deterministic=options.deterministic,
         callbacks=callbacks,
+        plugins=[SealedCheckpoints(), *([LightningEnvironment()] if ours and options.devices > 1 else [])],
         default_root_dir=folder.path,
         logger=False,
         enable_checkpointing=options.checkpoint_every > 0,
@@ -155,7 +175,7 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
         folder.forget()
     try:
         trainer.fit(
-            task,
+            trained_copy(trainer, task),
             _loader(config, prefix, "train"),
             _loader(config, prefix, "val"),
             ckpt_path=folder.checkpoint if checkpoint else None,
@@ -166,12 +186,18 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
         if isinstance(leaving.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    take_result(trainer, task)
 
 
 def evaluate_test(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> dict[str, float]:
     """Evaluates the test split: once, with the selected weights."""
     trainer.test(task, _loader(config, prefix, "test"), verbose=False)
     return {f"test/{name}": value for name, value in task.results["test"].items()}
+
+
+def look_again(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> None:
+    """Evaluates validation with the selected weights: figures and predictions are then of them, not of the last."""
+    trainer.validate(task, _loader(config, prefix, "val"), verbose=False)
 
 
 def selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
@@ -198,9 +224,10 @@ def gaps(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) -> DataLoader[Any]:
     training = split == "train"
+    share = config.data.batch_size // config.trainer.devices  # of the batch: checked to be a whole number
     return make_loader(
         prefix.splits[split],
-        batch_size=config.data.batch_size if training else config.data.eval_batch_size,
+        batch_size=share if training else config.data.eval_batch_size,
         shuffle=training,
         seed=config.seed,
         workers=0 if prefix.serves(split) else config.data.workers,

@@ -21,11 +21,12 @@ from tlresearch.errors import UserError
 from tlresearch.present import as_it_was, inputs_of, measure, present_data, present_weights, recorded_config
 from tlresearch.serving.base import WEIGHTS
 from tlresearch.serving.measure import measure_served
+from tlresearch.tracking.calls import FAILURE
 from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import damaged, local, model_address, read_manifest
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import FAILURE, PRUNED_MARK
+from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect, one_line
 
 if TYPE_CHECKING:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tlresearch.commands.shared import console_of_leader
 
-EXAMPLE = "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16"
+EXAMPLE = (
+    "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16\n"
+    "tlresearch export 3f2a9c1b --prune-head 0.5"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +22,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--half", nargs="+", choices=("fp16", "bf16"), default=[], help="each format in 16 bit too (bf16: all but onnx)"
     )
+    parser.add_argument(
+        "--prune-head", type=float, metavar="SHARE", help="leave out this share of the head's features, the weakest"
+    )
     parser.add_argument("--out", type=Path, help="folder to write to (default exports/NAME-ID)")
     tolerated = "that is tolerated; a form beyond it is refused and removed (default by number format)"
     parser.add_argument("--tolerance", type=float, help=f"largest difference of a probability {tolerated}")
     parser.add_argument("--changed", type=float, help=f"largest share of changed answers {tolerated}")
-    parser.add_argument("--samples", type=int, help="measure on so many samples of the split (default all)")
+    parser.add_argument("--samples", type=int, help="measure on so many samples of the split (default all; 100 masks)")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -32,10 +38,11 @@ def command(options: argparse.Namespace) -> int:
 
     return export_run(
         options.run,
-        forms_of(options.to, options.int8, options.half),
+        forms_of(options.to, options.int8, options.half, options.prune_head),
         out=options.out,
         tolerance=options.tolerance,
         changed=options.changed,
         samples=options.samples,
+        prune=options.prune_head,
         console=console_of_leader(),
     ).exit_code

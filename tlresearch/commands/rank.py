@@ -25,6 +25,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="weights of one backbone: a file, an enum name, or null for random ones (repeatable; else the default)",
     )
+    parser.add_argument(
+        "--options",
+        action="append",
+        default=[],
+        metavar="NAME=YAML",
+        help="backbone.options of one backbone, such as 'word_cnn={vocabulary: [sst2/train.tsv]}' (repeatable)",
+    )
     parser.add_argument("--by", choices=ORDERS, default="logme", help="score that decides the order (default: logme)")
     parser.add_argument("--boundaries", action="store_true", help="show the scores at every boundary too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -32,14 +39,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Ranks pretrained backbones on a data set without training, and proposes an unfreeze depth for each."""
-    weights = dict(_pair(text) for text in options.weights)
+    weights = dict(_pair(text, "--weights", "FILE") for text in options.weights)
+    settings = dict(_pair(text, "--options", "YAML") for text in options.options)
     from tlresearch.ranking.rank import SMALL, rank
     from tlresearch.ranking.report import as_table, boundary_table
 
     console = console_of_leader()
     names = list(SMALL) if options.backbones == "all-small" else options.backbones.split(",")
     with console.status("reading the data") as status:
-        ranking = rank(options.what, names, options.overrides, weights=weights, by=options.by, say=status.update)
+        ranking = rank(
+            options.what, names, options.overrides, weights=weights, options=settings, by=options.by, say=status.update
+        )
     there = [one for one in ranking.backbones if not one.problem]
     if there:
         console.print(as_table(ranking))
@@ -53,8 +63,8 @@ def command(options: argparse.Namespace) -> int:
     return 0 if there else 1
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise UserError(f"--weights: '{text}' has not the form NAME=FILE")
-    return name, value
+def _pair(text: str, option: str, value: str) -> tuple[str, str]:
+    name, equals, given = text.partition("=")
+    if not equals or not name or not given:
+        raise UserError(f"{option}: '{text}' has not the form NAME={value}")
+    return name, given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, warn_if_open
 
 EXAMPLE = "tlresearch serve 3f2a9c1b\ntlresearch serve models:/ants_bees@champion --port 5002"
 
@@ -25,6 +25,7 @@ def command(options: argparse.Namespace) -> int:
     from tlresearch.tracking.scoring import serve_model
     from tlresearch.tracking.store import connect
 
+    warn_if_open(options.host)
     console, store = console_of_leader(), connect()
     found = find_model(store, options.model)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tlresearch.commands.shared import warn_if_open
+
 EXAMPLE = "tlresearch ui --port 5001"
 
 
@@ -19,4 +21,5 @@ def command(options: argparse.Namespace) -> int:
     """Serves the MLflow UI on this machine."""
     from tlresearch.tracking.ui import serve
 
+    warn_if_open(options.host)
     return serve(port=options.port, host=options.host)
