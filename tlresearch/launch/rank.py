@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tlresearch.processes import read_brief
@@ -22,4 +23,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is recorded, by rank 0. Python's own end may be aborted by threads of torch's collectives, which rank 0
+    # has left at some moment of its own.
+    os._exit(code)
