@@ -1,4 +1,4 @@
-"""The short form of `make chaos`, each fault once (slow); and the accounts find what they are there to find."""
+"""The short form of `make chaos`, each fault once; and the accounts find what they are there to find."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.chaos.outcome import Outcome, Row, table
 from tests.chaos.project import METRIC, Recorded, audit, finished, still_there
 from tests.chaos.surroundings import Surroundings
 
+QUICK = ("kill", "nan", "checkpoint-damaged", "cache-damaged")  # the others belong to `make test-slow`
 ON_DISKS = tuple(name for name in FAULTS if name.endswith(("-full", "-read-only")))
 
 
@@ -28,8 +29,7 @@ def nursery() -> Iterator[Nursery]:
         yield processes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
 def test_a_fault_does_no_harm(name: str, nursery: Nursery, tmp_path: Path, empty_database: Path) -> None:
     if name in ON_DISKS and not mountable(tmp_path):
