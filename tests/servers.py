@@ -188,7 +188,7 @@ def postgres(*, started: bool = True) -> Iterator[Postgres]:
     binaries = _binaries()
     if binaries is None:
         pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
-    pytest.importorskip("psycopg", reason="SQLAlchemy's driver for PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
     folder = Path(tempfile.mkdtemp(prefix="tlresearch-postgres-"))  # pytest's own folders are closed to other users
     user = None
     if os.geteuid() == 0:

@@ -154,7 +154,7 @@ def test_errors_tell_no_secret(command: list[str], project: Path, capfd: pytest.
 def test_a_server_with_accounts_takes_a_run_only_with_the_password(
     project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("flask_wtf")
+    pytest.importorskip("flask_wtf", reason="the extra dev is not installed")
     port, folder = free_port(), project / "server"
     folder.mkdir()
     accounts = folder / "accounts.ini"

@@ -161,7 +161,7 @@ def test_an_interpolation_calls_only_what_omegaconf_has(call: str) -> None:
 
 
 def test_code_of_a_model_of_the_hub_is_not_run(tmp_path: Path, trap: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
     from tlresearch.backbones.transformers_loading import load_config
 
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(trap)!r})\nclass C: ...\n")

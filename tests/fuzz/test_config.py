@@ -153,6 +153,12 @@ def outcome(load: Callable[[], Loaded[Any]]) -> Loaded[Any] | None:
     return None
 
 
+def repeats(loaded: Loaded[ExperimentConfig] | None) -> None:
+    """What was accepted is recorded as a text that gives the same record."""
+    if loaded is not None:
+        assert load_text(loaded.recorded).recorded == loaded.recorded
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "experiment.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -164,9 +170,7 @@ def write(folder: Path, text: str) -> Path:
 @example(text="a: &a [1]\n")
 def test_any_text_of_an_experiment(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    loaded = outcome(lambda: load_experiment(path))
-    if loaded is not None:
-        assert load_text(loaded.recorded).recorded == loaded.recorded
+    repeats(outcome(lambda: load_experiment(path)))
 
 
 @cases(30)
@@ -190,18 +194,14 @@ def test_any_bytes(content: bytes, tmp_path: Path) -> None:
 @given(overrides=OVERRIDES)
 def test_any_override_that_is_typed(overrides: list[str], tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    loaded = outcome(lambda: load_experiment(path, overrides))
-    if loaded is not None:
-        assert load_text(loaded.recorded).recorded == loaded.recorded
+    repeats(outcome(lambda: load_experiment(path, overrides)))
 
 
 @cases(20)
 @given(overrides=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3))
 def test_any_override_from_python(overrides: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    loaded = outcome(lambda: load_experiment(path, overrides))
-    if loaded is not None:
-        assert load_text(loaded.recorded).recorded == loaded.recorded
+    repeats(outcome(lambda: load_experiment(path, overrides)))
 
 
 @cases(20)

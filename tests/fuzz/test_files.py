@@ -78,7 +78,7 @@ def test_masks(content: bytes, tmp_path: Path) -> None:
 
 
 def sound(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="the extra speech is not installed")
     buffer = io.BytesIO()
     clip = RNG.uniform(-0.5, 0.5, (200, channels)).astype(np.float32)
     soundfile.write(buffer, clip, 8000, format=kind, subtype=subtype)
@@ -139,7 +139,7 @@ def test_arrays(content: bytes, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    pytest.importorskip("pydicom")
+    pytest.importorskip("pydicom", reason="the extra medical is not installed")
     from tests.data.medical_files import save_dicom
 
     folder = tmp_path_factory.mktemp("scans")
@@ -162,7 +162,7 @@ def test_scans(data: st.DataObject, scans: list[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    pytest.importorskip("nibabel")
+    pytest.importorskip("nibabel", reason="the extra medical is not installed")
     from tests.data.medical_files import save_volume
 
     folder = tmp_path_factory.mktemp("volumes")
@@ -314,7 +314,7 @@ def test_images_that_claim_to_be_huge_are_refused(size: tuple[int, int], tmp_pat
 
 @pytest.mark.parametrize(("rate", "frames"), [(0, 100), (1, 100), (2**31 - 1, 100), (2**32 - 1, 100), (7, 2**31 - 1)])
 def test_sounds_with_an_absurd_rate_are_refused(rate: int, frames: int) -> None:
-    pytest.importorskip("soundfile")
+    pytest.importorskip("soundfile", reason="the extra speech is not installed")
     with pytest.raises(ValueError, match=r".") as caught:
         audio_decoding.decode(wav_that_says(rate, frames), 16_000)
     readable(str(caught.value))

@@ -28,7 +28,7 @@ RATES = (0.001, 0.01, 0.05, 0.1)
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two raylets on the loopback interface, each with one core."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -114,7 +114,7 @@ def test_ray_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_within_seconds() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="the extra ray is not installed")
     began = time.monotonic()
     for address, text in (
         (f"127.0.0.1:{free_port()}", "nothing answers at 127"),
