@@ -11,10 +11,12 @@ import warnings
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from tests.chaos.faults import FAULTS
-from tests.chaos.nursery import Nursery
 from tests.chaos.outcome import Outcome, Row, table
 from tests.chaos.surroundings import Surroundings, empty_tables
+from tests.nursery import Nursery
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
                 began = time.monotonic()
                 try:
                     found = fault.cause(around, max(1, round(options.moments * fault.share)))
+                except pytest.skip.Exception as reason:
+                    print(f"skipped   {name}: {reason}", flush=True)
+                    continue
                 except Exception as error:
                     found = Outcome(lost=1, notes=(f"the fault could not be caused: {type(error).__name__}: {error}",))
                 rows.append(Row(fault.title, found, time.monotonic() - began))

@@ -8,9 +8,9 @@ import sys
 import time
 from collections import Counter
 
-from tests.chaos.nursery import Ended
 from tests.chaos.outcome import Outcome, expect
 from tests.chaos.surroundings import Surroundings
+from tests.nursery import Ended
 
 WORKERS = 10
 POINTS = 5

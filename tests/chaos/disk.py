@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.chaos.nursery import ROOT, Ended
 from tests.chaos.outcome import Outcome, expect
 from tests.chaos.project import Project
 from tests.chaos.surroundings import Surroundings
+from tests.nursery import ROOT, Ended
 
 BIG = "{name: small_cnn, weights: null, options: {in_channels: 1, width: 64}}"  # a checkpoint of megabytes
 PROBE = "{schedule: linear_probe, epochs: 2}"  # whose frozen stages are cached

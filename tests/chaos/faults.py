@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.chaos import computation, damage, databases, disk, processes
+from tests.chaos import computation, damage, databases, disk, outages, processes
 from tests.chaos.outcome import Outcome
 from tests.chaos.surroundings import Surroundings
 
@@ -46,5 +46,9 @@ FAULTS: Mapping[str, Fault] = {
     "checkpoint-damaged": Fault("a changed bit in a checkpoint", damage.checkpoint, 0.1),
     "folder-damaged": Fault("a cut description of an unfinished run", damage.run_folder, 0.06),
     "cache-damaged": Fault("a changed bit in the cache", damage.cache, 0.1),
+    "tracking-away": Fault(
+        "MLflow's server refused, hanging, slow, answering 500 or into the void", outages.tracking_away, 0.2
+    ),
+    "study-away": Fault("crash of the PostgreSQL that holds the study", outages.study_away, 0.1),
     "sqlite": Fault("ten processes writing to the same SQLite files", databases.ten_writers, 0.2),
 }

@@ -11,10 +11,10 @@ from random import Random
 
 import psutil
 
-from tests.chaos.nursery import Command, Ended, lives
 from tests.chaos.outcome import Outcome, expect
 from tests.chaos.project import Project, audit, finished, still_there
 from tests.chaos.surroundings import Surroundings
+from tests.nursery import Command, Ended, lives
 
 TRIALS = 8
 WORKER = "tlresearch.launch.worker"
@@ -47,7 +47,7 @@ def _kill_again_and_again(around: Surroundings, moments: int, *, workers: int, d
         before, ended = finished([]), None
         while ended is None and found.injected < moments:
             command = project.start("sweep", "s.yaml")
-            if not _lives(command, around.random.uniform(0.0, 2 * life)):
+            if not lives_for(command, around.random.uniform(0.0, 2 * life)):
                 ended = command.wait()  # it was faster than we were
                 break
             command.kill_all()
@@ -61,15 +61,24 @@ def _kill_again_and_again(around: Surroundings, moments: int, *, workers: int, d
             before = finished(trials)
             life = max(2.0, life * (0.8 if progressed else 1.4))
         ended = ended or project.run("sweep", "s.yaml")
-        found += _after(project, ended, before, total)
+        found += accounts(project, ended, before, total)
     return found
 
 
-def _after(project: Project, ended: Ended, before: dict[int, tuple[str, float | None, str]], total: int) -> Outcome:
-    trials = project.trials("s")
+def accounts(
+    project: Project,
+    ended: Ended,
+    before: dict[int, tuple[str, float | None, str]],
+    total: int,
+    *,
+    study: str = "s",
+) -> Outcome:
+    """What a sweep that should have ended well left behind; `before` are the trials that had finished earlier."""
+    trials = project.trials(study)
+    runs = [run for run in project.runs() if run.tags.get("tlresearch.study", study) == study]
     found = expect(ended.code == 0, f"the sweep ended with {ended.code}: {_last(ended)}")
     found += still_there(before, trials)
-    return found + audit(trials, project.runs(), total) + _clean(project)
+    return found + audit(trials, runs, total) + _clean(project)
 
 
 def _clean(project: Project) -> Outcome:
@@ -102,7 +111,7 @@ def kill_between_databases(around: Surroundings, moments: int) -> Outcome:
         while ended is None and found.injected < moments:
             command = project.start("sweep", "s.yaml")
             until(partial(_more_than, project, len(before)), command, pause=0.005)
-            if not _lives(command, around.random.uniform(0.0, 0.1)):
+            if not lives_for(command, around.random.uniform(0.0, 0.1)):
                 ended = command.wait()
                 break
             command.kill_all()
@@ -110,7 +119,7 @@ def kill_between_databases(around: Surroundings, moments: int) -> Outcome:
             found += Outcome(injected=1) + still_there(before, project.trials("s"))
             before = finished(project.trials("s"))
         ended = ended or project.run("sweep", "s.yaml")
-        found += _after(project, ended, before, TRIALS)
+        found += accounts(project, ended, before, TRIALS)
     return found
 
 
@@ -126,14 +135,14 @@ def kill_a_worker(around: Surroundings, moments: int) -> Outcome:
         while found.injected < moments and kills < 10 and psutil.pid_exists(command.pid):
             done = len(finished(project.trials("s")))
             victims = until(partial(_workers, command), command)
-            if not victims or not _lives(command, around.random.uniform(0.5, 4.0)):
+            if not victims or not lives_for(command, around.random.uniform(0.5, 4.0)):
                 break
             around.random.choice(victims).kill()
             found += Outcome(injected=1)
             kills += 1
             # Three deaths without a finished trial between them end a sweep, as they should.
             until(partial(_more_than, project, done), command)
-        found += _after(project, command.wait(), {}, total)
+        found += accounts(project, command.wait(), {}, total)
     return found
 
 
@@ -155,8 +164,8 @@ def _stop(around: Surroundings, moments: int, number: signal.Signals, code: int)
         before, ended = finished([]), None
         while found.injected < moments:
             command = project.start("sweep", "s.yaml")
-            until(partial(_running, project), command)
-            if not _lives(command, around.random.uniform(0.0, 3.0)):
+            until(partial(running, project), command)
+            if not lives_for(command, around.random.uniform(0.0, 3.0)):
                 ended = command.wait()
                 break
             command.signal(number)
@@ -166,11 +175,11 @@ def _stop(around: Surroundings, moments: int, number: signal.Signals, code: int)
                 break
             found += Outcome(injected=1) + expect(stopped.code == code, f"exit code {stopped.code}: {_last(stopped)}")
             found += expect("Traceback" not in stopped.output, f"a traceback: {_last(stopped)}")
-            notes = tuple(f"{name} is RUNNING after {number.name}" for name in _running(project))
+            notes = tuple(f"{name} is RUNNING after {number.name}" for name in running(project))
             found += Outcome(running=len(notes), notes=notes)
             found += still_there(before, project.trials("s"))
             before = finished(project.trials("s"))
-        found += _after(project, ended or project.run("sweep", "s.yaml"), before, TRIALS)
+        found += accounts(project, ended or project.run("sweep", "s.yaml"), before, TRIALS)
     return found
 
 
@@ -185,7 +194,7 @@ def kill_a_run(around: Surroundings, moments: int) -> Outcome:
         project = around.project(freeze="{schedule: lp_ft, probe_epochs: 6, epochs: 12}")
         for _ in range(min(5, moments - found.injected)):
             command = project.start("run", "toy.yaml")
-            if not _lives(command, around.random.uniform(0.0, 2.5)):
+            if not lives_for(command, around.random.uniform(0.0, 2.5)):
                 command.wait()
                 break
             command.kill_all()
@@ -195,7 +204,7 @@ def kill_a_run(around: Surroundings, moments: int) -> Outcome:
         found += expect(ended.code == 0, f"the run ended with {ended.code}: {_last(ended)}")
         runs = project.runs()
         complete = [run for run in runs if run.status == "FINISHED"]
-        notes = tuple(f"{name} is left RUNNING" for name in _running(project))
+        notes = tuple(f"{name} is left RUNNING" for name in running(project))
         found += Outcome(running=len(notes), notes=notes)
         for run in complete[-1:]:
             same = all(run.points.get(key) == value for key, value in expected.points.items() if "val/" in key)
@@ -204,7 +213,8 @@ def kill_a_run(around: Surroundings, moments: int) -> Outcome:
     return found
 
 
-def _running(project: Project) -> list[str]:
+def running(project: Project) -> list[str]:
+    """Names of the runs that MLflow takes for running."""
     return [run.name for run in project.runs() if run.status == "RUNNING"]
 
 
@@ -231,7 +241,7 @@ def until(condition: Callable[[], object], command: Command, pause: float = 0.1)
     return answer
 
 
-def _lives(command: Command, seconds: float) -> bool:
+def lives_for(command: Command, seconds: float) -> bool:
     """Lets a command live for so long; says whether it still does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

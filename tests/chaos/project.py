@@ -7,15 +7,15 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.chaos.nursery import Command, Ended, Nursery
 from tests.chaos.outcome import Outcome
+from tests.nursery import Command, Ended, Nursery
 from tests.toy import toy_text
 
 EPOCHS = 3
@@ -49,14 +49,30 @@ class Project:
         folder: Where; it must not exist.
         tables: An MLflow database without runs, which is copied.
         nursery: Where commands are started.
+        database: The SQLite file of MLflow's store, where it is not the home's.
+        storage: Where Optuna's study is, if not in the home.
+        environment: Variables of its commands.
         sections: Sections of the experiment that are replaced.
     """
 
-    def __init__(self, folder: Path, tables: Path, nursery: Nursery, **sections: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tables: Path,
+        nursery: Nursery,
+        *,
+        database: Path | None = None,
+        storage: str = "",
+        environment: Mapping[str, str] | None = None,
+        **sections: str,
+    ) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.nursery = nursery
         self.home.mkdir(parents=True)
+        self.database = database or self.home / "mlflow.db"
+        self.storage = storage or f"sqlite:///{self.home / 'optuna.db'}"
+        self.environment = dict(environment or {})
         shutil.copy(tables, self.home / "mlflow.db")
         defaults = {"freeze": f"{{schedule: full, epochs: {EPOCHS}}}", "cache": SETTLED}
         (folder / "toy.yaml").write_text(toy_text(**{**defaults, **sections}))
@@ -75,15 +91,15 @@ class Project:
 
     def start(self, *arguments: str) -> Command:
         """Starts a command."""
-        return self.nursery.start(arguments, self.folder, self.home)
+        return self.nursery.start(arguments, self.folder, self.home, **self.environment)
 
     def run(self, *arguments: str) -> Ended:
         """Runs a command to its end."""
-        return self.nursery.run(arguments, self.folder, self.home)
+        return self.nursery.run(arguments, self.folder, self.home, **self.environment)
 
     def runs(self) -> list[Recorded]:
         """All runs, read from the database itself."""
-        with contextlib.closing(sqlite3.connect(self.home / "mlflow.db", timeout=60)) as database:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=60)) as database:
             found = database.execute("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active'")
             return [
                 Recorded(
@@ -106,7 +122,7 @@ class Project:
 
         if not self._has(study):
             return []
-        storage = RDBStorage(f"sqlite:///{self.home / 'optuna.db'}")
+        storage = RDBStorage(self.storage)
         try:
             return list(optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=True))
         finally:
@@ -115,6 +131,8 @@ class Project:
 
     def _has(self, study: str) -> bool:
         """Whether the study is there; asked without Optuna, which would make the tables that a sweep is about to."""
+        if not self.storage.startswith("sqlite"):
+            return True
         path = self.home / "optuna.db"
         if not path.exists():
             return False

@@ -7,9 +7,10 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from tests.chaos.nursery import Nursery
 from tests.chaos.project import Project
+from tests.nursery import Nursery
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Surroundings:
     random: Random
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    def project(self, **sections: str) -> Project:
-        """A project of its own."""
-        return Project(self.folder / f"project{next(self._numbers)}", self.tables, self.nursery, **sections)
+    def project(self, **options: Any) -> Project:
+        """A project of its own; the options are those of `Project`."""
+        return Project(self.folder / f"project{next(self._numbers)}", self.tables, self.nursery, **options)
 
 
 def empty_tables(path: Path) -> Path:

@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 
 from tests.chaos.disk import mountable
 from tests.chaos.faults import FAULTS
-from tests.chaos.nursery import Nursery
 from tests.chaos.outcome import Outcome, Row, table
 from tests.chaos.project import METRIC, Recorded, audit, finished, still_there
 from tests.chaos.surroundings import Surroundings
+from tests.nursery import Nursery
 
 QUICK = ("kill", "nan", "checkpoint-damaged", "cache-damaged")  # the others belong to `make test-slow`
 ON_DISKS = tuple(name for name in FAULTS if name.endswith(("-full", "-read-only")))

@@ -1,8 +1,7 @@
 """Starts commands of tlresearch as processes of their own, many times, with the libraries imported once.
 
-A process that has imported everything waits for commands on its standard input and forks for each. The child is what
-`tlresearch` is: it calls the same `cli.main`, in a session of its own, and is killed for real. Its helpers (workers,
-the process that writes to MLflow) are started by it as always.
+A process that has imported everything (`forking.py`) forks for each command. The child is killed for real, and starts its
+helpers (workers, the process that writes to MLflow) as always.
 """
 
 from __future__ import annotations
@@ -10,57 +9,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
 PATIENCE = 120.0  # seconds for what a command has started to end after it
-ROOT = Path(__file__).parents[2]
-_SERVER = """
-import json, os, resource, signal, sys, warnings
-warnings.simplefilter("ignore")
-import torch, lightning.pytorch, mlflow.store.tracking.sqlalchemy_store, optuna
-torch.set_num_threads(1)
-import tlresearch.sweep, tlresearch.commands.run, tlresearch.commands.sweep
-from tlresearch.cli import main
-print("ready", flush=True)
-for line in sys.stdin:
-    task = json.loads(line)
-    process = os.fork()
-    if process == 0:
-        os.setsid()
-        os.chdir(task["folder"])
-        os.environ.update(task["environment"])
-        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        sys.argv = ["tlresearch", *task["arguments"]]
-        code = 1
-        try:
-            code = main(task["arguments"])
-        except SystemExit as leaving:
-            code = leaving.code
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        try:
-            import atexit
-            atexit._run_exitfuncs()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 1)
-    print(json.dumps({"pid": process}), flush=True)
-    status = os.waitpid(process, 0)[1]
-    print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
-"""
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -74,9 +37,10 @@ class Ended:
 class Command:
     """A command under way; its process and all that it has started belong to it."""
 
-    def __init__(self, nursery: Nursery, pid: int, log: Path) -> None:
-        self._nursery = nursery
-        self.pid = pid
+    def __init__(self, answers: socket.socket, log: Path) -> None:
+        self._answers = answers.makefile("r")
+        answers.close()
+        self.pid = self._answer()
         self._log = log
 
     def processes(self) -> list[psutil.Process]:
@@ -106,23 +70,42 @@ class Command:
     def wait(self) -> Ended:
         """Waits for its end, and for that of what it has started."""
         every = self.processes()
-        code = int(self._nursery.read()["code"])
+        with self._answers:
+            code = self._answer()
         deadline = time.monotonic() + PATIENCE
         while any(lives(process) for process in every) and time.monotonic() < deadline:
             time.sleep(0.05)
         return Ended(code, self.output())
 
+    def _answer(self) -> int:
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError("the process that starts commands has died")
+        return int(line)
+
 
 class Nursery:
-    """The process that starts commands, one at a time."""
+    """The process that starts commands.
+
+    Args:
+        environment: Variables that it gets beside its own; what libraries read when they are imported stays for all.
+
+    Attributes:
+        address: The socket at which commands are asked for.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+        self._folder = tempfile.TemporaryDirectory(prefix="nursery-")  # names of sockets are short
+        self.address = str(Path(self._folder.name) / "socket")
+        fixed = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _SERVER],
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "forking.py"), self.address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=os.environ | fixed | self._environment,
             text=True,
         )
         assert self._process.stdout is not None
@@ -140,28 +123,27 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
+        self._folder.cleanup()
 
     def start(self, arguments: Sequence[str], folder: Path, home: Path, **environment: str) -> Command:
         """Starts a command in a folder, with a home."""
         log = folder / f"output-{time.monotonic_ns()}.txt"
-        settings = {"TLRESEARCH_HOME": str(home), **environment}
-        task = {"arguments": [*arguments], "folder": str(folder), "log": str(log), "environment": settings}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(task) + "\n")
-        self._process.stdin.flush()
-        return Command(self, int(self.read()["pid"]), log)
+        settings = (
+            os.environ | self._environment | {"OMP_NUM_THREADS": "1", "TLRESEARCH_HOME": str(home), **environment}
+        )
+        task = {"arguments": [*arguments], "folder": str(folder), "environment": settings}
+        asking = socket.socket(socket.AF_UNIX)
+        asking.connect(self.address)
+        with log.open("a") as output, open(os.devnull) as nothing:
+            streams = [nothing.fileno(), output.fileno(), output.fileno()]
+            text = f"{json.dumps(task)}\n".encode()
+            sent = socket.send_fds(asking, [text], streams)
+            asking.sendall(text[sent:])
+        return Command(asking, log)
 
     def run(self, arguments: Sequence[str], folder: Path, home: Path, **environment: str) -> Ended:
         """Runs a command to its end."""
         return self.start(arguments, folder, home, **environment).wait()
-
-    def read(self) -> dict[str, Any]:
-        """What the process says next."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the process that starts commands has died")
-        return dict(json.loads(line))
 
 
 def lives(process: psutil.Process) -> bool:

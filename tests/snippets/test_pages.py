@@ -1,0 +1,173 @@
+"""Every shell block of the pages is run by a shell, in a reader's folder with small data and short trainings.
+
+Commands are as they stand on the page. What is put in for them: ids of runs, addresses of servers and passwords, which
+are a reader's own. `PRELUDE` is what a page takes for granted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nursery import Nursery
+from tests.servers import PASSWORD, mlflow_server, postgres
+from tests.snippets.downloads import hub, torchvision_files
+from tests.snippets.workspace import Workspace
+from tests.test_docs import NAMES, blocks, file_name
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+PATIENCE = 600.0  # seconds for a block
+SHELL = ("sh", "bash", "console")
+PAGES = tuple(name for name in NAMES if blocks(name, *SHELL))
+PROBE = "tlresearch run hymenoptera/linear_probe"
+PRELUDE = {
+    "README.md": ["tlresearch run hymenoptera/full", "tlresearch run digits/pretrain name=scratch"],
+    "CONTRIBUTING.md": ["tlresearch run digits/pretrain"],
+    "docs/comparing.md": [PROBE, "tlresearch run hymenoptera/full", "tlresearch sweep hymenoptera/lr_x_unfreeze_depth"],
+    "docs/devices.md": ["tlresearch run digits/pretrain"],
+    "docs/performance.md": ["tlresearch run digits/pretrain"],
+    "docs/repeating.md": [
+        PROBE, "tlresearch run hymenoptera/full", "tlresearch sweep hymenoptera/lr_x_unfreeze_depth",
+    ],
+    "docs/reports.md": [PROBE, "tlresearch sweep hymenoptera/lr_x_unfreeze_depth"],
+    "docs/scaling.md": ["tlresearch run digits/pretrain"],
+    "docs/schedules.md": ["tlresearch run digits/pretrain"],
+    "docs/shipping.md": [
+        PROBE,
+        "tlresearch run sst2/linear_probe name=text && tlresearch export text --to onnx --out exported/texts",
+        "tlresearch run free_spoken_digit/probe name=sound && tlresearch export sound --to onnx --out exported/sounds",
+        "tlresearch export linear_probe --to onnx --out exported/photos",
+    ],
+    "docs/understanding.md": ["tlresearch run hymenoptera/full name=look"],
+    "docs/using.md": [PROBE, "tlresearch run isbi2012_em/unet", "tlresearch run sst2/linear_probe"],
+}  # fmt: skip
+ELSEWHERE = {
+    "make test": "this is part of it",
+    "make lint": "CI runs it",
+    "make setup": "CI begins with it",
+}
+"""Lines that are not run here, and why."""
+STANDS_IN = {
+    "python predict.py model.onnx photo.jpg another.png": "exported/photos",
+    'python predict.py model.onnx "A touching film." "Far too long."': "exported/texts",
+    "python predict.py model.onnx digit.wav": "exported/sounds",
+}
+"""Folders in which a page supposes its reader."""
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables that lead to what a reader would have downloaded."""
+    weights = os.environ.get("TLRESEARCH_WEIGHTS", "")
+    if not weights or not os.environ.get("TLRESEARCH_DATA"):
+        pytest.skip("TLRESEARCH_DATA and TLRESEARCH_WEIGHTS do not name the folders with real data and weights")
+    folder = tmp_path_factory.mktemp("downloads")
+    torchvision_files(folder / "torch", Path(weights))
+    with hub(folder / "hub") as variables:
+        yield {"TORCH_HOME": str(folder / "torch"), **variables}
+
+
+@pytest.fixture(scope="module")
+def nursery(downloaded: dict[str, str]) -> Iterator[Nursery]:
+    with Nursery(**downloaded) as processes:
+        yield processes
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, empty_database: Path, nursery: Nursery) -> Iterator[Workspace]:
+    folder = Workspace(tmp_path / "reader", Path(os.environ["TLRESEARCH_DATA"]), empty_database)
+    yield folder
+    for process in folder.servers.iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(process.name), signal.SIGTERM)
+
+
+@pytest.fixture
+def surroundings(
+    request: pytest.FixtureRequest, nursery: Nursery, downloaded: dict[str, str], workspace: Workspace
+) -> Iterator[dict[str, str]]:
+    """The variables of a reader of this page, whose servers are there."""
+    variables = workspace.environment(nursery.address, **downloaded)
+    with contextlib.ExitStack() as stack:
+        if request.getfixturevalue("name") in ("README.md", "docs/scaling.md"):
+            pytest.importorskip("ray", reason="the extra ray is not installed")
+            server = stack.enter_context(postgres())
+            server.database("optuna")
+            stack.callback(subprocess.run, [workspace.folder / "bin" / "ray", "stop", "--force"], capture_output=True)
+            # libpq takes these for any host that an address names.
+            variables |= {"PGHOSTADDR": "127.0.0.1", "PGPORT": str(server.port), "RAY_AUTH_MODE": "disabled"}
+        if request.getfixturevalue("name") in ("docs/scaling.md", "docs/security.md"):
+            tracking = stack.enter_context(mlflow_server(workspace.folder / "tracking"))
+            variables["TRACKING"] = tracking.uri
+        yield variables
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surroundings: dict[str, str]) -> None:
+    for body in blocks(name, "yaml"):
+        if file_name(body):
+            workspace.write(file_name(body), body)
+    for line in PRELUDE.get(name, []):
+        run(line, workspace, surroundings)
+    # Variables that one block exports are there in the next.
+    exported: list[str] = []
+    for body in blocks(name, *SHELL):
+        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in ELSEWHERE]
+        lines = [f"(cd {STANDS_IN[line]} && {line})" if line in STANDS_IN else line for line in lines]
+        script = put_in("\n".join(lines), workspace, surroundings)
+        run("\n".join([*exported, script]), workspace, surroundings)
+        exported += [line for line in script.splitlines() if line.startswith("export ")]
+
+
+def put_in(script: str, workspace: Workspace, surroundings: dict[str, str]) -> str:
+    """A page's block with the reader's own ids, addresses and passwords."""
+    for placeholder, run_name in (("3f2a9c1b", "linear_probe"), ("9c1b7d20", "full"), ("3f2a", "linear_probe")):
+        if placeholder in script:
+            script = script.replace(placeholder, newest(run_name, workspace))
+    script = re.sub(r"\b9c1b\b", lambda _: newest("full", workspace), script)
+    script = script.replace("me:password@database", f"researcher:{PASSWORD}@database")
+    script = script.replace("postgresql+psycopg://…", f"postgresql+psycopg://researcher:{PASSWORD}@database/optuna")
+    for address in ("http://tracking:5000", "http://127.0.0.1:5000"):
+        script = script.replace(address, surroundings.get("TRACKING", address))
+    weights = Path(surroundings["TORCH_HOME"]) / "hub" / "checkpoints"
+    script = script.replace("path/to/weights.pth", str(next(weights.glob("mobilenet_v2-*"))))
+    return script.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled")
+
+
+def newest(run_name: str, workspace: Workspace) -> str:
+    """The id of the newest run of photos with this name."""
+    query = (
+        "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id) "
+        "WHERE runs.name = ? AND experiments.name IN ('hymenoptera', 'photos') ORDER BY start_time DESC LIMIT 1"
+    )
+    with contextlib.closing(sqlite3.connect(workspace.home / "mlflow.db", timeout=60)) as database:
+        return str(database.execute(query, (run_name,)).fetchone()[0])
+
+
+def run(script: str, workspace: Workspace, variables: dict[str, str]) -> None:
+    """Runs lines of a shell; the first that fails is told with what it said."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    log = workspace.folder / "output.txt"
+    with log.open("w") as output:
+        done = subprocess.run(
+            [bash, "-euxo", "pipefail", "-c", script],
+            cwd=workspace.folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 0, f"{script}\n{log.read_text()[-6000:]}"
