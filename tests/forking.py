@@ -32,7 +32,7 @@ def serve(path: str) -> None:
 
     import tlresearch.commands.run
     import tlresearch.commands.sweep
-    import tlresearch.sweep  # noqa: F401
+    import tlresearch.sweeps.run  # noqa: F401
 
     torch.set_num_threads(1)
     listener = socket.socket(socket.AF_UNIX)

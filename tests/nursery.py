@@ -1,7 +1,7 @@
 """Starts commands of tlresearch as processes of their own, many times, with the libraries imported once.
 
-A process that has imported everything (`forking.py`) forks for each command. The child is killed for real, and starts its
-helpers (workers, the process that writes to MLflow) as always.
+A process that has imported everything (`forking.py`) forks for each command. The child is killed for real, and starts
+its helpers (workers, the process that writes to MLflow) as always.
 """
 
 from __future__ import annotations

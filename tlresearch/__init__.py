@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from tlresearch.experiment import fit as fit
     from tlresearch.seeds import GroupResult as GroupResult
     from tlresearch.seeds import fit_group as fit_group
-    from tlresearch.sweep import SweepResult as SweepResult
-    from tlresearch.sweep import run as run_sweep
+    from tlresearch.sweeps.run import SweepResult as SweepResult
+    from tlresearch.sweeps.run import run as run_sweep
 
 __version__ = "0.1.0"
 __all__ = ["GroupResult", "RunResult", "SweepResult", "__version__", "fit", "fit_group", "run_sweep"]
@@ -20,8 +20,8 @@ _WHERE = {
     "RunResult": ("tlresearch.experiment", "RunResult"),
     "fit_group": ("tlresearch.seeds", "fit_group"),
     "GroupResult": ("tlresearch.seeds", "GroupResult"),
-    "run_sweep": ("tlresearch.sweep", "run"),
-    "SweepResult": ("tlresearch.sweep", "SweepResult"),
+    "run_sweep": ("tlresearch.sweeps.run", "run"),
+    "SweepResult": ("tlresearch.sweeps.run", "SweepResult"),
 }
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from tlresearch.config.load import load_experiment, load_sweep
 from tlresearch.experiment import fit
 from tlresearch.summary import run_summary
-from tlresearch.sweep import run as run_sweep
-from tlresearch.sweep_report import print_result
+from tlresearch.sweeps.report import print_result
+from tlresearch.sweeps.run import run as run_sweep
 
 
 def run_demo(console: Console, *, trials: int) -> None:

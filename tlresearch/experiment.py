@@ -19,14 +19,14 @@ from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
+from tlresearch.devices.processes import others
+from tlresearch.devices.ranks import is_leader
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
-from tlresearch.processes import others
 from tlresearch.progress import RunProgress
-from tlresearch.ranks import is_leader
 from tlresearch.shift.evaluate import evaluate_shift, log_shift
 from tlresearch.shift.sets import build_sets
 from tlresearch.tasks import distillation

@@ -18,10 +18,10 @@ from tlresearch.backbones.lineage import CONFIG, TRAINED
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.data.base import Data, Split
+from tlresearch.devices.ranks import is_leader
 from tlresearch.errors import TrackingError, WeightsError
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
-from tlresearch.ranks import is_leader
 from tlresearch.serving.audio import audio_servable, save_audio_predictor
 from tlresearch.serving.classification import save_predictor, servable
 from tlresearch.serving.dense import dense_servable, save_dense_predictor

@@ -22,12 +22,12 @@ from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
 from tlresearch.data.seeding import seed_all
+from tlresearch.devices.strategies import build_strategy, take_result, trained_copy
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
 from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
 from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
-from tlresearch.strategies import build_strategy, take_result, trained_copy
 from tlresearch.tasks.base import Task
 from tlresearch.tracking.run import TrackedRun
 

@@ -72,7 +72,7 @@ def run(spec: Spec) -> Outcome:
 
 def _watch(*, silent: bool) -> list[float]:
     """Notes when the last trial has ended and all trials are recorded; `silent` has nothing recorded."""
-    from tlresearch import sweep
+    from tlresearch.sweeps import run as sweep
     from tlresearch.tracking.remote import RemoteRun, RemoteTracker
     from tlresearch.tracking.silent import SilentRun
 
@@ -101,7 +101,7 @@ def _stages(spec: Spec) -> tuple[str, ...]:
     """Names of the stages; asked before the clock starts, so that everything is imported as in the other loops."""
     import mlflow.tracking  # noqa: F401
 
-    import tlresearch.sweep  # noqa: F401
+    import tlresearch.sweeps.run  # noqa: F401
     from tlresearch.backbones.build import build_backbone
     from tlresearch.config.schema import BackboneConfig
 

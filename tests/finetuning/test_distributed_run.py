@@ -16,8 +16,8 @@ import torch
 
 from tests.toy import TRAINER, toy_text
 from tlresearch.config.load import load_text
+from tlresearch.devices.ranks import is_leader
 from tlresearch.errors import ConfigError
-from tlresearch.ranks import is_leader
 from tlresearch.tracking.run import TrackedRun
 from tlresearch.tracking.silent import SilentRun
 from tlresearch.tracking.store import Store, connect

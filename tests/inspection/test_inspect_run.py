@@ -20,7 +20,7 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.cli import main
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import SampleKey
-from tlresearch.inspect import inspect_anything
+from tlresearch.inspection.inspect import inspect_anything
 from tlresearch.inspection.report import STAGES, stages_figure
 from tlresearch.inspection.saliency import choose, explain, last_map, saliency_figure
 from tlresearch.inspection.stages import Finished, StageChange, relative_change, reopen, similarities, stage_changes

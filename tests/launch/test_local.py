@@ -16,7 +16,7 @@ import yaml
 
 from tests.toy import toy_text
 from tlresearch import run_sweep
-from tlresearch import study as studies
+from tlresearch.sweeps import study as studies
 from tlresearch.tracking.store import connect
 
 

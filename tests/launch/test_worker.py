@@ -21,12 +21,12 @@ from tests.conftest import REPOSITORY
 from tests.servers import mlflow_server, postgres
 from tests.toy import toy_text
 from tlresearch import run_sweep
-from tlresearch import study as studies
 from tlresearch.cli import main
 from tlresearch.config.load import load_sweep
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.exclusive import exclusive
-from tlresearch.liveness import Identity
+from tlresearch.sweeps import study as studies
+from tlresearch.sweeps.liveness import Identity
 from tlresearch.tracking.store import connect
 
 SPACE = {"optimizer.lr": SpaceConfig(low=1e-4, high=1e-1, log=True)}

@@ -12,7 +12,7 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.config.load import load_text
 from tlresearch.errors import DataError
 from tlresearch.experiment import Trial, fit
-from tlresearch.repeat import repeat_run
+from tlresearch.reproduction.repeat import repeat_run
 from tlresearch.shift.evaluate import RECORD
 from tlresearch.summary import run_summary
 from tlresearch.tracking.store import connect

@@ -1,4 +1,4 @@
-"""A reader's folder: the repository's experiments and sweeps, shortened, and a small part of the real data beside them."""
+"""A reader's folder: the repository's experiments and sweeps, shortened, and a small part of the real data."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from tlresearch.data.framing import IGNORE
 from tlresearch.errors import UserError
 from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
+from tlresearch.reproduction.verify import verify_run
 from tlresearch.serving.base import WEIGHTS
 from tlresearch.tasks.decoders import DECODERS, SegmentationHead
 from tlresearch.tasks.segmentation import SegmentationTask, balanced_pixel_weights, overlap_metrics
@@ -30,7 +31,6 @@ from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
 from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
-from tlresearch.verify import verify_run
 
 pytestmark = pytest.mark.usefixtures("tables")
 

@@ -232,7 +232,7 @@ def test_a_figure_is_stored() -> None:
 def test_tracking_needs_no_torch() -> None:
     code = textwrap.dedent("""
         import sys
-        import tlresearch.tracking.run, tlresearch.tracking.provenance, tlresearch.compare
+        import tlresearch.tracking.run, tlresearch.tracking.provenance, tlresearch.comparison.compare
         tlresearch.tracking.provenance.collect(["x"])
         from tlresearch.tracking.store import connect
         connect()

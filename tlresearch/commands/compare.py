@@ -19,8 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Compares recorded runs."""
-    from tlresearch.compare import compare_runs, compare_sweep
-    from tlresearch.compare_table import print_comparison
+    from tlresearch.comparison.compare import compare_runs, compare_sweep
+    from tlresearch.comparison.table import print_comparison
 
     if bool(options.runs) == bool(options.sweep):
         raise UserError("compare: name two or more runs, or --sweep NAME")

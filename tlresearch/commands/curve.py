@@ -33,8 +33,8 @@ def command(options: argparse.Namespace) -> int:
         raise UserError(f"curve: --labels are whole numbers such as 1,2,5,10, but got '{options.labels}'")
     labels = [int(text) for text in texts]
     schedules = [text.strip() for text in options.schedules.split(",") if text.strip()]
-    from tlresearch.curve import fit_curve
-    from tlresearch.curve_report import as_tables, remarks
+    from tlresearch.curves.curve import fit_curve
+    from tlresearch.curves.report import as_tables, remarks
 
     console = console_of_leader()
     result = fit_curve(

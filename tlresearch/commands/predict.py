@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Predicts raw files by the model of a run: classes, entities, transcripts, masks, boxes."""
-    from tlresearch.predict import predict, print_predicted
+    from tlresearch.serving.predict import predict, print_predicted
 
     texts = [line for text in options.text for line in (sys.stdin if text == "-" else [text])]
     texts = [text.strip() for text in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
-from tlresearch.ranks import is_leader
+from tlresearch.devices.ranks import is_leader
 from tlresearch.tracking.redact import redact
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tlresearch.config.paths import home
+from tlresearch.devices.ranks import is_leader
 from tlresearch.errors import UserError
-from tlresearch.ranks import is_leader
 
 log = logging.getLogger(__name__)
 

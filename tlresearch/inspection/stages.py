@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from tlresearch import training
 from tlresearch.backbones.base import StagedBackbone, evaluating
 from tlresearch.backbones.lineage import TRAINED
+from tlresearch.comparison.differences import read_record
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SampleKey, SplitName
 from tlresearch.data.loading import collate
 from tlresearch.data.values import leaves, to_device
-from tlresearch.differences import read_record
 from tlresearch.errors import TrackingError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.inspection.similarity import Alignment
-from tlresearch.present import as_it_was, present_data, present_weights, recorded_config
+from tlresearch.reproduction.present import as_it_was, present_data, present_weights, recorded_config
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task
 from tlresearch.tracking.manifest import local

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 from tlresearch.errors import UserError
 from tlresearch.launch.brief import Brief
-from tlresearch.trials import Worker
+from tlresearch.sweeps.trials import Worker
 
 DEATHS = 3  # of workers, one after another and without a finished trial between them
 LOOK_SECONDS = 0.5  # between two looks at what the workers have finished

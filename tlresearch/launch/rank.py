@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tlresearch.processes import read_brief
+from tlresearch.devices.processes import read_brief
 from tlresearch.tracking.redact import protect_output
 
 

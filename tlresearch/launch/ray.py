@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tlresearch import study as studies
 from tlresearch.config.sweep_schema import RayConfig
 from tlresearch.errors import MissingExtraError, UserError
 from tlresearch.launch.brief import Brief
 from tlresearch.launch.local import DEATHS, LOOK_SECONDS, keep_dying
 from tlresearch.launch.worker import run_trials as run_trials_here
+from tlresearch.sweeps import study as studies
+from tlresearch.sweeps.trials import Worker
 from tlresearch.tracking.redact import protect_output, redact
 from tlresearch.tracking.store import resolve_uri
-from tlresearch.trials import Worker
 
 CONNECT_SECONDS = 5.0
 _SENT = ("TLRESEARCH_", "MLFLOW_")  # variables that reach the nodes, where they have no value of their own

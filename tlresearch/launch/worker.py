@@ -18,12 +18,12 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
     Returns:
         The mistake of the user's that a trial ended with; empty if all is well.
     """
-    from tlresearch import study as studies
-    from tlresearch.liveness import Identity
-    from tlresearch.sweep_progress import SweepProgress
+    from tlresearch.sweeps import study as studies
+    from tlresearch.sweeps.liveness import Identity
+    from tlresearch.sweeps.progress import SweepProgress
+    from tlresearch.sweeps.trials import Worker
     from tlresearch.tracking.remote import RemoteTracker
     from tlresearch.tracking.silent import SilentRun
-    from tlresearch.trials import Worker
 
     def alone() -> bool:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end

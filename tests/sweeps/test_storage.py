@@ -1,0 +1,204 @@
+"""A study whose database goes away: the trial waits for it, and none is lost or counted twice."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import create_engine, inspect, text
+
+from tests.servers import PASSWORD, Postgres, Relay, postgres, relay
+from tests.toy import toy_text
+from tests.tracking.outages import content, record, start
+from tlresearch.cli import main
+from tlresearch.errors import TrackingError, UserError
+from tlresearch.sweeps import storage
+from tlresearch.sweeps.storage import PatientStorage
+from tlresearch.tracking import courier as couriers
+from tlresearch.tracking.store import connect
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")
+
+
+@contextlib.contextmanager
+def study_at(url: str) -> Iterator[optuna.Study]:
+    kept = PatientStorage(url)
+    try:
+        yield optuna.create_study(study_name="away", storage=kept, load_if_exists=True)
+    finally:
+        kept.remove_session()
+        kept.engine.dispose()
+
+
+def test_a_locked_database_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
+    with (
+        study_at(f"sqlite:///{tmp_path}/s.db") as study,
+        contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)) as other,
+    ):
+
+        def objective(trial: optuna.Trial) -> float:
+            trial.suggest_float("x", 0, 1)
+            if trial.number == 1:
+                other.execute("BEGIN EXCLUSIVE")
+                threading.Timer(0.8, other.execute, ["COMMIT"]).start()
+            trial.set_user_attr("attribute", trial.number)
+            return float(trial.number)
+
+        study.optimize(objective, n_trials=3)
+        assert [trial.value for trial in study.trials] == [0.0, 1.0, 2.0]
+        said = [line.getMessage() for line in caplog.records]
+        assert sum("does not answer (database is locked)" in line for line in said) == 1
+        assert sum("is back after" in line for line in said) == 1
+        monkeypatch.setattr(storage, "PATIENCE", 0.2)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match="the same command continues"):
+            study.set_user_attr("a", 1)
+        other.execute("COMMIT")
+        study.set_user_attr("a", 1)
+        assert study.user_attrs == {"a": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Postgres]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(cluster: Postgres) -> Iterator[Relay]:
+    with relay(cluster.port) as between:
+        yield between
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "refuse", "hang", "lost"])
+def test_no_trial_is_lost_or_counted_twice(
+    how: str, cluster: Postgres, proxy: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"connect_timeout": 2})
+    cluster.database(how)
+    run = []
+
+    def go() -> None:
+        time.sleep(2)
+        if how == "restart":
+            cluster.start()
+        else:
+            proxy.mode = "normal"
+
+    with study_at(cluster.uri(how, proxy.port)) as study:
+
+        def objective(trial: optuna.Trial) -> float:
+            if trial.number == 5:
+                if how == "restart":
+                    cluster.stop()
+                else:
+                    proxy.mode = how  # type: ignore[assignment]
+                back.start()
+            run.append(trial.suggest_float("x", 0, 1))
+            trial.report(1.0, 0)
+            return run[-1]
+
+        back = threading.Thread(target=go)
+        study.optimize(objective, n_trials=12)
+        back.join()
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+        assert [trial.value for trial in complete] == run
+        assert len(run) == 12
+        assert caplog.text.count("does not answer") >= 1
+        assert PASSWORD not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_sweep_that_has_lost_its_database_says_so_and_goes_on_later(
+    cluster: Postgres,
+    proxy: Relay,
+    tmp_path: Path,
+    tables: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cluster.database("sweep")
+    monkeypatch.setattr(storage, "PATIENCE", 1.5)
+    (tmp_path / "toy.yaml").write_text(toy_text())
+    (tmp_path / "sweep.yaml").write_text(
+        f"experiment: {tmp_path}/toy.yaml\nname: away\nspace: {{optimizer.lr: {{low: 0.01, high: 0.1}}}}\ntrials: 6\n"
+        f"storage: {cluster.uri('sweep', proxy.port)}\n"
+    )
+    proxy.mode = "refuse"
+    began = time.monotonic()
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    assert time.monotonic() - began < 60
+    proxy.mode = "normal"
+    ended = threading.Event()
+
+    def cut() -> None:
+        while not ended.is_set() and _finished(cluster.uri("sweep")) < 2:
+            time.sleep(0.1)
+        proxy.mode = "refuse"
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    ended.set()
+    cutting.join()
+    proxy.mode = "normal"
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 0
+    said = capfd.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2, said.err
+    assert "the same command continues" in errors[1]
+    assert "Traceback" not in said.err
+    assert PASSWORD not in said.out + said.err
+    assert _finished(cluster.uri("sweep")) == 6
+    for file in (tmp_path / "home").rglob("*"):
+        if file.is_file():
+            assert PASSWORD.encode() not in file.read_bytes(), file
+
+
+def _finished(url: str) -> int:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("trials"):
+                return 0
+            found = connection.execute(text("SELECT count(*) FROM trials WHERE state = 'COMPLETE'"))
+            return int(found.scalar_one())
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.slow
+def test_an_mlflow_store_in_a_database_that_goes_away(
+    cluster: Postgres, proxy: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(couriers, "_FIRST_PAUSE", 0.2)
+    cluster.database("mlflow")
+    direct, between = cluster.uri("mlflow"), cluster.uri("mlflow", proxy.port)
+    proxy.mode = "refuse"
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=r"Connection refused|connection failed") as error:
+        connect(between)
+    assert time.monotonic() - began < 30
+    proxy.mode = "normal"
+    quiet = start(direct)
+    record(quiet, tmp_path, model=False)
+    run = start(between)
+
+    def disturb(epoch: int) -> None:
+        proxy.mode = "refuse" if 1 <= epoch < 4 else "normal"
+
+    record(run, tmp_path, disturb, model=False)
+    store = connect(direct)
+    assert content(store, run.run_id) == content(store, quiet.run_id)
+    assert PASSWORD not in caplog.text + str(error.value)

@@ -1,0 +1,1 @@
+"""Accuracy over labels per class, schedule and seeds."""

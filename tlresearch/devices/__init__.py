@@ -1,0 +1,1 @@
+"""Several devices: their processes, and who holds which weights."""

@@ -1,0 +1,1 @@
+"""Published experiments and recorded runs once more, and what comes of it."""

@@ -1,0 +1,1 @@
+"""A sweep: its study, the trials of it and what comes after them."""
