@@ -1,16 +1,18 @@
 """The program of a process that has imported everything, and forks for each command of tlresearch it is asked for.
 
-    python -W ignore tests/forking.py SOCKET
+    python -W ignore tests/forking.py SOCKET [MODULE …]
 
-A request is a line of JSON (`arguments`, `folder`, `environment`) with three descriptors for the standard streams.
-The answers are two lines: the process's number, and later its exit code. The child is what `tlresearch` is: it calls
-the same `cli.main`, in a session of its own. The end of this program's standard input is its own end.
+Further modules are imported as well. A request is a line of JSON (`arguments`, `folder`, `environment`) with three
+descriptors for the standard streams. The answers are two lines: the process's number, and later its exit code. The
+child is what `tlresearch` is: it calls the same `cli.main`, in a session of its own. The end of this program's standard
+input is its own end.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -23,7 +25,7 @@ from typing import Any
 POLL = 0.02  # seconds
 
 
-def serve(path: str) -> None:
+def serve(path: str, modules: list[str]) -> None:
     """Answers requests until the standard input ends."""
     import lightning.pytorch  # noqa: F401
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
@@ -34,6 +36,8 @@ def serve(path: str) -> None:
     import tlresearch.commands.sweep
     import tlresearch.sweeps.run  # noqa: F401
 
+    for module in modules:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -107,4 +111,4 @@ def _become(task: dict[str, Any], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:])

@@ -88,13 +88,15 @@ class Nursery:
     """The process that starts commands.
 
     Args:
+        modules: What it imports beside the product.
         environment: Variables that it gets beside its own; what libraries read when they are imported stays for all.
 
     Attributes:
         address: The socket at which commands are asked for.
     """
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, *modules: str, **environment: str) -> None:
+        self._modules = modules
         self._environment = environment
 
     def __enter__(self) -> Self:
@@ -102,7 +104,7 @@ class Nursery:
         self.address = str(Path(self._folder.name) / "socket")
         fixed = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "forking.py"), self.address],
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "forking.py"), self.address, *self._modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | fixed | self._environment,

@@ -39,7 +39,7 @@ PRELUDE = {
         PROBE, "tlresearch run hymenoptera/full", "tlresearch sweep hymenoptera/lr_x_unfreeze_depth",
     ],
     "docs/reports.md": [PROBE, "tlresearch sweep hymenoptera/lr_x_unfreeze_depth"],
-    "docs/scaling.md": ["tlresearch run digits/pretrain"],
+    "docs/scaling.md": ["MLFLOW_TRACKING_URI=$TRACKING tlresearch run digits/pretrain"],
     "docs/schedules.md": ["tlresearch run digits/pretrain"],
     "docs/shipping.md": [
         PROBE,
@@ -78,7 +78,7 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
 
 @pytest.fixture(scope="module")
 def nursery(downloaded: dict[str, str]) -> Iterator[Nursery]:
-    with Nursery(**downloaded) as processes:
+    with Nursery("tests.snippets.foreign_weights", **downloaded) as processes:
         yield processes
 
 
