@@ -24,9 +24,16 @@ pytestmark = [
 CONFIG = TrackingConfig(system_metrics=False)
 
 
-def record(name: str, lr: float, accuracies: list[float], ending: str = "", parent: str | None = None) -> str:
+def record(
+    name: str,
+    lr: float,
+    accuracies: list[float],
+    ending: str = "",
+    parent: str | None = None,
+    experiment: str = "e",
+) -> str:
     params = {"optimizer.lr": lr, "seed": 0}
-    run = open_run(CONFIG, experiment="e", name=name, params=params, tags={}, parent=parent)
+    run = open_run(CONFIG, experiment=experiment, name=name, params=params, tags={}, parent=parent)
     for epoch, accuracy in enumerate(accuracies):
         run.log_metrics({"val/accuracy": accuracy, "val/loss": 1 - accuracy, "system/x": 1.0}, epoch)
     if ending == "pruned":
@@ -59,6 +66,12 @@ def test_runs_are_compared_by_id_prefix_and_name() -> None:
     assert found.url.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
     with pytest.raises(TrackingError, match="'again' is 2 runs"):
         compare_runs(["again"])
+    elsewhere = record("again", 1e-2, [0.1], experiment="other/place")
+    assert [row.run_id for row in compare_runs(["other/place/again"]).rows] == [elsewhere]
+    with pytest.raises(TrackingError, match="'e/again' is 2 runs"):
+        compare_runs(["e/again"])
+    with pytest.raises(TrackingError, match="there is no run 'nowhere/again'"):
+        compare_runs(["nowhere/again"])
     with pytest.raises(TrackingError, match="did you mean 'second'"):
         compare_runs(["secnd"])
 

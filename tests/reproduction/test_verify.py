@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from tests.recorded import Recorded, scale
-from tests.test_repeat import all_runs, altered, run_of
+from tests.reproduction.test_repeat import all_runs, altered, run_of
 from tests.tracking.conftest import THIRD_PARTY
+from tlresearch import fit
 from tlresearch.cli import main
+from tlresearch.reproduction import present, verify
 from tlresearch.reproduction.verify import Verification, verify_run
 from tlresearch.tracking.manifest import model_address
 from tlresearch.tracking.model import model_ids
@@ -48,6 +50,24 @@ def test_a_sound_run_passes_every_check_and_nothing_is_written(recorded: Recorde
     shown = console.export_text()
     assert "5 metrics of 8 samples" in shown
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_a_run_whose_frozen_stages_ran_in_bfloat16_is_measured_in_its_own_way(
+    tables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"freeze.schedule": "linear_probe", "freeze.unfreeze_depth": None, "freeze.epochs": 3}
+    overrides |= {"backbone.checkpoint": None, "backbone.weights": None, "data.test_fraction": 0.0}
+    result = fit("digits/transfer", {**overrides, "cache.precision": "bf16-mixed"})
+    logged = result.metrics["val/loss"]
+    found = verify_run(result.run_id)
+    assert failed(found) == {}
+    details = {check.name: check.detail for check in found.checks}
+    assert f"val/loss {logged:.4f}, logged {logged:.4f}" in details["trained weights"]
+    # Nothing but the precision is at work: float32 comes to something else, and the model answers in it.
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-7)
+    assert "trained weights" not in failed(verify_run(result.run_id))
+    monkeypatch.setattr(present, "AheadSplit", lambda split, forward, boundary: split)
+    assert "trained weights" in failed(verify_run(result.run_id))
 
 
 def test_a_trial_has_no_model_to_check(recorded: Recorded) -> None:

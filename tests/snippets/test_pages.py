@@ -122,10 +122,19 @@ def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surrounding
     exported: list[str] = []
     for body in blocks(name, *SHELL):
         lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in ELSEWHERE]
+        lines = [judged(line) for line in lines]
         lines = [f"(cd {STANDS_IN[line]} && {line})" if line in STANDS_IN else line for line in lines]
         script = put_in("\n".join(lines), workspace, surroundings)
         run("\n".join([*exported, script]), workspace, surroundings)
         exported += [line for line in script.splitlines() if line.startswith("export ")]
+
+
+def judged(line: str) -> str:
+    """A line that repeats published numbers: after an epoch or two none is reached, and the exit code says so."""
+    command = line.partition("#")[0].strip()
+    if re.search(r"reproduce (EXP=)?\w+/\w+", command):
+        return f"({command} || true) | tee /dev/stderr | grep -qE 'verdict|reproduced'"
+    return line
 
 
 def put_in(script: str, workspace: Workspace, surroundings: dict[str, str]) -> str:

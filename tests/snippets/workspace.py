@@ -19,7 +19,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 
 PROGRAMS = Path(__file__).parent / "programs"
-SIDE = 64  # pixels
+SIDE, DENSE_SIDE = 32, 64  # pixels; masks and boxes need more
 TRIALS = 2
 LABELS = 3  # per class
 
@@ -50,7 +50,9 @@ class Workspace:
             script = folder / "bin" / program.name
             script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {flags} "{program}" "$@"\n')
             script.chmod(0o755)
-        (folder / "bin" / "python").symlink_to(sys.executable)
+        script = folder / "bin" / "python"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        script.chmod(0o755)
         (folder / ".venv" / "bin" / "tlresearch").symlink_to(folder / "bin" / "tlresearch")
         for kind in ("experiments", "sweeps"):
             for file in sorted((REPOSITORY / kind).rglob("*.yaml")):
@@ -88,7 +90,8 @@ def shortened(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment, or a variant of one, with an epoch or two over small images, and one seed."""
     short: dict[str, Any] = dict(experiment)
     if "data" in short and ("image_size" in short["data"] or short["data"].get("name") in IMAGES):
-        short["data"] = {**short["data"], "image_size": SIDE}
+        dense = short["data"].get("name") in DENSE
+        short["data"] = {**short["data"], "image_size": DENSE_SIDE if dense else SIDE}
         short["data"].pop("resize", None)
     if "labels_per_class" in short.get("data", {}):
         short["data"] = {**short["data"], "labels_per_class": min(LABELS, short["data"]["labels_per_class"])}
@@ -103,6 +106,8 @@ def shortened(experiment: Mapping[str, Any]) -> dict[str, Any]:
         elif "epochs" in short["freeze"] and short["freeze"].get("schedule") != "gradual":
             short["freeze"]["epochs"] = min(2, short["freeze"]["epochs"])
         short["scheduler"] = {key: value for key, value in short.get("scheduler", {}).items() if key not in LENGTHS}
+    if "backbone" in short:  # an experiment, not a variant of one
+        short["tracking"] = {**short.get("tracking", {}), "figures": False, "system_metrics": False}
     if "seeds" in short:
         short["seeds"] = [0]
     if "variants" in short:
@@ -122,7 +127,8 @@ def shortened_sweep(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 LENGTHS = ("fraction", "until", "warmup_epochs")
 """What a schedule of single epochs has no room for."""
-IMAGES = ("image_folder", "image_csv", "voc", "coco", "masks", "penn_fudan", "npz")
+DENSE = ("voc", "coco", "masks", "instance_masks")
+IMAGES = ("image_folder", "image_csv", "npz", *DENSE)
 
 
 def _tree(count: int) -> Callable[[Path, Path], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,26 @@ class BoundarySplit:
 
     def _view(self, key: SampleKey) -> SampleKey:
         return SampleKey(key.index, key.epoch % self.views) if self.views else key
+
+
+class AheadSplit(BoundarySplit):
+    """A split whose batches go through frozen stages at once, with nothing stored.
+
+    Args:
+        split: The split itself.
+        forward: The frozen stages.
+        boundary: Where they end.
+    """
+
+    def __init__(self, split: Split, forward: Callable[[Value], Value], boundary: int) -> None:
+        super().__init__(split)
+        self.forward = forward
+        self.boundary = boundary
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        """Assembles a whole batch at the boundary."""
+        batch = super().__getitems__(keys)
+        return Batch(_widened(self.forward(batch.inputs)), batch.targets, batch.indices, self.boundary)
 
 
 def _widened(value: Value) -> Value:

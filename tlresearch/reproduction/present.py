@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
+import torch
 from safetensors.torch import load_file
 
 from tlresearch import results, training
+from tlresearch.activations.inference import Inference, frozen
+from tlresearch.activations.splits import AheadSplit
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.comparison.differences import Inputs, Record
 from tlresearch.config.load import Loaded, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data
+from tlresearch.data.base import Data, Split
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
 from tlresearch.errors import TrackingError
@@ -98,6 +101,8 @@ def measure(
 ) -> dict[str, float]:
     """Puts the weights a run kept in place and evaluates a split with the task's own metrics.
 
+    What was frozen at the end runs ahead of the validation split, as in training, in its own precision.
+
     Args:
         config: The config, with everything in it that `auto` had become.
         data: The data.
@@ -109,8 +114,14 @@ def measure(
         Metrics without the name of the split.
     """
     training.prepare_process(config)
-    task = build_task(config, backbone, data, build_schedule(config, backbone.stage_names))
+    schedule = build_schedule(config, backbone.stage_names)
+    task = build_task(config, backbone, data, schedule)
     task.load_state_dict(load_file(trained), strict=False)
+    part: Split = data.splits[split]
+    boundary = schedule.phases[-1].boundary
+    if split == "val" and config.cache.enabled and boundary and schedule.phases[-1].frozen_norm == "eval":
+        how = Inference(config.cache.precision, config.cache.memory_format)
+        part = AheadSplit(part, frozen(backbone, how, torch.device("cpu"), stop=boundary), boundary)
     task.arrange(config.trainer.memory_format)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
@@ -122,7 +133,7 @@ def measure(
         enable_model_summary=False,
     )
     loader = make_loader(
-        data.splits[split],
+        part,
         batch_size=config.data.eval_batch_size,
         shuffle=False,
         seed=config.seed,

@@ -35,6 +35,7 @@ from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect, one_line
+from tlresearch.training import settle
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -198,22 +199,32 @@ def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backb
 def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> Check:
     """The logged model, given raw samples as whoever serves it gives them.
 
-    Masks and boxes it answers in pixels of the raw image, but metrics are of the size of the input: there the task
-    measures the model's own weights.
+    It answers in float32. Where the run computed otherwise, it is held against its weights in float32 instead of
+    what was logged. Masks and boxes it answers in pixels of the raw image, but metrics are of the size of the input:
+    there the task measures the model's own weights.
     """
     models = model_ids(run)
     if not models:
         return Check("model", "not recorded", "the run logged no model, as trials do not")
     split: Literal["val", "test"] = "test" if "test" in data.splits else "val"
     try:
+        logged = _logged(split, run)
+        plain = _in_float32(config)
+        if plain != config and config.tracking.weights:
+            with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
+                logged = measure(plain, data, backbone, file, split)
         served = load_model(store, models[-1])
         found = measure_served(served.predict, data, split, config.data.eval_batch_size)
         if found is None:
             with local(store, model_address(store, models[-1])) as folder:
-                found = measure(config, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
+                found = measure(plain, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
         return Check("model", "failed", f"cannot be used: {one_line(error)}")
-    return _agree("model", split, found, _logged(split, run), len(data.splits[split]))
+    return _agree("model", split, found, logged, len(data.splits[split]))
+
+
+def _in_float32(config: ExperimentConfig) -> ExperimentConfig:
+    return settle(config, {"trainer.precision": "32-true", "cache.precision": "32-true"})
 
 
 def _agree(name: str, split: str, found: Mapping[str, float], logged: Mapping[str, float], samples: int) -> Check:

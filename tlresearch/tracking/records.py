@@ -27,7 +27,7 @@ _PREFIX = re.compile(r"^[0-9a-f]{4,31}$")
 
 
 def find_run(store: Store, text: str) -> Run:
-    """Finds one run by its id, the beginning of its id (4 characters or more), or its name.
+    """Finds one run by its id, the beginning of its id (4 characters or more), its name, or ``experiment/name``.
 
     Raises:
         TrackingError: If there is none, or several; the text lists them.
@@ -41,17 +41,26 @@ def find_run(store: Store, text: str) -> Run:
             return store.client.get_run(text)
         except MlflowException:
             raise TrackingError(f"there is no run {text} in the MLflow store {store.label}") from None
-    quoted = text.replace("'", "''")
-    found = search(store, f"attributes.run_name = '{quoted}'")
+    found = _named(store, text)
     if not found and _PREFIX.match(text):
         found = search(store, f"attributes.run_id LIKE '{text}%'")
+    if not found and "/" in text:
+        experiment, _, name = text.rpartition("/")
+        found = _named(store, name, experiment)
     if not found:
         names = [run.info.run_name or "" for run in search(store, "", limit=_PAGE)]
         raise TrackingError(f"there is no run '{text}' in the MLflow store {store.label}{nearest(text, names)}")
     if len(found) > 1:
         listing = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found[:10])
-        raise TrackingError(f"'{text}' is {len(found)} runs: {listing}; give the beginning of one id")
+        raise TrackingError(
+            f"'{text}' is {len(found)} runs: {listing}; give the beginning of one id, or experiment/name"
+        )
     return found[0]
+
+
+def _named(store: Store, name: str, experiment: str | None = None) -> list[Run]:
+    quoted = name.replace("'", "''")
+    return search(store, f"attributes.run_name = '{quoted}'", experiment=experiment)
 
 
 def children(store: Store, run_id: str) -> list[Run]:
@@ -74,10 +83,13 @@ def study_runs(store: Store, study: str) -> list[Run]:
     return parents
 
 
-def search(store: Store, query: str, limit: int | None = None) -> list[Run]:
-    """All runs that match a query of MLflow, in every experiment, newest first."""
+def search(store: Store, query: str, limit: int | None = None, experiment: str | None = None) -> list[Run]:
+    """All runs that match a query of MLflow, newest first, in every experiment or in the one of this name."""
     with store.errors():
-        experiments = [found.experiment_id for found in store.client.search_experiments()]
+        found = store.client.search_experiments()
+        experiments = [each.experiment_id for each in found if experiment in (None, each.name)]
+        if not experiments:
+            return []
         runs: list[Run] = []
         token: str | None = None
         while True:
