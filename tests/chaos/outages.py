@@ -7,7 +7,8 @@ from itertools import cycle
 from typing import get_args
 
 from tests.chaos.outcome import Outcome, expect
-from tests.chaos.processes import accounts, alive, lives_for, running, until
+from tests.chaos.processes import accounts, alive, lives_for, until
+from tests.chaos.project import Project
 from tests.chaos.surroundings import Surroundings
 from tests.servers import Mode, mlflow_server, postgres, relay
 
@@ -26,7 +27,7 @@ def tracking_away(around: Surroundings, moments: int) -> Outcome:
             name = f"s{found.injected}"  # one server, one study after another
             project.sweep(trials=TRIALS, name=name)
             command = project.start("sweep", "s.yaml")
-            until(partial(running, project), command)
+            until(partial(_has_begun, project, name), command)
             while found.injected < moments and alive(command):
                 between.mode = next(ways)
                 lives_for(command, around.random.uniform(1.0, 6.0))
@@ -49,7 +50,7 @@ def study_away(around: Surroundings, moments: int) -> Outcome:
             project = around.project(storage=address)
             project.sweep(trials=TRIALS, storage=address)
             command = project.start("sweep", "s.yaml")
-            until(partial(running, project), command)
+            until(partial(_has_begun, project, "s"), command)
             while found.injected < moments and lives_for(command, around.random.uniform(0.2, 3.0)):
                 server.stop()
                 lives_for(command, around.random.uniform(0.5, 3.0))
@@ -57,3 +58,8 @@ def study_away(around: Surroundings, moments: int) -> Outcome:
                 found += Outcome(injected=1)
             found += accounts(project, command.wait(), {}, TRIALS)
     return found
+
+
+def _has_begun(project: Project, study: str) -> bool:
+    """Whether the first trial runs: a server that is away before that is a mistake, which a line names."""
+    return any(run.tags.get("tlresearch.study") == study and "tlresearch.trial" in run.tags for run in project.runs())
