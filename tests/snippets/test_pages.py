@@ -13,13 +13,15 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.nursery import Nursery
-from tests.servers import PASSWORD, mlflow_server, postgres
+from tests.servers import PASSWORD, free_port, mlflow_server, postgres
 from tests.snippets.downloads import hub, torchvision_files
 from tests.snippets.workspace import Workspace
 from tests.test_docs import NAMES, blocks, file_name
@@ -30,7 +32,7 @@ SHELL = ("sh", "bash", "console")
 PAGES = tuple(name for name in NAMES if blocks(name, *SHELL))
 PROBE = "tlresearch run hymenoptera/linear_probe"
 PRELUDE = {
-    "README.md": ["tlresearch run hymenoptera/full", "tlresearch run digits/pretrain name=scratch"],
+    "README.md": ["ray start --head", "tlresearch run hymenoptera/full", "tlresearch run digits/pretrain name=scratch"],
     "CONTRIBUTING.md": ["tlresearch run digits/pretrain"],
     "docs/comparing.md": [PROBE, "tlresearch run hymenoptera/full", "tlresearch sweep hymenoptera/lr_x_unfreeze_depth"],
     "docs/devices.md": ["tlresearch run digits/pretrain"],
@@ -46,6 +48,7 @@ PRELUDE = {
         "tlresearch run sst2/linear_probe name=text && tlresearch export text --to onnx --out exported/texts",
         "tlresearch run free_spoken_digit/probe name=sound && tlresearch export sound --to onnx --out exported/sounds",
         "tlresearch export linear_probe --to onnx --out exported/photos",
+        "cp photo.jpg another.png exported/photos && cp digit.wav exported/sounds",
     ],
     "docs/understanding.md": ["tlresearch run hymenoptera/full name=look"],
     "docs/using.md": [PROBE, "tlresearch run isbi2012_em/unet", "tlresearch run sst2/linear_probe"],
@@ -55,6 +58,8 @@ ELSEWHERE = {
     "make lint": "CI runs it",
     "make setup": "CI begins with it",
 }
+ON_THE_README = ("make demo",)
+"""Lines of several pages that are run for the README alone."""
 """Lines that are not run here, and why."""
 STANDS_IN = {
     "python predict.py model.onnx photo.jpg another.png": "exported/photos",
@@ -102,9 +107,15 @@ def surroundings(
             pytest.importorskip("ray", reason="the extra ray is not installed")
             server = stack.enter_context(postgres())
             server.database("optuna")
-            stack.callback(subprocess.run, [workspace.folder / "bin" / "ray", "stop", "--force"], capture_output=True)
             # libpq takes these for any host that an address names.
-            variables |= {"PGHOSTADDR": "127.0.0.1", "PGPORT": str(server.port), "RAY_AUTH_MODE": "disabled"}
+            variables |= {"PGHOSTADDR": "127.0.0.1", "PGPORT": str(server.port)}
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+            stack.callback(end_processes_of, temporary)
+            variables |= {
+                "RAY_ADDRESS": f"127.0.0.1:{free_port()}",
+                "RAY_TMPDIR": temporary,
+                "RAY_AUTH_MODE": "disabled",
+            }
         if request.getfixturevalue("name") in ("docs/scaling.md", "docs/security.md"):
             tracking = stack.enter_context(mlflow_server(workspace.folder / "tracking"))
             variables["TRACKING"] = tracking.uri
@@ -120,8 +131,9 @@ def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surrounding
         run(line, workspace, surroundings)
     # Variables that one block exports are there in the next.
     exported: list[str] = []
+    passed_over = (*ELSEWHERE, *(ON_THE_README if name != "README.md" else ()))
     for body in blocks(name, *SHELL):
-        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in ELSEWHERE]
+        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in passed_over]
         lines = [judged(line) for line in lines]
         lines = [f"(cd {STANDS_IN[line]} && {line})" if line in STANDS_IN else line for line in lines]
         script = put_in("\n".join(lines), workspace, surroundings)
@@ -133,7 +145,7 @@ def judged(line: str) -> str:
     """A line that repeats published numbers: after an epoch or two none is reached, and the exit code says so."""
     command = line.partition("#")[0].strip()
     if re.search(r"reproduce (EXP=)?\w+/\w+", command):
-        return f"({command} || true) | tee /dev/stderr | grep -qE 'verdict|reproduced'"
+        return f"({command} || true) | tee /dev/stderr | grep -E 'verdict|reproduced' > /dev/null"
     return line
 
 
@@ -152,6 +164,14 @@ def put_in(script: str, workspace: Workspace, surroundings: dict[str, str]) -> s
     return script.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled")
 
 
+def end_processes_of(folder: str) -> None:
+    """Kills what a Ray node has started: `ray stop` would take those of other tests too."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(folder in word for word in process.cmdline()):
+                process.kill()
+
+
 def newest(run_name: str, workspace: Workspace) -> str:
     """The id of the newest run of photos with this name."""
     query = (
@@ -168,12 +188,12 @@ def run(script: str, workspace: Workspace, variables: dict[str, str]) -> None:
     if bash is None:
         pytest.skip("bash is not installed")
     log = workspace.folder / "output.txt"
-    with log.open("w") as output:
+    with log.open("w") as output, (workspace.folder / "input.txt").open() as given:
         done = subprocess.run(
             [bash, "-euxo", "pipefail", "-c", script],
             cwd=workspace.folder,
             env=variables,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=output,
             stderr=subprocess.STDOUT,
             timeout=PATIENCE,
