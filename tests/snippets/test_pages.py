@@ -142,10 +142,10 @@ def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surrounding
 
 
 def judged(line: str) -> str:
-    """A line that repeats published numbers: after an epoch or two none is reached, and the exit code says so."""
+    """A line whose exit code is a verdict on the model, which after an epoch or two is none to be proud of."""
     command = line.partition("#")[0].strip()
-    if re.search(r"reproduce (EXP=)?\w+/\w+", command):
-        return f"({command} || true) | tee /dev/stderr | grep -E 'verdict|reproduced' > /dev/null"
+    if re.search(r"reproduce (EXP=)?\w+/\w+|reproduce-all|--prune-head", command):
+        return f"({command} || true) | tee /dev/stderr | grep -E 'verdict|reproduced|refused|written to' > /dev/null"
     return line
 
 

@@ -64,6 +64,7 @@ class Workspace:
             (folder / name).parent.mkdir(exist_ok=True)
             Image.open(one).save(folder / name)
         shutil.copy(data / "free_spoken_digit" / "recordings" / "7_george_0.wav", folder / "digit.wav")
+        shutil.copytree(folder / "data" / "isbi2012_em" / "image", folder / "scans")
         (folder / "input.txt").write_text("A touching film.\nFar too long.\n")
 
     def write(self, name: str, text: str) -> None:
