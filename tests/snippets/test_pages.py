@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.nursery import Nursery
 from tests.servers import PASSWORD, free_port, mlflow_server, postgres
@@ -26,7 +27,7 @@ from tests.snippets.downloads import hub, torchvision_files
 from tests.snippets.workspace import Workspace
 from tests.test_docs import NAMES, blocks, file_name
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 PATIENCE = 600.0  # seconds for a block
 SHELL = ("sh", "bash", "console")
 PAGES = tuple(name for name in NAMES if blocks(name, *SHELL))
@@ -58,9 +59,10 @@ ELSEWHERE = {
     "make lint": "CI runs it",
     "make setup": "CI begins with it",
 }
-ON_THE_README = ("make demo",)
-"""Lines of several pages that are run for the README alone."""
-"""Lines that are not run here, and why."""
+DEMO = "make demo"
+"""Of several pages: run for the README alone, which passes over what other pages run besides."""
+LONG = ("choosing", "detection", "devices", "domain_shift", "learning_curves", "shipping", "speech", "text")
+"""Pages that take minutes: for `make test-pages`, not for every run of CI."""
 STANDS_IN = {
     "python predict.py model.onnx photo.jpg another.png": "exported/photos",
     'python predict.py model.onnx "A touching film." "Far too long."': "exported/texts",
@@ -122,7 +124,12 @@ def surroundings(
         yield variables
 
 
-@pytest.mark.parametrize("name", PAGES)
+def marked(name: str) -> ParameterSet:
+    """A page, marked by how long it takes."""
+    return pytest.param(name, marks=pytest.mark.pages if Path(name).stem in LONG else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in PAGES])
 def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surroundings: dict[str, str]) -> None:
     for body in blocks(name, "yaml"):
         if file_name(body):
@@ -131,14 +138,21 @@ def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surrounding
         run(line, workspace, surroundings)
     # Variables that one block exports are there in the next.
     exported: list[str] = []
-    passed_over = (*ELSEWHERE, *(ON_THE_README if name != "README.md" else ()))
     for body in blocks(name, *SHELL):
-        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in passed_over]
+        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in passed_over(name)]
         lines = [judged(line) for line in lines]
         lines = [f"(cd {STANDS_IN[line]} && {line})" if line in STANDS_IN else line for line in lines]
         script = put_in("\n".join(lines), workspace, surroundings)
         run("\n".join([*exported, script]), workspace, surroundings)
         exported += [line for line in script.splitlines() if line.startswith("export ")]
+
+
+def passed_over(name: str) -> set[str]:
+    """Lines of a page that are run elsewhere."""
+    if name != "README.md":
+        return {*ELSEWHERE, DEMO}
+    others = [body for page in PAGES if page != name for body in blocks(page, *SHELL)]
+    return {*ELSEWHERE, *(line.partition("#")[0].strip() for body in others for line in body.splitlines())} - {DEMO}
 
 
 def judged(line: str) -> str:
@@ -188,7 +202,7 @@ def run(script: str, workspace: Workspace, variables: dict[str, str]) -> None:
     if bash is None:
         pytest.skip("bash is not installed")
     log = workspace.folder / "output.txt"
-    with log.open("w") as output, (workspace.folder / "input.txt").open() as given:
+    with log.open("a") as output, (workspace.folder / "input.txt").open() as given:
         done = subprocess.run(
             [bash, "-euxo", "pipefail", "-c", script],
             cwd=workspace.folder,

@@ -212,7 +212,7 @@ def as_markdown(result: Pairs, now: Provenance) -> str:
         f"- Machine: {', '.join(result.hardware)}, {now.hardware.cores} cores; all runs together "
         f"{result.seconds / 60:.0f} minutes by the clock",
         f"- Versions: Python {now.python}, {versions}",
-        f"- Commit {', '.join(_short(commit) for commit in result.commits)} (+ with uncommitted changes), "
+        f"- Commit {', '.join(_short(commit) for commit in result.commits)}, "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     ]
     for title, (head, *rows) in _grids(result):
@@ -236,4 +236,4 @@ def write(page: Path, text: str) -> None:
 
 
 def _short(commit: str) -> str:
-    return f"{commit[:9]}{'+' if commit.endswith('+') else ''}" if commit else "unknown"
+    return f"{commit[:9]}{' with uncommitted changes' if commit.endswith('+') else ''}" if commit else "unknown"
