@@ -154,6 +154,14 @@ def test_only_the_wanted_classes(voc: Path) -> None:
         build("voc", voc, classes=["dogs"])
 
 
+def test_an_endless_value_is_not_repeated_in_full(voc: Path) -> None:
+    file = voc / "Annotations" / "b.xml"
+    file.write_text(file.read_text().replace("<xmin>", f"<xmin>{'[' * 5000}", 1))
+    with pytest.raises(DataError, match=r"its annotation b.xml cannot be read: could not convert") as caught:
+        build("voc", voc)
+    assert len(str(caught.value)) < 1000
+
+
 def test_mistakes_are_named(voc: Path) -> None:
     (voc / "Annotations/b.xml").write_text("<annotation><object>")
     with pytest.raises(DataError, match=r"JPEGImages/b.png: its annotation b.xml cannot be read"):

@@ -18,7 +18,7 @@ from torchvision.ops import masks_to_boxes
 from tlresearch.data.base import SplitName
 from tlresearch.data.instances import CocoShapes, InstanceFiles, Instances
 from tlresearch.data.table import SPLIT_ALIASES
-from tlresearch.errors import DataError
+from tlresearch.errors import DataError, one_line
 
 Object = tuple[str, tuple[float, float, float, float]]
 """Class name, and x0, y0, x1, y1 in pixels."""
@@ -89,7 +89,7 @@ def read_voc(root: Path, images: str = "JPEGImages", annotations: str = "Annotat
                     raise ValueError("an object without a name or without numbers as its box")
                 objects.append((label, (box[0], box[1], box[2], box[3])))
         except (ElementTree.ParseError, ValueError, OSError) as error:
-            found.problems[name] = f"its annotation {files[stem].name} cannot be read: {error}"
+            found.problems[name] = f"its annotation {files[stem].name} cannot be read: {one_line(error, 200)}"
         found.names.append(name)
         found.objects.append(objects)
     found.classes = sorted({label for objects in found.objects for label, _ in objects})

@@ -30,7 +30,7 @@ from tlresearch.data.table import Table
 from tlresearch.data.text import TEXT_SOURCES, build_text
 from tlresearch.data.torchvision_sets import read_torchvision
 from tlresearch.data.transforms import Evaluation, build_augmentation, resized
-from tlresearch.errors import DataError, call_object, nearest
+from tlresearch.errors import DataError, call_object, nearest, one_line
 
 
 def _root(config: DataConfig) -> Path:
@@ -106,7 +106,7 @@ def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
         ensure_here(config)
         data = build(config, preprocessing=preprocessing, seed=seed)
     except OSError as error:  # a folder that may not be read, a name that no file can have, a disk that is full
-        raise DataError(f"data: {config.name} cannot be read: {error}") from None
+        raise DataError(f"data: {config.name} cannot be read: {one_line(error, 200)}") from None
     if config.sampling == "balanced":
         check_sampling(data)
     return data

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlresearch.errors import MissingExtraError
+from tlresearch.errors import MissingExtraError, one_line
 
 Window = tuple[float, float]
 """Centre and width of the intensities that are told apart, in the image's unit, such as Hounsfield units."""
@@ -53,7 +53,7 @@ def read_dicom(content: bytes, windows: Sequence[Window] = ()) -> NDArray[np.uin
 
 
 def _damaged(error: Exception) -> ValueError:
-    return ValueError(f"a DICOM file that cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
+    return ValueError(f"a DICOM file that cannot be read: {one_line(error, 200)}")
 
 
 def _shown(dataset: Any, windows: Sequence[Window]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import framed
-from tlresearch.errors import MissingExtraError
+from tlresearch.errors import MissingExtraError, one_line
 
 Planes = list[tuple[str, Tensor]]
 """Class name and mask, bool ``(H, W)``, of each object of an image."""
@@ -64,7 +64,7 @@ class InstanceFiles:
         try:
             numbers = torch.from_numpy(read_pixels((self.root / name).read_bytes(), np.array).astype(np.int64))
         except (OSError, ValueError) as error:
-            raise ValueError(f"its mask {name} cannot be read: {error}") from None
+            raise ValueError(f"its mask {name} cannot be read: {one_line(error, 200)}") from None
         if numbers.ndim != 2:
             raise ValueError(f"its mask {name} is coloured")
         each = torch.unique(numbers)
@@ -107,7 +107,7 @@ class CocoShapes:
                 parts = mask.frPyObjects(shape, height, width) if not _is_coded(shape) else shape
                 plane = mask.decode(mask.merge(parts) if isinstance(parts, list) else parts)
             except Exception as error:  # written in C: of a broken shape it raises whatever comes
-                raise ValueError(f"an object's segmentation cannot be read: {error}") from None
+                raise ValueError(f"an object's segmentation cannot be read: {one_line(error, 200)}") from None
             found.append((label, torch.from_numpy(plane.astype(bool))))
         return found
 

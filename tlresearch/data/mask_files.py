@@ -18,6 +18,7 @@ from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import IGNORE
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
+from tlresearch.errors import one_line
 
 _PLAIN = {"RGBA": "RGB", "CMYK": "RGB", "LA": "L", "PA": "P"}
 """Modes of PIL without their transparency."""
@@ -97,7 +98,7 @@ class FileMasks:
             content = (self.root / self.names[index]).read_bytes()
             pixels = read_pixels(content, lambda image: np.array(image.convert(_PLAIN.get(image.mode, image.mode))))
         except (OSError, ValueError) as error:
-            raise ValueError(f"its mask {self.names[index]} cannot be read: {error}") from None
+            raise ValueError(f"its mask {self.names[index]} cannot be read: {one_line(error, 200)}") from None
         return pixels.astype(np.int64), hashlib.sha256(content).hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Table, refuse
 from tlresearch.data.text_table import Label, label_table, tag_table
-from tlresearch.errors import DataError, nearest
+from tlresearch.errors import DataError, nearest, one_line
 
 _ALIASES = {**SPLIT_ALIASES, "dev": SPLIT_ALIASES["val"]}
 _TABLES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -216,7 +216,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
                 raise DataError(f"{path}:{reader.line_num} has {len(row)} fields, but {len(header)} are expected")
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} cannot be read: {error}") from None
+        raise DataError(f"{path}:{reader.line_num} cannot be read: {one_line(error, 200)}") from None
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
