@@ -85,7 +85,8 @@ class Workspace:
             "COLUMNS": "200",
             "PYTHONWARNINGS": "ignore",
         }
-        without = ("TLRESEARCH_DATA", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL", "CI")
+        # What a make that runs the tests hands on is not for the reader's make.
+        without = ("TLRESEARCH_DATA", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "CI")
         return {key: value for key, value in os.environ.items() if key not in without} | own | more
 
 
