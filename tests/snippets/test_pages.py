@@ -16,10 +16,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.nursery import Nursery
 from tests.servers import PASSWORD, free_port, mlflow_server, postgres
@@ -124,7 +124,7 @@ def surroundings(
         yield variables
 
 
-def marked(name: str) -> ParameterSet:
+def marked(name: str) -> Any:
     """A page, marked by how long it takes."""
     return pytest.param(name, marks=pytest.mark.pages if Path(name).stem in LONG else pytest.mark.slow)
 
