@@ -126,6 +126,19 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_seconds() -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_cluster_that_is_long_gone_is_one_line_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    port = free_port()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=f"nothing answers at 127.0.0.1:{port}"), launcher._cluster(RayConfig()):
+        pass
+
+
 def test_room_counts_cores_and_gpus_node_by_node() -> None:
     nodes = [{"Resources": {"CPU": 5.0, "GPU": 1.0}}, {"Resources": {"CPU": 3.0}}]
     assert launcher._room(RayConfig(cpus_per_trial=2), nodes) == 3

@@ -174,11 +174,15 @@ def _cluster(config: RayConfig) -> Iterator[Any]:
 
 def _check_listening(address: str) -> None:
     """Ray itself would try for minutes."""
+    if address == "auto":  # the cluster that was started last on this machine, whose node may be long gone
+        place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        latest = Path(place, "ray", "ray_current_cluster")
+        if not latest.is_file():
+            return
+        address = latest.read_text().strip()
     host, _, port = address.rpartition(":")
     if not host:
-        if address != "auto":
-            raise UserError(f"ray.address: '{address}' is neither auto nor host:port, such as 10.0.0.1:6379")
-        return
+        raise UserError(f"ray.address: '{address}' is neither auto nor host:port, such as 10.0.0.1:6379")
     try:
         with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
             pass
