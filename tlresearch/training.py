@@ -78,12 +78,12 @@ def build_prefix(
         mixes=bool(config.data.mixup or config.data.cutmix),
         views=config.cache.views,
         how=Inference(config.cache.precision, config.cache.memory_format),
-        off=_no_cache(config),
+        off=no_cache(config),
         say=say,
     )
 
 
-def _no_cache(config: ExperimentConfig) -> str:
+def no_cache(config: ExperimentConfig) -> str:
     """Why frozen stages are not run ahead; empty if they are."""
     if config.trainer.strategy == "fsdp":
         return "no process holds all weights with trainer.strategy fsdp"

@@ -138,8 +138,9 @@ def test_the_commands_of_a_page_run(name: str, workspace: Workspace, surrounding
         run(line, workspace, surroundings)
     # Variables that one block exports are there in the next.
     exported: list[str] = []
+    elsewhere = passed_over(name)
     for body in blocks(name, *SHELL):
-        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in passed_over(name)]
+        lines = [line for line in body.splitlines() if line.partition("#")[0].strip() not in elsewhere]
         lines = [judged(line) for line in lines]
         lines = [f"(cd {STANDS_IN[line]} && {line})" if line in STANDS_IN else line for line in lines]
         script = put_in("\n".join(lines), workspace, surroundings)
@@ -159,7 +160,10 @@ def judged(line: str) -> str:
     """A line whose exit code is a verdict on the model, which after an epoch or two is none to be proud of."""
     command = line.partition("#")[0].strip()
     if re.search(r"reproduce (EXP=)?\w+/\w+|reproduce-all|--prune-head", command):
-        return f"({command} || true) | tee /dev/stderr | grep -E 'verdict|reproduced|refused|written to' > /dev/null"
+        given = (
+            "/verdict|reproduced|refused|written to/ { ok = 1 } /Traceback|error: / { bad = 1 } END { exit bad || !ok }"
+        )
+        return f"({command} || true) 2>&1 | tee /dev/stderr | awk '{given}'"
     return line
 
 

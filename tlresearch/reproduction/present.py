@@ -119,7 +119,7 @@ def measure(
     task.load_state_dict(load_file(trained), strict=False)
     part: Split = data.splits[split]
     boundary = schedule.phases[-1].boundary
-    if split == "val" and config.cache.enabled and boundary and schedule.phases[-1].frozen_norm == "eval":
+    if split == "val" and boundary and schedule.phases[-1].frozen_norm == "eval" and not training.no_cache(config):
         how = Inference(config.cache.precision, config.cache.memory_format)
         part = AheadSplit(part, frozen(backbone, how, torch.device("cpu"), stop=boundary), boundary)
     task.arrange(config.trainer.memory_format)
