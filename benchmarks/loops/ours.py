@@ -79,18 +79,18 @@ def _watch(*, silent: bool) -> list[float]:
     moments: list[float] = []
 
     class Watched(RemoteTracker):
-        def __exit__(self, *about: Any) -> None:
-            super().__exit__(*about)
+        def finish(self) -> None:
+            super().finish()
             moments.append(time.time())
 
     class Nowhere(Watched):
-        def __init__(self) -> None:
+        def __init__(self, *, warm: bool = False) -> None:
             """Starts no process."""
 
         def open_run(self, *arguments: Any, name: str, **about: Any) -> RemoteRun:
             return cast(RemoteRun, SilentRun("0" * 32, name))
 
-        def __exit__(self, *about: Any) -> None:
+        def finish(self) -> None:
             moments.append(time.time())
 
     setattr(sweep, "RemoteTracker", Nowhere if silent else Watched)  # noqa: B010

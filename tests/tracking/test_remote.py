@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from tlresearch.config.schema import TrackingConfig
@@ -55,6 +59,43 @@ def test_a_failed_run_is_recorded_as_failed() -> None:
     found = connect().client.get_run(run_id)
     assert found.info.status == "FAILED"
     assert found.data.tags["tlresearch.failure"] == "ValueError: broken"
+
+
+def test_a_run_that_has_ended_outlives_its_writer_though_the_store_has_not_answered(tmp_path: Path) -> None:
+    tracker = RemoteTracker()
+    run = tracker.open_run(TrackingConfig(system_metrics=False), name="ends", **ABOUT)
+    run_id = run.run_id
+    with contextlib.closing(sqlite3.connect(tmp_path / "home" / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")  # nobody else reads or writes
+        run.log_metrics({"val/accuracy": 0.5}, 0)
+        run.set_tags({"c": "d"})
+        run.close()
+        for child in psutil.Process().children():
+            child.kill()
+        with pytest.raises(TrackingError, match="has died"):
+            tracker.finish()
+    client = connect().client
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with open_run(TrackingConfig(system_metrics=False), name="next", **ABOUT):  # type: ignore[arg-type]
+        found = client.get_run(run_id)
+    assert (found.info.status, found.data.metrics, found.data.tags["c"]) == ("FINISHED", {"val/accuracy": 0.5}, "d")
+    assert not list((tmp_path / "home" / "undelivered").iterdir())
+
+
+def test_a_disk_that_takes_nothing_has_the_end_wait_for_the_store(tmp_path: Path) -> None:
+    (tmp_path / "home" / "undelivered").write_text("in the way")
+    with RemoteTracker() as tracker:
+        run = tracker.open_run(TrackingConfig(system_metrics=False), name="ends", **ABOUT)
+        record(run)
+        found = connect().client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"val/accuracy": 2 / 3}
+
+
+def test_a_process_that_was_started_for_nothing_is_gone_again() -> None:
+    with RemoteTracker(warm=True):
+        (child,) = psutil.Process().children()
+    assert not child.is_running()
 
 
 def test_what_the_store_refuses_is_raised() -> None:

@@ -29,9 +29,9 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
 
     try:
-        study = studies.open_study(brief.config, brief.space, worker=brief.worker)
-        parent = SilentRun(brief.parent, brief.config.name)
-        with RemoteTracker() as tracker:
+        with RemoteTracker(warm=True) as tracker:
+            study = studies.open_study(brief.config, brief.space, worker=brief.worker)
+            parent = SilentRun(brief.parent, brief.config.name)
             quiet = SweepProgress(None, study, brief.config, 0, others=False)
             identity = Identity.own(brief.post)
             worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, tracker, identity)

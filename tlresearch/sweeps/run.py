@@ -87,12 +87,13 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         _one_at_a_time(config),
+        RemoteTracker(warm=config.launcher == "local" and config.workers in (None, 1)) as tracker,
         opened(plan) as (study, parent),
         SweepProgress(console, study, config, studies.give_back(study, Identity.own())) as progress,
     ):
-        with RemoteTracker() as tracker:
-            worker = Worker(config, base, plan.space, study, parent, progress, tracker)
-            LAUNCHERS[config.launcher](worker)
+        worker = Worker(config, base, plan.space, study, parent, progress, tracker)
+        LAUNCHERS[config.launcher](worker)
+        tracker.finish()
         close_lost(parent.store, parent.run_id, studies.given_back(study))
         worker.check_complete()
         confirmed = confirm(config, base, study, parent, progress)
@@ -128,11 +129,12 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    study, parent = join(plan, worker=number)
-    retried = studies.give_back(study, identity)
-    with SweepProgress(console, study, plan.config, retried, others=False) as progress, RemoteTracker() as tracker:
-        before = len(progress.shown)
-        Worker(plan.config, plan.base, plan.space, study, parent, progress, tracker, identity).run_all()
+    with RemoteTracker(warm=True) as tracker:
+        study, parent = join(plan, worker=number)
+        retried = studies.give_back(study, identity)
+        with SweepProgress(console, study, plan.config, retried, others=False) as progress:
+            before = len(progress.shown)
+            Worker(plan.config, plan.base, plan.space, study, parent, progress, tracker, identity).run_all()
     close_lost(connect(plan.base.config.tracking.uri), parent.run_id, studies.given_back(study))
     return len(progress.shown) - before
 

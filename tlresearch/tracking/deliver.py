@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,21 +28,33 @@ def serve(connection: Connection) -> None:
         if number in failed:
             continue
         try:
+            if method == "warm":
+                _load_mlflow()
+                continue
             if method == "open":
                 run = runs[number] = open_run(*arguments, **named)
                 _reply(connection, ("opened", number), Opened(run.run_id, run.experiment_id, run.url))
                 continue
+            if method == "close":  # whoever waits for it goes on as soon as the disk has it
+                kept = partial(_reply, connection, ("answer", number, "close"), None)
+                status, tags = arguments
+                runs.pop(number).close_by_disk(status, tags, kept)
+                continue
             answer = getattr(runs[number], method)(*arguments, **named)
             if wanted:
                 _reply(connection, ("answer", number, method), answer)
-            if method == "close":
-                del runs[number]
         except UserError as error:
             failed.add(number)
             _reply(connection, "error", str(error))
     for run in runs.values():
         run.close("KILLED")
     finish_all()
+
+
+def _load_mlflow() -> None:
+    """What opening the first run would wait for."""
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
 
 
 def _reply(connection: Connection, key: Any, value: Any) -> None:
@@ -64,6 +79,7 @@ def main(arguments: list[str]) -> Any:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     protect_output()
+    atexit.register(gc.freeze)  # Python would look for cycles among all that MLflow has loaded, for half a second
     os.nice(5)  # the training comes first; at a lower priority a busy machine would let a sweep wait for its records
     serve(Connection(int(arguments[0])))
 

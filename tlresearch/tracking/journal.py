@@ -83,15 +83,28 @@ class Journal:
         """Whether the run has ended, as far as the journal knows; else its process was killed."""
         return bool(self._lines) and self._call(self._lines[-1]).what == "end"
 
-    def append(self, call: Call) -> None:
-        """Puts a call on disk, with a copy of the file that it stores.
+    def append(self, *calls: Call) -> None:
+        """Puts calls on disk, with copies of the files that they store.
 
         Raises:
-            OSError: If the disk does not take it; the journal is then as it was.
+            OSError: If the disk does not take them; the journal is then as it was.
         """
+        lines = [self._line(call, len(self._lines) + number) for number, call in enumerate(calls)]
+        size = (self.path / _CALLS).stat().st_size
+        try:
+            with (self.path / _CALLS).open("a") as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            os.truncate(self.path / _CALLS, size)  # half a line would spoil the next one
+            raise
+        self._lines += lines
+
+    def _line(self, call: Call, number: int) -> str:
         line: dict[str, Any] = {"what": call.what, "about": dict(call.about)}
         if call.file is not None:
-            place = self.path / "files" / str(len(self._lines)) / call.file.name
+            place = self.path / "files" / str(number) / call.file.name
             shutil.rmtree(place.parent, ignore_errors=True)
             place.parent.mkdir(parents=True)
             if call.file.is_dir():
@@ -99,17 +112,7 @@ class Journal:
             else:
                 shutil.copyfile(call.file, place)
             line["file"] = place.relative_to(self.path).as_posix()
-        text = json.dumps(line)
-        size = (self.path / _CALLS).stat().st_size
-        try:
-            with (self.path / _CALLS).open("a") as file:
-                file.write(f"{text}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            os.truncate(self.path / _CALLS, size)  # half a line would spoil the next one
-            raise
-        self._lines.append(text)
+        return json.dumps(line)
 
     def waiting(self) -> Iterator[Call]:
         """The calls that have not been delivered, in order; those that are added meanwhile too."""

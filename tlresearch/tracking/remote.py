@@ -44,12 +44,18 @@ class Opened:
 class RemoteTracker:
     """Opens runs in a process of its own; leaving the context waits until everything is written.
 
-    The process starts with the first run: a sweep that has no trial left, or whose workers have their own, needs none.
+    Errors of the store come back with the next run that is opened or closed, or when everything is written.
 
-    Errors of the store come back with the next run that is opened or closed, or when the context is left.
+    Args:
+        warm: Whether its process starts at once and loads MLflow, which takes seconds, instead of with the first run.
     """
 
     _process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, *, warm: bool = False) -> None:
+        if warm:
+            self._start()
+            self.call(0, "warm")
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -58,6 +64,7 @@ class RemoteTracker:
         theirs.close()
         self._connection = Connection(ours.detach())
         self._numbers = itertools.count()
+        self._opened = False
         self._answers: dict[int, Any] = {}
         self._errors: list[str] = []
         self._outbox: queue.Queue[Message | None] = queue.Queue()
@@ -70,7 +77,7 @@ class RemoteTracker:
         if self._process is None:
             self._start()
         self.raise_errors()
-        number = next(self._numbers)
+        number, self._opened = next(self._numbers), True
         self.call(number, "open", config, name=name, run_id=run_id, **about)
         return RemoteRun(self, number, name, resumed=run_id is not None)
 
@@ -129,13 +136,24 @@ class RemoteTracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits until everything is written.
+        """Ends as `finish` does; its errors give way to one that is on its way already."""
+        try:
+            self.finish()
+        except TrackingError:
+            if error is None:
+                raise
+
+    def finish(self) -> None:
+        """Waits until everything is written, and ends the process; a second call does nothing.
 
         Raises:
-            TrackingError: If the store refused something and nothing else went wrong.
+            TrackingError: If the store refused something.
         """
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return
+        if not self._opened:
+            process.kill()  # it was told nothing
         self._outbox.put(None)
         self._sender.join()
         try:
@@ -143,11 +161,11 @@ class RemoteTracker:
             while True:
                 self._receive()
         except (TrackingError, OSError):
-            self._process.wait()
+            process.wait()
         self._connection.close()
-        if error is None and self._errors:
+        if self._errors:
             raise TrackingError(self._errors[0])
-        if error is None and self._process.returncode:
+        if self._opened and process.returncode:
             raise TrackingError("the process that writes to MLflow has died; the same command continues")
 
 
@@ -260,15 +278,14 @@ class RemoteRun(TrackedRun):
         self._tracker.call(self._number, "mark_pruned", reason)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Ends the run and waits until that is written; a second call does nothing.
+        """Ends the run and waits until that is on disk, if not in the store; a second call does nothing.
 
         The study is told of a trial after this: were it the other way round, all that is killed in between would leave
         a trial that counts, with half a run.
         """
         if self.status == "RUNNING":
             self.status = status
-            self._send_tags()
-            self._tracker.ask(self._number, "close", status)
+            self._tracker.ask(self._number, "close", status, self._tags)
             self._tracker.raise_errors()
 
     def abandon(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -179,6 +179,22 @@ class TrackedRun(Recording):
         Raises:
             TrackingError: If the store refused something.
         """
+        self._close(status)
+
+    def close_by_disk(self, status: Status, tags: Mapping[str, str], kept: Callable[[], None]) -> None:
+        """Sets tags and ends the run as `close` does, by way of the disk.
+
+        Args:
+            status: How it ended.
+            tags: The last tags.
+            kept: Called as soon as all of it is on disk, and no kill can lose any; the store has it when this returns.
+
+        Raises:
+            TrackingError: If the store refused something; it stays on disk.
+        """
+        self._close(status, [Call("tags", {"tags": values.tags(tags)})] if tags else [], kept)
+
+    def _close(self, status: Status, last: Sequence[Call] = (), kept: Callable[[], None] | None = None) -> None:
         if self.status != "RUNNING":
             return
         self.status = status
@@ -186,7 +202,7 @@ class TrackedRun(Recording):
         if self._system is not None:
             self._system.stop()
         try:
-            self.outbox.close(as_end(status, self.manifest.files))
+            self.outbox.close([*last, as_end(status, self.manifest.files)], kept)
         finally:
             if not self.nested and (not courier(self.store).finish() or self.outbox.waiting):
                 _log.warning("%s", told(self.store))
