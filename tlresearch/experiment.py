@@ -174,7 +174,7 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         listeners = [listener for listener in (epoch_log, progress, trial and trial.listener) if listener]
         say = progress.note if progress else log.info
         prefix = training.build_prefix(config, data, backbone, say)
-        plan = training.build_plan(config, schedule, prefix, listeners)
+        plan = training.build_plan(config, schedule, task, prefix, listeners)
         trainer = training.build_trainer(config, plan, task, folder, tracked, progress, ours=ranks.started_here)
         results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
         pruned = ""

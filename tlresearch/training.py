@@ -22,14 +22,21 @@ from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
 from tlresearch.data.seeding import seed_all
+from tlresearch.devices.memory import keep_freed_memory
 from tlresearch.devices.strategies import build_strategy, take_result, trained_copy
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
 from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
-from tlresearch.finetuning.schedule import FreezeSchedule, Plateau
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.tasks.base import Task
 from tlresearch.tracking.run import TrackedRun
+
+ONE_THREAD = 10_000_000
+"""Multiply-adds of a step on stored vectors, such as a linear head's, below which one thread does it.
+
+It is over before another thread has woken up; the other cores are left to whoever records the run.
+"""
 
 
 def prepare_process(config: ExperimentConfig) -> None:
@@ -39,6 +46,8 @@ def prepare_process(config: ExperimentConfig) -> None:
     # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
     for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
+    if device(config.trainer).type == "cpu":
+        keep_freed_memory()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     elif config.trainer.devices > 1 and device(config.trainer).type == "cpu":
@@ -91,18 +100,27 @@ def no_cache(config: ExperimentConfig) -> str:
 
 
 def build_plan(
-    config: ExperimentConfig, schedule: FreezeSchedule, prefix: FrozenPrefix, listeners: Sequence[Listener]
+    config: ExperimentConfig, schedule: FreezeSchedule, task: Task, prefix: FrozenPrefix, listeners: Sequence[Listener]
 ) -> FreezeScheduleCallback:
-    """Builds the callback that runs the freeze schedule."""
+    """Builds the callback that runs the freeze schedule; with each phase data and threads become those of the phase."""
     options = config.trainer
     stop = options.early_stopping
+    threads = torch.get_num_threads()
+
+    def enter(phase: Phase) -> None:
+        torch.set_num_threads(threads)
+        prefix.enter(phase)
+        trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+        if prefix.yields_vectors and trained * config.data.batch_size < ONE_THREAD:
+            torch.set_num_threads(1)
+
     return FreezeScheduleCallback(
         schedule,
         seed=config.seed,
         select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
         early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
         listeners=listeners,
-        on_phase=prefix.enter,
+        on_phase=enter,
     )
 
 
@@ -173,6 +191,7 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
     checkpoint = read_checkpoint(folder.checkpoint)
     if checkpoint is None:
         folder.forget()
+    threads = torch.get_num_threads()
     try:
         trainer.fit(
             trained_copy(trainer, task),
@@ -186,6 +205,8 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
         if isinstance(leaving.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    finally:
+        torch.set_num_threads(threads)  # phases change it
     take_result(trainer, task)
 
 

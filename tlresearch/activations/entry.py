@@ -52,6 +52,12 @@ class Stored:
     def __len__(self) -> int:
         return self._samples
 
+    @property
+    def are_vectors(self) -> bool:
+        """Whether each sample is one vector."""
+        value = self[0] if self._samples else None
+        return isinstance(value, Tensor) and value.ndim == 1
+
     def __getitem__(self, index: int) -> Value:
         """Returns one sample."""
         return from_leaves({name: leaf[index] for name, leaf in self._leaves.items()})

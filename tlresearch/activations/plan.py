@@ -25,6 +25,8 @@ from tlresearch.finetuning.schedule import Phase
 
 log = logging.getLogger(__name__)
 
+_OF_A_PHASE: tuple[SplitName, ...] = ("train", "val")
+
 
 class FrozenPrefix:
     """Computes the frozen stages of each phase once per split, and shares the result through the store.
@@ -80,7 +82,7 @@ class FrozenPrefix:
         if self._off:
             self._once(f"activation cache off: {self._off}")
             return
-        boundaries = {name: self._boundary(name, phase) for name in ("train", "val") if name in self.splits}
+        boundaries = {name: self._boundary(name, phase) for name in _OF_A_PHASE if name in self.splits}
         prefix = self.backbone.stages[: max(boundaries.values())]
         self._stages = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in prefix]
         for name, boundary in boundaries.items():
@@ -89,6 +91,12 @@ class FrozenPrefix:
     def serves(self, name: SplitName) -> bool:
         """Whether a split is read from the store alone, which needs no loader processes."""
         return not self._off and self.splits[name].views > 0
+
+    @property
+    def yields_vectors(self) -> bool:
+        """Whether the batches of the phase are stored vectors, so that what is trained is all that a step costs."""
+        splits = [self.splits[name] for name in _OF_A_PHASE if name in self.splits]
+        return all(split.activations and split.activations[0].are_vectors for split in splits)
 
     def _boundary(self, name: SplitName, phase: Phase) -> int:
         """The boundary at which a split can be served in a phase."""

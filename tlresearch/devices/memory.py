@@ -1,0 +1,31 @@
+"""How the process holds main memory while it trains on a processor."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_NEVER = 2**31 - 1
+_STEP = 64 * 2**20  # bytes by which the heap grows
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Has the C library keep memory that was freed, so that the next step takes it up again; returns whether it does.
+
+    Every training step allocates its activations and frees them. glibc takes blocks of that size from the system one
+    by one and gives them back, and the system clears each page of them anew in every step. How much time that takes
+    is in ``benchmarks/full_finetune.md``; see mallopt(3).
+
+    A C library other than glibc is left as it is, and so are settings that the environment makes (``MALLOC_...``,
+    ``GLIBC_TUNABLES``).
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(what, value) for what, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP)))
