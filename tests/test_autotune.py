@@ -78,6 +78,29 @@ def test_bfloat16_must_be_clearly_faster() -> None:
     assert autotune._fastest({**close, ("bf16-mixed", "contiguous"): 0.85}) == ("bf16-mixed", "contiguous")
 
 
+def test_so_must_the_usual_order_in_memory() -> None:
+    close = {("bf16-mixed", "contiguous"): 0.95, ("bf16-mixed", "channels_last"): 1.0}
+    assert autotune._fastest(close) == ("bf16-mixed", "channels_last")
+    assert autotune._fastest({**close, ("bf16-mixed", "contiguous"): 0.85}) == ("bf16-mixed", "contiguous")
+
+
+def test_what_is_hopeless_is_not_timed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Way] = []
+    monkeypatch.setattr(autotune, "_seconds", lambda run, device: run() or TIMES[taken[-1]])
+    ways = dict.fromkeys(TIMES, 0)
+
+    def measure(way: Way) -> Callable[[], None]:
+        def run() -> None:
+            taken.append(way)
+            ways[way] += 1
+
+        return run
+
+    best = autotune._time_all({way: measure(way) for way in TIMES}, torch.device("cpu"))
+    assert best == TIMES
+    assert ways == {way: 1 if time > 0.4 else 1 + autotune.STEPS for way, time in TIMES.items()}
+
+
 def test_heads_alone_are_not_timed_but_their_frozen_stages_are(timed: list[Way]) -> None:
     result = fit(load_text(toy_text(trainer=AUTO, freeze="{schedule: linear_probe, epochs: 1}")))
     recorded = tags(result.run_id)

@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 SAMPLES = 8  # of a timed step: enough for the kernels to behave as they do in training
 SECONDS = 0.05  # each way of computing is timed for this long, its first step aside
 STEPS = 2  # and for so many steps at least
-GAIN = 0.9  # bfloat16 must take less than this share of float32's time, since float32 is the safer choice
+GAIN = 0.9  # what is not preferred must take less than this share of the time of what is
+PREFERRED = ("32-true", "channels_last")  # the safer precision; the order convolutions gain from in larger batches
+HOPELESS = (2.0, 1.25)  # after so many steps, what takes that much longer than the fastest is not timed on
 
 Way = tuple[str, str]  # precision and memory format
 Times = dict[str, float]
@@ -113,9 +115,8 @@ def _ways(precision: str, memory_format: str, device: torch.device) -> list[Way]
 
 
 def _fastest(times: Mapping[Way, float]) -> Way:
-    """The fastest way; another precision than the first way's must be clearly faster."""
-    safe = next(iter(times))[0]
-    return min(times, key=lambda way: times[way] * (GAIN if way[0] == safe else 1.0))
+    """The fastest way; one that is not preferred must be clearly faster."""
+    return min(times, key=lambda way: times[way] * GAIN ** sum(one in PREFERRED for one in way))
 
 
 class _Bench:
@@ -200,19 +201,18 @@ class _Bench:
 def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> dict[Way, float]:
     """Best time of each; by turns, so that what else the machine does meets all of them."""
     best = dict.fromkeys(runs, float("inf"))
-    for way, run in runs.items():
-        best[way] = _seconds(run, device)  # with what the first call prepares: only to leave out hopeless ways
-    limit = 2 * min(best.values())
-    running = {way: run for way, run in runs.items() if best[way] <= limit}
-    spent = dict.fromkeys(running, 0.0)
-    for step in itertools.count(1):
-        for way, run in running.items():
-            if step <= STEPS or spent[way] < SECONDS:
-                seconds = _seconds(run, device)
-                best[way] = min(best[way], seconds)
-                spent[way] += seconds
-        if step >= STEPS and min(spent.values()) >= SECONDS:
+    spent = dict.fromkeys(runs, 0.0)
+    for step in itertools.count():  # the first one, with what a first call prepares, only tells the hopeless
+        running = [way for way in runs if step <= STEPS or spent[way] < SECONDS]
+        if step:
+            limit = HOPELESS[min(step, len(HOPELESS)) - 1] * min(best.values())
+            running = [way for way in running if best[way] <= limit]
+        if not running:
             return best
+        for way in running:
+            seconds = _seconds(runs[way], device)
+            best[way] = min(best[way], seconds)
+            spent[way] += seconds if step else 0.0
     raise AssertionError
 
 
