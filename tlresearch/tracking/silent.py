@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -98,6 +98,10 @@ class SilentRun(TrackedRun):
 
     def close(self, status: Status = "FINISHED") -> None:
         """Does nothing."""
+
+    def close_by_disk(self, status: Status, tags: Mapping[str, str], kept: Callable[[], None]) -> None:
+        """Has nothing to keep."""
+        kept()
 
     def abandon(self) -> None:
         """Does nothing."""
