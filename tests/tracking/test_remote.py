@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -105,6 +107,33 @@ def test_what_the_store_refuses_is_raised() -> None:
         _ = run.run_id
     with pytest.raises(TrackingError, match="no-such-run"):
         tracker.__exit__(None, None, None)
+
+
+def test_a_run_that_was_refused_something_can_still_be_closed() -> None:
+    tracker = RemoteTracker()
+    run = tracker.open_run(TrackingConfig(system_metrics=False), name="x", **ABOUT)
+    with pytest.raises(TrackingError):
+        run.download("nothing/of/that/name.txt")
+    with pytest.raises(TrackingError):
+        run.close()  # nobody answers any more for this run
+    with pytest.raises(TrackingError):
+        tracker.finish()
+
+
+def test_two_processes_may_record_the_same_data_at_once() -> None:
+    runs = [open_run(TrackingConfig(system_metrics=False), name=name, **ABOUT) for name in "ab"]  # type: ignore[arg-type]
+    together = threading.Barrier(2)
+
+    def record_all(run: TrackedRun) -> None:
+        for number in range(30):
+            together.wait()
+            run.log_dataset("set", f"{number:036d}", source="somewhere", context="train")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(record_all, runs)) == [None, None]
+    for run in runs:
+        run.close()
+        assert len(connect().client.get_run(run.run_id).inputs.dataset_inputs) == 30
 
 
 def test_what_was_flushed_outlives_a_killed_training() -> None:

@@ -212,7 +212,16 @@ def _file(store: Store, target: Target, call: Call, again: bool) -> None:
 
 
 def _dataset(store: Store, target: Target, call: Call, again: bool) -> None:
-    store.client.log_inputs(_known(target), [dataset_input(**call.about)])
+    from mlflow.exceptions import MlflowException
+
+    given = [dataset_input(**call.about)]
+    try:
+        store.client.log_inputs(_known(target), given)
+    except MlflowException as error:
+        # Two processes that make the entry of one data set at once: MLflow looks for it and then inserts it.
+        if not re.search("unique|duplicate", str(error), re.IGNORECASE):
+            raise
+        store.client.log_inputs(_known(target), given)
 
 
 def _rename(store: Store, target: Target, call: Call, again: bool) -> None:

@@ -97,9 +97,9 @@ class RemoteTracker:
             TrackingError: If the run cannot be recorded, or the writing process has died.
         """
         while key not in self._answers:
-            self._receive()
+            self.raise_errors()  # in front of the wait: nothing more is answered of a run that was refused something
             if key not in self._answers:
-                self.raise_errors()
+                self._receive()
         return self._answers[key] if key[0] == "opened" else self._answers.pop(key)
 
     def raise_errors(self) -> None:
