@@ -6,9 +6,7 @@ A command is a module under ``commands/``. Everything heavy is imported inside i
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -63,10 +61,6 @@ COMMANDS = (
     demo,
 )
 """In the order of the help. Each module has ``command``, ``arguments`` and ``EXAMPLE``."""
-
-
-# At the end of the process Python would look for cycles among all that torch and MLflow have loaded, for half a second.
-atexit.register(gc.freeze)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
