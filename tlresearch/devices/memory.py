@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Has the C library keep memory that was freed, so that the next step takes it up again; returns whether it does.
 
     Every training step allocates its activations and frees them. glibc takes blocks of that size from the system one
-    by one and gives them back, and the system clears each page of them anew in every step. How much time that takes
-    is in ``benchmarks/full_finetune.md``; see mallopt(3).
+    by one and gives them back, and the system clears each page of them anew in every step. docs/performance.md says
+    what that takes; see mallopt(3).
 
     A C library other than glibc is left as it is, and so are settings that the environment makes (``MALLOC_...``,
     ``GLIBC_TUNABLES``).
