@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import warnings
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 # Small networks gain nothing from more threads, and processes that share two cores lose much to waiting ones.
 # Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).parents[1]
 
 

@@ -258,11 +258,11 @@ def _resolve(tree: DictConfig, schema: type[ConfigT], problems: list[str]) -> Co
 
     A wrong interpolated value is reported by its key only: it may come from a variable that holds a secret.
     """
-    defaults = OmegaConf.structured(schema)
     while True:
         try:
             return typing.cast(ConfigT, OmegaConf.to_object(tree))
         except OmegaConfBaseException as error:
+            defaults = OmegaConf.structured(schema)  # a trial's config is made in each trial: only where it is wanted
             key = error.full_key or ""
             text = str(error).splitlines()[0]
             reason = text if "not found" in text else "the interpolated value has the wrong type"
