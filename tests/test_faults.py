@@ -91,6 +91,7 @@ def test_a_sweep_goes_on_without_the_trials_that_fail(project: Path) -> None:
     reasons = [trial.user_attrs.get("failure", "") for trial in result.trials]
     assert reasons[0].startswith("NonFiniteLossError: the training loss is nan in step 1 (epoch 0, batch 1")
     assert reasons[1].startswith("OutOfMemoryError: out of memory with data.batch_size=24: lower it")
+    assert not list((project / "home" / "unfinished").iterdir())  # nobody would go on with them
 
 
 def test_half_the_batch_makes_the_same_steps(project: Path) -> None:

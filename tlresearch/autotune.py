@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 8  # of a timed step: enough for the kernels to behave as they do in training
 SECONDS = 0.05  # each way of computing is timed for this long, its first step aside
-STEPS = 2  # and for so many steps at least
+STEPS = 1  # and for so many steps at least
 GAIN = 0.9  # what is not preferred must take less than this share of the time of what is
 PREFERRED = ("32-true", "channels_last")  # the safer precision; the order convolutions gain from in larger batches
-HOPELESS = (2.0, 1.25)  # after so many steps, what takes that much longer than the fastest is not timed on
+HOPELESS = (1.5, 1.25)  # after so many steps, what takes that much longer than the fastest is not timed on
 
 Way = tuple[str, str]  # precision and memory format
 Times = dict[str, float]

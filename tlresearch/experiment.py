@@ -125,7 +125,7 @@ def fit(
         loaded = load_experiment(experiment, overrides)
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
-    loaded = distillation.pin_teacher(results.pin_checkpoint(loaded))
+    loaded = _pinned(loaded)
     while True:
         try:
             return _fit(loaded, trial, console, began)
@@ -134,12 +134,27 @@ def fit(
             faults.release(error)  # and the run goes on from its checkpoint
 
 
+def discard(experiment: Loaded[ExperimentConfig], trial: Trial) -> None:
+    """Removes the checkpoint of a run that failed and will not be tried again."""
+    with _run_folder(_pinned(experiment), trial):
+        pass  # a folder that is left without an error is removed
+
+
+def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+    """The experiment with runs in place of the names of runs, which may come to mean others."""
+    return distillation.pin_teacher(results.pin_checkpoint(loaded))
+
+
+def _run_folder(loaded: Loaded[ExperimentConfig], trial: Trial | None) -> RunFolder:
+    return RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}")
+
+
 def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console | None, began: float) -> RunResult:
     """Runs an experiment once, or goes on with the run that a killed process left."""
     config = loaded.config
     final = trial is None or trial.test
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
-        RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}") as folder,
+        _run_folder(loaded, trial) as folder,
         _open_run(loaded, trial, folder) as tracked,
         faults.named(config, folder, tracked),
         others(config.trainer.devices, {"experiment": loaded.recorded, "final": final}) as ranks,

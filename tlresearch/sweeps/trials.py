@@ -20,7 +20,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import suggest
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.errors import ConfigError, RunFailedError, UserError
-from tlresearch.experiment import RunResult, Trial, fit
+from tlresearch.experiment import RunResult, Trial, discard, fit
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.sweeps import study as studies
 from tlresearch.sweeps.liveness import Identity
@@ -163,13 +163,15 @@ class Worker:
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
         setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, tracker=self.tracker)
+        experiment = revise(self.base, {**point, **TRIAL_TRACKING})
         try:
-            result = fit(revise(self.base, {**point, **TRIAL_TRACKING}), trial=setting)
+            result = fit(experiment, trial=setting)
         except UpdateFinishedTrialError:
             raise
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
                 raise  # not this trial's fault: when it has been mended, the same command tries the trial again
+            discard(experiment, setting)
             trial.set_user_attr(
                 studies.FAILURE, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
