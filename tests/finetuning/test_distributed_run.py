@@ -27,6 +27,7 @@ TWO_RANKS = toy_text(
     trainer=TRAINER.replace("}", ", devices: 2, strategy: ddp, accelerator: cpu, threads: 1}"),
     freeze="{schedule: lp_ft, probe_epochs: 1, epochs: 3}",
     regularize="{ema: 0.9}",
+    cache="{memory_format: contiguous}",  # each home would time it anew, and might choose otherwise
 )
 
 
