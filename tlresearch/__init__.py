@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from tlresearch.seeds import fit_group as fit_group
     from tlresearch.sweeps.run import SweepResult as SweepResult
     from tlresearch.sweeps.run import run as run_sweep
+
+# GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
+# of a core in which whoever records a run would be done. The variable is read once, when torch is loaded.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "20000"  # 2 ms, which the pauses of a training step do not reach
 
 __version__ = "0.1.0"
 __all__ = ["GroupResult", "RunResult", "SweepResult", "__version__", "fit", "fit_group", "run_sweep"]

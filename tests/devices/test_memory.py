@@ -1,13 +1,17 @@
-"""Memory that one step frees is there for the next, without the system's help."""
+"""Memory that one step frees is there for the next, without the system's help; what lasts is not looked through."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from tlresearch.devices.memory import lasting_objects_spared
 
 PROGRAM = """
 import resource, sys
@@ -39,3 +43,21 @@ def test_a_step_takes_up_the_memory_of_the_one_before() -> None:
     assert pages_fetched("kept") < 5000
     # The variable says what is done anyway; it only shows that the environment is left its say.
     assert pages_fetched("left", MALLOC_MMAP_THRESHOLD_="131072") > 50_000
+
+
+class Knot:
+    """Something only the collector can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_the_collector_looks_only_through_what_is_new() -> None:
+    before = len(gc.get_objects())
+    with lasting_objects_spared():
+        assert len(gc.get_objects()) < before / 10
+        knot = weakref.ref(Knot())
+        gc.collect()
+        assert knot() is None
+    assert len(gc.get_objects()) > before / 2
+    assert gc.get_freeze_count() == 0

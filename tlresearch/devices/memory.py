@@ -1,10 +1,13 @@
-"""How the process holds main memory while it trains on a processor."""
+"""How the process holds main memory while it trains: blocks that a step has freed, objects that last."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import gc
 import os
+from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _NEVER = 2**31 - 1
@@ -29,3 +32,17 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all(mallopt(what, value) for what, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP)))
+
+
+@contextlib.contextmanager
+def lasting_objects_spared() -> Iterator[None]:
+    """Has Python's collector pass over all objects that are there already, such as those that libraries have made.
+
+    Short trials make enough objects that it looks through all of them every few trials: a million for torch, Lightning
+    and MLflow, which takes half a second to a second, and none of them is ever free. See `gc.freeze`.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
