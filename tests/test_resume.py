@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 
 from tests.toy import TRAINER, toy_text
+from tlresearch.tracking.store import connect
 
 DRIVER = '''
 import json, os, signal, sys, warnings
@@ -109,3 +112,40 @@ def test_killed_and_resumed_equals_unbroken(case: str, tmp_path: Path) -> None:
         assert resumed["runs"] == ["FINISHED"], kill
         assert resumed["steps"] < unbroken["steps"] or kill == 2  # it went on, it did not start anew
         assert kill != "end" or resumed["steps"] == 0
+
+
+SWEEP = """
+import os, signal, sys
+from tlresearch import run_sweep
+from tlresearch.tasks.base import Task
+
+if sys.argv[1] == "die":
+    Task.training_step = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+run_sweep("s.yaml")
+"""
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_trial_that_was_killed_before_its_first_checkpoint_says_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(toy_text())
+    sweep = {"experiment": "toy.yaml", "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-1}}, "trials": 2}
+    (tmp_path / "s.yaml").write_text(json.dumps(sweep))
+    codes = [
+        subprocess.run([sys.executable, "-c", SWEEP, how], cwd=tmp_path, timeout=120, capture_output=True).returncode
+        for how in ("die", "live")
+    ]
+    assert codes == [-signal.SIGKILL, 0]
+    client = connect().client
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.`tlresearch.trial` != ''")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    tags, files = [set(run.data.tags) for run in runs], [_files(run) for run in runs]
+    assert tags[0] == tags[1] >= {"tlresearch.data", "tlresearch.weights", "resolved.trainer.precision"}
+    assert files[0] == files[1] >= {"config.yaml", "data/files.json", "provenance/environment.json"}
+
+
+def _files(run: Run, folder: str | None = None) -> set[str]:
+    found: set[str] = set()
+    for item in connect().client.list_artifacts(run.info.run_id, folder):
+        found |= _files(run, item.path) if item.is_dir else {item.path}
+    return found

@@ -160,7 +160,8 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         others(config.trainer.devices, {"experiment": loaded.recorded, "final": final}) as ranks,
     ):
         if is_leader():
-            results.log_provenance(tracked, loaded.recorded, sys.argv)  # before anything can fail
+            if not folder.checkpoint.exists():
+                results.log_provenance(tracked, loaded.recorded, sys.argv)  # before anything can fail
             if trial is None or trial.parent is None:
                 results.save_run_view(tracked)
         training.prepare_process(config)
@@ -174,8 +175,10 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         if schedule.adapters:
             lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
         task = build_task(config, backbone, data, schedule)
-        results.log_inputs(tracked, data, backbone, schedule)
         remembered = _remembered(folder, tracked, data, backbone)
+        goes_on = folder.checkpoint.exists()
+        if not goes_on:  # else it has been recorded: nothing is unrecorded when a checkpoint is written
+            results.log_inputs(tracked, data, backbone, schedule)
         config = training.settle(config, remembered)
         tuned = tune(config, task, data, schedule, training.device(config.trainer))
         config = training.settle(config, tuned.settings())
@@ -191,7 +194,8 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         prefix = training.build_prefix(config, data, backbone, say)
         plan = training.build_plan(config, schedule, task, prefix, listeners)
         trainer = training.build_trainer(config, plan, task, folder, tracked, progress, ours=ranks.started_here)
-        results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
+        if not goes_on:
+            results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
         pruned = ""
         ranks.meet()
         try:

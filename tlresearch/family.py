@@ -71,7 +71,7 @@ def fit_family(
         run_id=earlier[0].info.run_id if earlier else None,
     )
     with parent:
-        if not parent.resumed:
+        if not parent.begun:
             collect(sys.argv).log(parent)
         groups = {}
         for number, (member, loaded) in enumerate(members.items(), start=1):

@@ -124,8 +124,6 @@ def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
 
 def log_provenance(run: TrackedRun, recorded: str, command: Sequence[str]) -> None:
     """Records config, code, versions and hardware, before anything can fail."""
-    if run.resumed:
-        return
     run.log_text(recorded, CONFIG)
     collect(command).log(run)
 
@@ -142,8 +140,6 @@ def save_run_view(run: TrackedRun) -> None:
 
 def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
     """Records data, weights and the planned schedule, before training."""
-    if run.resumed:
-        return
     weights = backbone.weights
     tags = {
         "tlresearch.data": f"{data.name} {data.fingerprint.digest[:16]}",
@@ -169,18 +165,17 @@ def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: 
                 **_per_class(data, split),
             },
         )
-    run.log_dict(dict(data.fingerprint.files), records.DATA_FILES)
+    run.log_text(data.fingerprint.listing, records.DATA_FILES)
     if data.skipped:
         run.log_dict(dict(data.skipped), "data/skipped.json")
 
 
 def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> None:
     """Records threads, precision and device, which a repetition sets or compares, and why they were chosen."""
-    if not run.resumed:
-        run.log_dict(about, records.COMPUTATION)
-        run.set_tags({f"resolved.{key}": value for key, value in tuned.settings().items()})
-        if tuned.times:
-            run.log_dict(tuned.times, records.TIMES)
+    run.log_dict(about, records.COMPUTATION)
+    run.set_tags({f"resolved.{key}": value for key, value in tuned.settings().items()})
+    if tuned.times:
+        run.log_dict(tuned.times, records.TIMES)
 
 
 def count_test(run: TrackedRun) -> None:
@@ -191,6 +186,9 @@ def count_test(run: TrackedRun) -> None:
 
 class EpochLog:
     """Hands each epoch's metrics, and rates, sizes and gradients of the stages, to MLflow; listens to the schedule.
+
+    A frozen stage has neither rate nor gradient: those series begin when it is trained. Sizes are recorded where they
+    can change, in the first and the last epoch of a phase.
 
     Args:
         run: The run.
@@ -204,9 +202,11 @@ class EpochLog:
     def __call__(self, report: EpochReport) -> None:
         """Records one epoch."""
         metrics = dict(report.metrics)
-        metrics |= {f"lr/{name}": rate for name, rate in zip(self.names, report.rates, strict=True)}
-        metrics |= {f"trainable/{name}": float(n) for name, n in zip(self.names, report.trainable, strict=True)}
-        metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(self.names, report.gradients, strict=True)}
+        if report.phase_end or report.epoch == report.phase_start:
+            metrics |= {f"trainable/{name}": float(n) for name, n in zip(self.names, report.trainable, strict=True)}
+        for name, rate, size, norm in zip(self.names, report.rates, report.trainable, report.gradients, strict=True):
+            if size:
+                metrics |= {f"lr/{name}": rate, f"gradient_norm/{name}": norm}
         self.run.log_metrics(metrics, step=report.epoch)
 
 
@@ -227,7 +227,7 @@ def log_outcome(
     items = task.items(data)
     # Validation was predicted in each epoch; without figures, what is left is the last one's, whichever is kept.
     if items and (items.split == "test" or config.tracking.figures or epoch == len(plan.history) - 1):
-        run.log_text(items.text(), items.path)
+        run.log_at_end(items.text(), items.path)
     if config.tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")
         curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}

@@ -227,7 +227,7 @@ def _open_parent(
         parent=parent,
         run_id=run_id,
     )
-    if not opened.resumed:
+    if not opened.begun:
         opened.log_text(loaded.recorded, _CONFIG)
         collect(sys.argv).log(opened)
     return opened

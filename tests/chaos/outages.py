@@ -23,7 +23,7 @@ def tracking_away(around: Surroundings, moments: int) -> Outcome:
     with mlflow_server(folder, template=around.tables) as server, relay(server.port) as between:
         settings = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{between.port}", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
         while found.injected < moments:
-            project = around.project(database=folder / "server.db", environment=settings)
+            project = around.project(database=folder / "server.db", artifacts=folder / "served", environment=settings)
             name = f"s{found.injected}"  # one server, one study after another
             project.sweep(trials=TRIALS, name=name)
             command = project.start("sweep", "s.yaml")

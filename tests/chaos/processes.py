@@ -209,6 +209,7 @@ def kill_a_run(around: Surroundings, moments: int) -> Outcome:
         for run in complete[-1:]:
             same = all(run.points.get(key) == value for key, value in expected.points.items() if "val/" in key)
             found += expect(same, "the run came to something else than the unbroken one")
+            found += expect(not run.lacks(), f"no record of {', '.join(run.lacks())}")
         found += expect(bool(complete), "no run has finished") + _clean(project)
     return found
 

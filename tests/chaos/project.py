@@ -17,9 +17,12 @@ import yaml
 from tests.chaos.outcome import Outcome
 from tests.nursery import Command, Ended, Nursery
 from tests.toy import toy_text
+from tlresearch.tracking.records import COMPUTATION, CONFIG, DATA_FILES, ENVIRONMENT
 
 EPOCHS = 3
 METRIC = "val/accuracy"
+LINEAGE_TAGS = ("tlresearch.data", "tlresearch.weights", "tlresearch.version", "resolved.trainer.precision")
+LINEAGE_FILES = (CONFIG, DATA_FILES, ENVIRONMENT, COMPUTATION)
 SETTLED = "{precision: 32-true, memory_format: contiguous}"  # nothing is timed: results agree to the bit
 
 
@@ -31,6 +34,7 @@ class Recorded:
         run_id: Its id; `status`: its status; `name`: its name; `parent`: the run it is nested in.
         tags: Its tags; `params`: its params.
         points: Every stored value of each metric as ``(step, value)``.
+        files: Paths of its artifacts.
     """
 
     run_id: str
@@ -40,6 +44,11 @@ class Recorded:
     tags: dict[str, str]
     params: dict[str, str]
     points: dict[str, list[tuple[int, float]]]
+    files: frozenset[str] = frozenset()
+
+    def lacks(self) -> list[str]:
+        """What every run that has ended well records of where it comes from, and this one does not."""
+        return sorted({*LINEAGE_TAGS} - {*self.tags}) + sorted({*LINEAGE_FILES} - self.files)
 
 
 class Project:
@@ -49,7 +58,7 @@ class Project:
         folder: Where; it must not exist.
         tables: An MLflow database without runs, which is copied.
         nursery: Where commands are started.
-        database: The SQLite file of MLflow's store, where it is not the home's.
+        database: The SQLite file of MLflow's store, where it is not the home's; `artifacts`: the folder of its files.
         storage: Where Optuna's study is, if not in the home.
         environment: Variables of its commands.
         sections: Sections of the experiment that are replaced.
@@ -62,6 +71,7 @@ class Project:
         nursery: Nursery,
         *,
         database: Path | None = None,
+        artifacts: Path | None = None,
         storage: str = "",
         environment: Mapping[str, str] | None = None,
         **sections: str,
@@ -71,6 +81,7 @@ class Project:
         self.nursery = nursery
         self.home.mkdir(parents=True)
         self.database = database or self.home / "mlflow.db"
+        self.artifacts = artifacts or self.home / "artifacts"
         self.storage = storage or f"sqlite:///{self.home / 'optuna.db'}"
         self.environment = dict(environment or {})
         shutil.copy(tables, self.home / "mlflow.db")
@@ -110,10 +121,16 @@ class Project:
                     tags,
                     dict(database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,))),
                     _points(database, run_id),
+                    self._artifacts(run_id),
                 )
                 for run_id, name, status in found.fetchall()
                 for tags in [dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)))]
             ]
+
+    def _artifacts(self, run_id: str) -> frozenset[str]:
+        for folder in self.artifacts.glob(f"*/{run_id}/artifacts"):
+            return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return frozenset()
 
     def trials(self, study: str) -> list[Any]:
         """The trials of a study as Optuna has them."""
@@ -229,6 +246,7 @@ def _differences(trial: Any, own: list[Recorded], state: str, value: float | Non
         if recorded is None or (str(given) != recorded and float(recorded) != given):
             wrong.append(f"{key} is {given}, but {recorded} in MLflow")
     if state == "COMPLETE":
+        wrong += [f"has no record of {what}" for what in run.lacks()]
         curve = run.points.get(METRIC, [])
         if [step for step, _ in curve] != list(range(epochs)):
             wrong.append(f"has points of epochs {[step for step, _ in curve]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from optuna.trial import TrialState
 from tests.chaos.disk import mountable
 from tests.chaos.faults import FAULTS
 from tests.chaos.outcome import Outcome, Row, table
-from tests.chaos.project import METRIC, Recorded, audit, finished, still_there
+from tests.chaos.project import LINEAGE_FILES, LINEAGE_TAGS, METRIC, Recorded, audit, finished, still_there
 from tests.chaos.surroundings import Surroundings
 from tests.nursery import Nursery
 
@@ -51,9 +52,8 @@ def a_trial(number: int = 0, state: str = "COMPLETE", value: float = 0.5, **attr
 def a_run(number: int = 0, status: str = "FINISHED", value: float = 0.5, epochs: int = 3) -> Recorded:
     curve = [(epoch, value) for epoch in range(epochs)]
     params = {"optimizer.lr": str(0.1 + number)}
-    return Recorded(
-        f"{number:032x}", f"{number}", status, "p", {"tlresearch.trial": str(number)}, params, {METRIC: curve}
-    )
+    tags = {"tlresearch.trial": str(number), **dict.fromkeys(LINEAGE_TAGS, "known")}
+    return Recorded(f"{number:032x}", f"{number}", status, "p", tags, params, {METRIC: curve}, frozenset(LINEAGE_FILES))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,14 @@ def test_a_point_that_is_stored_twice_is_found() -> None:
     run = a_run()
     run.points["train/loss"] = [(0, 1.0), (1, 0.5), (1, 0.5)]
     assert audit([a_trial()], [run], 1).duplicated == 1
+
+
+@pytest.mark.parametrize("lacks", [*LINEAGE_TAGS, *LINEAGE_FILES])
+def test_a_run_that_does_not_say_where_it_comes_from_is_found(lacks: str) -> None:
+    run = a_run()
+    run.tags.pop(lacks, None)
+    run = replace(run, files=run.files - {lacks})
+    assert audit([a_trial()], [run], 1).lost == 1
 
 
 def test_a_finished_trial_that_changes_is_lost() -> None:

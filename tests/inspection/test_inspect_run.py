@@ -52,7 +52,7 @@ def test_what_fine_tuning_did_is_shown_and_added_to_the_run(recorded: Recorded) 
     gradients = store.client.get_metric_history(recorded.run, "gradient_norm/block1")
     assert len(gradients) == 3
     assert all(point.value > 0 for point in gradients)
-    assert kept["stages"][0]["gradients"] == pytest.approx([point.value for point in gradients])
+    assert kept["stages"][0]["gradients"] == [[point.step, pytest.approx(point.value)] for point in gradients]
 
     run = store.client.get_run(recorded.run)
     assert run.info.end_time == ended
@@ -155,7 +155,7 @@ def test_images_beside_their_heat(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn(tmp_path: Path) -> None:
-    rows = [StageChange(f"s{n}", 10, n > 0, 0.1 * n, math.nan, 1 - 0.2 * n, (0.5, 0.1)) for n in range(3)]
+    rows = [StageChange(f"s{n}", 10, n > 0, 0.1 * n, math.nan, 1 - 0.2 * n, ((0, 0.5), (1, 0.1))) for n in range(3)]
     assert len(stages_figure(rows).axes) == 3  # nothing to show of the statistics
     place = tmp_path / "plan.png"
     console = Console(file=io.StringIO())

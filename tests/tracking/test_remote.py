@@ -17,6 +17,7 @@ import pytest
 
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
+from tlresearch.tracking.manifest import damaged, read_manifest, read_text
 from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.store import connect
@@ -29,6 +30,7 @@ def record(run: TrackedRun) -> None:
         for epoch in range(3):
             run.log_metrics({"val/accuracy": epoch / 3}, epoch)
         run.log_text("text", "folder/file.txt")
+        run.log_at_end("text", "folder/last.txt")
         run.set_tags({"c": "d"})
 
 
@@ -48,7 +50,9 @@ def test_the_record_is_that_of_a_run_written_here() -> None:
     assert {"a": "b", "c": "d"}.items() <= other.data.tags.items()
     history = [(p.step, p.value) for p in client.get_metric_history(run_id, "val/accuracy")]
     assert history == [(epoch, epoch / 3) for epoch in range(3)]
-    assert [item.path for item in client.list_artifacts(run_id, "folder")] == ["folder/file.txt"]
+    for one in (here.run_id, run_id):
+        assert [item.path for item in client.list_artifacts(one, "folder")] == ["folder/file.txt", "folder/last.txt"]
+        assert not damaged(connect(), client.get_run(one), read_manifest(connect(), one))  # type: ignore[arg-type]
     assert run_id in url
 
 
@@ -71,6 +75,8 @@ def test_a_run_that_has_ended_outlives_its_writer_though_the_store_has_not_answe
         other.execute("BEGIN EXCLUSIVE")  # nobody else reads or writes
         run.log_metrics({"val/accuracy": 0.5}, 0)
         run.set_tags({"c": "d"})
+        run.log_text("text", "early.txt")
+        run.log_at_end("text", "last.txt")
         run.close()
         for child in psutil.Process().children():
             child.kill()
@@ -81,6 +87,7 @@ def test_a_run_that_has_ended_outlives_its_writer_though_the_store_has_not_answe
     with open_run(TrackingConfig(system_metrics=False), name="next", **ABOUT):  # type: ignore[arg-type]
         found = client.get_run(run_id)
     assert (found.info.status, found.data.metrics, found.data.tags["c"]) == ("FINISHED", {"val/accuracy": 0.5}, "d")
+    assert [read_text(connect(), run_id, path) for path in ("early.txt", "last.txt")] == ["text", "text"]
     assert not list((tmp_path / "home" / "undelivered").iterdir())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -147,6 +149,11 @@ class Fingerprint:
 
     digest: str
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def listing(self) -> str:
+        """The `files` as JSON, which every trial of a sweep records."""
+        return json.dumps(dict(self.files), indent=2)
 
 
 @dataclass(frozen=True)

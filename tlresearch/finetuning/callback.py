@@ -56,7 +56,7 @@ class EpochReport:
     Attributes:
         epoch: Number of the epoch that ended, 0 first.
         metrics: Its metrics, such as ``val/accuracy``.
-        phase: The phase it belonged to.
+        phase: The phase it belonged to; `phase_start`: that phase's first epoch.
         rates: Rate of each stage and, last, the head at the epoch's end; 0 where frozen.
         trainable: Trained parameters of each stage and, last, the head.
         phase_end: Why the phase ended with this epoch; empty if it goes on.
@@ -67,6 +67,7 @@ class EpochReport:
     epoch: int
     metrics: Metrics
     phase: Phase
+    phase_start: int
     rates: tuple[float, ...]
     trainable: tuple[int, ...]
     phase_end: str
@@ -210,7 +211,7 @@ class FreezeScheduleCallback(L.Callback):
         if here.phase != before.phase:
             self._leave_phase(task, phase, here)
         reason = here.reason if here.phase != before.phase else ""
-        report = EpochReport(epoch, metrics, phase, rates, trainable, reason, self._gradients)
+        report = EpochReport(epoch, metrics, phase, before.starts[-1], rates, trainable, reason, self._gradients)
         self._tell(trainer, report)
         if self.finished:
             if here.phase < len(self.schedule.phases) - 1:

@@ -81,28 +81,27 @@ def as_table(name: str, changes: Sequence[StageChange]) -> Table:
     for column in ("parameters", "moved", "statistics", "CKA", "gradient"):
         table.add_column(column, justify="right")
     for place, one in enumerate(changes):
-        trained = [norm for norm in one.gradients if norm > 0]
-        gradients = f"{trained[0]:.2g} -> {trained[-1]:.2g}" if trained else "-" if one.gradients else "not logged"
+        norms = [norm for _, norm in one.gradients]
         table.add_row(
             str(place),
             one.name if one.loaded else f"{one.name} (random)",
             f"{one.parameters:,}",
             *("" if math.isnan(number) else f"{number:.4f}" for number in (one.moved, one.statistics, one.similarity)),
-            gradients,
+            f"{norms[0]:.2g} -> {norms[-1]:.2g}" if norms else "-",
         )
     return table
 
 
 def stages_figure(changes: Sequence[StageChange]) -> Figure:
     """How far each stage moved, how its output changed, and its gradient over the epochs."""
-    logged = any(norm > 0 for one in changes for norm in one.gradients)
+    trained = any(norm > 0 for one in changes for _, norm in one.gradients)
     bars = [
         ("Weights: relative change", [one.moved for one in changes], figures.COLOURS[0]),
         ("Norm statistics: relative change", [one.statistics for one in changes], figures.COLOURS[2]),
         ("Output: 1 - CKA", [1 - one.similarity for one in changes], figures.COLOURS[1]),
     ]
     bars = [bar for bar in bars if not all(map(math.isnan, bar[1]))]
-    panels = len(bars) + logged
+    panels = len(bars) + trained
     figure = figures.new_figure(4.0 * panels, max(2.8, 1.6 + 0.3 * len(changes)))
     names = [one.name for one in changes]
     rows = range(len(changes))
@@ -117,14 +116,14 @@ def stages_figure(changes: Sequence[StageChange]) -> Figure:
         axes.locator_params(axis="x", nbins=4)
         axes.grid(color="#EEEEEE", axis="x")
         axes.set_axisbelow(True)
-    if logged:
+    if trained:
         from matplotlib import colormaps
 
         axes = figure.add_subplot(1, panels, panels)
         figures.style(axes, title="Gradient norm, last step of the epoch", x="epoch")
         colours = colormaps["viridis"]
         for number, one in enumerate(changes):
-            points = [(epoch, value) for epoch, value in enumerate(one.gradients) if value > 0]
+            points = [(epoch, norm) for epoch, norm in one.gradients if norm > 0]
             if points:
                 shade = colours(number / max(1, len(changes) - 1))
                 axes.plot(*zip(*points, strict=True), color=shade, marker="o", markersize=3, label=one.name)

@@ -49,7 +49,7 @@ class StageChange:
         moved: ``‖w - w0‖ / ‖w0‖`` over its parameters; NaN if it has none.
         statistics: The same over its buffers, such as the running statistics of batch norm; NaN if it has none.
         similarity: CKA of its output before and after fine-tuning, 1 where nothing changed.
-        gradients: Norm of its gradient in the last step of each epoch, as logged while the run trained.
+        gradients: Each epoch that trained it, and the norm of its gradient in the last step, as logged then.
     """
 
     name: str
@@ -58,7 +58,7 @@ class StageChange:
     moved: float
     statistics: float
     similarity: float
-    gradients: tuple[float, ...]
+    gradients: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def stage_changes(store: Store, run: Run, finished: Finished, samples: int = SAM
                 moved=relative_change(stage.parameters(), after.stages[number].parameters()),
                 statistics=relative_change(_statistics(stage), _statistics(after.stages[number])),
                 similarity=similar[number],
-                gradients=tuple(point.value for point in sorted(history, key=lambda point: point.step)),
+                gradients=tuple(sorted((point.step, point.value) for point in history)),
             )
         )
     return changes

@@ -236,7 +236,7 @@ class _Reproducer:
             run_id=found[0].info.run_id if found else None,
         )
         self._run = self._opened.enter_context(run)
-        if not run.resumed:
+        if not run.begun:
             collect(sys.argv).log(run)
         return run
 

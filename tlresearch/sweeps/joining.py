@@ -151,6 +151,7 @@ def _open_parent(plan: Plan, study: Study) -> TrackedRun:
     )
     if run_id is None:
         study.set_user_attr(RUN_ID, parent.run_id)
+    if not parent.begun:
         save_view(
             parent.store,
             parent.experiment_id,

@@ -19,6 +19,7 @@ from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import suggest
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
+from tlresearch.devices.memory import lasting_objects_spared
 from tlresearch.errors import ConfigError, RunFailedError, UserError
 from tlresearch.experiment import RunResult, Trial, discard, fit
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
@@ -84,6 +85,7 @@ class Worker:
         studies.give_back(self.study, self.identity)
         return studies.standing(self.study.get_trials(deepcopy=False), self.config.trials)
 
+    @lasting_objects_spared()
     def run_all(self, *, wait: bool = True, leave: Callable[[], bool] = lambda: False) -> None:
         """Runs trials until the study has its total.
 

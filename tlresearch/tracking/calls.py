@@ -211,6 +211,10 @@ def _file(store: Store, target: Target, call: Call, again: bool) -> None:
         store.client.log_artifact(_known(target), str(call.file), place or None)
 
 
+def _text(store: Store, target: Target, call: Call, again: bool) -> None:
+    store.client.log_text(_known(target), call.about["text"], call.about["path"])
+
+
 def _dataset(store: Store, target: Target, call: Call, again: bool) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -263,6 +267,7 @@ CALLS: Mapping[str, Callable[[Store, Target, Call, bool], None]] = {
     "count": _count,
     "metrics": _metrics,
     "file": _file,
+    "text": _text,
     "dataset": _dataset,
     "rename": _rename,
     "model": _model,

@@ -8,7 +8,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,35 +20,118 @@ from tlresearch.tracking.redact import protect_output
 from tlresearch.tracking.remote import Message, Opened
 from tlresearch.tracking.run import TrackedRun, open_run
 
+QUIET = 0.5  # seconds without a message after which nobody is taken to be in a hurry
+
+
+class Desk:
+    """Does what comes through a socket: what somebody waits for at once, the rest while the network is trained.
+
+    The network needs the memory and its caches for itself while a trial is set up: what is written to MLflow then costs
+    the trial a third of its time. It costs nothing while a small head is trained.
+
+    Args:
+        connection: The socket.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._runs: dict[int, TrackedRun] = {}
+        self._failed: set[int] = set()
+        self._received: deque[Message] = deque()
+        self._later: deque[tuple[int, Callable[[], object]]] = deque()
+        self._training = False  # the run that was opened last has given metrics
+
+    def take(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any], wanted: bool) -> None:
+        """Takes a message."""
+        if method == "warm":
+            _load_mlflow()
+        elif method == "open":
+            self._training = False
+            self._try(number, partial(self._open, number, arguments, named))
+        elif method == "close":
+            self._training = False
+            self._try(number, partial(self._close, number, arguments))
+        elif wanted:
+            self.catch_up(number)
+            self._try(number, partial(self._answer, number, method, arguments, named))
+        elif method == "log_metrics":  # which have a thread of their own
+            self._training = True
+            self._try(number, partial(self._call, number, method, arguments, named))
+        else:
+            self._later.append((number, partial(self._call, number, method, arguments, named)))
+
+    def catch_up(self, number: int | None = None) -> None:
+        """Does what was put off, of one run or of all."""
+        if number is None:
+            while self._later:
+                self._do_next()
+            return
+        mine = [work for owner, work in self._later if owner == number]
+        self._later = deque(item for item in self._later if item[0] != number)
+        for work in mine:
+            self._try(number, work)
+
+    def next(self) -> Message | None:
+        """Waits for a message, and meanwhile does what was put off; ``None`` if no more will come."""
+        while not self._received:
+            while self._later and not self._connection.poll(0.0 if self._training else QUIET):
+                self._do_next()
+            try:
+                messages: list[Message] | None = self._connection.recv()
+            except (EOFError, OSError):
+                return None
+            if messages is None:
+                return None
+            self._received.extend(messages)
+        return self._received.popleft()
+
+    def leave(self) -> None:
+        """Ends the runs that are still open: their process was killed."""
+        self.catch_up()
+        for run in self._runs.values():
+            run.close("KILLED")
+
+    def _do_next(self) -> None:
+        number, work = self._later.popleft()
+        self._try(number, work)
+
+    def _try(self, number: int, work: Callable[[], object]) -> None:
+        if number in self._failed:
+            return
+        try:
+            work()
+        except UserError as error:
+            self._failed.add(number)
+            self._reply("error", str(error))
+
+    def _open(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        run = self._runs[number] = open_run(*arguments, **named)
+        self._reply(("opened", number), Opened(run.run_id, run.experiment_id, run.url))
+
+    def _answer(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._reply(("answer", number, method), self._call(number, method, arguments, named))
+
+    def _close(self, number: int, arguments: tuple[Any, ...]) -> None:
+        """Puts all that is left of a run on disk, and the rest off: who waits for the end does not wait for MLflow."""
+        self._runs[number].outbox.keep_back()
+        self.catch_up(number)
+        self._later.append((number, self._runs.pop(number).close_by_disk(*arguments)))
+        self._reply(("answer", number, "close"), None)
+
+    def _call(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return getattr(self._runs[number], method)(*arguments, **named)
+
+    def _reply(self, key: Any, value: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more, but what was said before is still written
+            self._connection.send((key, value))
+
 
 def serve(connection: Connection) -> None:
     """Does what it is told until the other side is done, or gone: then the runs still open were killed."""
-    runs: dict[int, TrackedRun] = {}
-    failed: set[int] = set()
-    for number, method, arguments, named, wanted in _messages(connection):
-        if number in failed:
-            continue
-        try:
-            if method == "warm":
-                _load_mlflow()
-                continue
-            if method == "open":
-                run = runs[number] = open_run(*arguments, **named)
-                _reply(connection, ("opened", number), Opened(run.run_id, run.experiment_id, run.url))
-                continue
-            if method == "close":  # whoever waits for it goes on as soon as the disk has it
-                kept = partial(_reply, connection, ("answer", number, "close"), None)
-                status, tags = arguments
-                runs.pop(number).close_by_disk(status, tags, kept)
-                continue
-            answer = getattr(runs[number], method)(*arguments, **named)
-            if wanted:
-                _reply(connection, ("answer", number, method), answer)
-        except UserError as error:
-            failed.add(number)
-            _reply(connection, "error", str(error))
-    for run in runs.values():
-        run.close("KILLED")
+    desk = Desk(connection)
+    while (message := desk.next()) is not None:
+        desk.take(*message)
+    desk.leave()
     finish_all()
 
 
@@ -55,22 +139,6 @@ def _load_mlflow() -> None:
     """What opening the first run would wait for."""
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
-
-
-def _reply(connection: Connection, key: Any, value: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more, but what was said before is still written
-        connection.send((key, value))
-
-
-def _messages(connection: Connection) -> Iterator[Message]:
-    while True:
-        try:
-            message: Message | None = connection.recv()
-        except (EOFError, OSError):
-            return
-        if message is None:
-            return
-        yield message
 
 
 def main(arguments: list[str]) -> Any:

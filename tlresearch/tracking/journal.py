@@ -1,7 +1,8 @@
 """Calls that MLflow has not taken yet, on disk, in order: one folder per run under ``undelivered``.
 
-``calls.jsonl`` only grows, a line per call, each on disk before the next thing happens; ``files`` holds copies of the
-files they store; ``state.json`` says of which run they are and how many were delivered, and is replaced in one step.
+``calls.jsonl`` only grows: a line that says of which run they are, then a line per call, each on disk before the next
+thing happens. ``files`` holds copies of the files they store. ``progress.json``, replaced in one step, says how many
+were delivered; it is written once a second, since a call may be made twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from tlresearch.config.paths import home
 from tlresearch.tracking.calls import Call, Target, perform
 from tlresearch.tracking.store import Store
 
-_STATE = "state.json"
 _CALLS = "calls.jsonl"
+_PROGRESS = "progress.json"
+_PACE = 1.0  # seconds between two writes of the progress
 
 
 def folder() -> Path:
@@ -30,13 +32,12 @@ def folder() -> Path:
     return home() / "undelivered"
 
 
+@dataclass
 class Journal:
     """The calls of one run that wait.
 
-    Args:
-        path: Its folder; the run's id is its name.
-
     Attributes:
+        path: Its folder; the run's id is its name.
         store: Address of the store without credentials.
         name: Name of the run.
         began: When the first call had to wait, in seconds since 1970.
@@ -44,38 +45,52 @@ class Journal:
         delivered: How many calls have been delivered.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        state = json.loads((path / _STATE).read_text())
-        self.store: str = state["store"]
-        self.name: str = state["name"]
-        self.began: float = state["began"]
-        self.delivered: int = state["delivered"]
-        self.target = Target(**state["target"])
-        # What this process does not know it has to ask the store for.
-        self.target.resumed, self.target.params = True, None
-        # The last line may be half a one: its process was killed, or is writing it now.
-        self._lines = (path / _CALLS).read_text().split("\n")[:-1]
+    path: Path
+    store: str
+    name: str
+    began: float
+    target: Target
+    delivered: int = 0
+    _lines: list[str] = field(default_factory=list)
+    _head: str = ""  # the first line, until it is on disk
 
     @classmethod
     def begin(cls, store: Store, target: Target, name: str) -> Journal:
-        """Makes the journal of a run; the caller owns the run."""
-        path = folder() / target.id
-        path.mkdir(parents=True, exist_ok=True)
-        (path / _CALLS).write_text("")
-        _write_state(path, store=store.label, name=name, began=time.time(), delivered=0, target=target)
-        journal = cls(path)
-        journal.target = target
+        """Makes the journal of a run, on disk with its first call; the caller owns the run."""
+        journal = cls(folder() / target.id, store.label, name, time.time(), target)
+        shutil.rmtree(journal.path, ignore_errors=True)  # a kill may have left one that never began
+        journal.path.mkdir(parents=True)
+        about = {"store": store.label, "name": name, "began": journal.began, "target": _known(target)}
+        journal._head = f"{json.dumps(about)}\n"
         return journal
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """Reads what another process has left, or is writing.
+
+        Raises:
+            FileNotFoundError: If there is none, or one that never began.
+        """
+        # The last line may be half a one: its process was killed, or is writing it now.
+        head, *lines = (path / _CALLS).read_text().split("\n")[:-1] or [""]
+        if not lines:
+            raise FileNotFoundError(path / _CALLS)
+        about = json.loads(head)
+        with contextlib.suppress(FileNotFoundError):
+            about |= json.loads((path / _PROGRESS).read_text())
+        # What this process does not know it has to ask the store for.
+        about["target"] = Target(**about["target"], resumed=True, params=None)
+        return cls(path, **about, _lines=lines)
 
     @classmethod
     def left(cls, run_id: str) -> Journal | None:
         """The journal that an earlier process left of a run, to be gone on with; the caller owns the run."""
-        path = folder() / run_id
-        if not (path / _STATE).exists():
+        try:
+            journal = cls.read(folder() / run_id)
+        except FileNotFoundError:
             return None
-        journal = cls(path)
-        os.truncate(path / _CALLS, sum(len(line.encode()) + 1 for line in journal._lines))
+        with (journal.path / _CALLS).open("rb+") as file:
+            file.truncate(file.read().rindex(b"\n") + 1)
         return journal
 
     @property
@@ -90,15 +105,18 @@ class Journal:
             OSError: If the disk does not take them; the journal is then as it was.
         """
         lines = [self._line(call, len(self._lines) + number) for number, call in enumerate(calls)]
-        size = (self.path / _CALLS).stat().st_size
+        path = self.path / _CALLS
+        size = 0 if self._head else path.stat().st_size
         try:
-            with (self.path / _CALLS).open("a") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            with path.open("a") as file:
+                file.writelines([self._head, *(f"{line}\n" for line in lines)])
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            os.truncate(self.path / _CALLS, size)  # half a line would spoil the next one
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(path, size)  # half a line would spoil the next one
             raise
+        self._head = ""
         self._lines += lines
 
     def _line(self, call: Call, number: int) -> str:
@@ -124,23 +142,34 @@ class Journal:
         return [self._call(line) for line in self._lines[self.delivered :]]
 
     def deliver(self, store: Store) -> None:
-        """Makes the calls in order, each once: what another process has delivered up to its death is not repeated.
+        """Makes the calls in order; what another process delivered in the second before its death is made again.
 
         Raises:
             StoreAwayError: If the store cannot be used now; the calls that are left stay.
             TrackingError: If it refuses a call; this one and those behind it stay.
         """
-        for call in self.waiting():
-            perform(store, self.target, call, again=True)
-            self.delivered += 1
-            _write_state(
-                self.path,
-                store=self.store,
-                name=self.name,
-                began=self.began,
-                delivered=self.delivered,
-                target=self.target,
-            )
+        done: list[Call] = []
+        noted = time.monotonic()
+        try:
+            for call in self.waiting():
+                perform(store, self.target, call, again=True)
+                self.delivered += 1
+                done.append(call)
+                if time.monotonic() - noted > _PACE:
+                    self._note(done)
+                    done, noted = [], time.monotonic()
+        except Exception:
+            self._note(done)
+            raise
+
+    def _note(self, done: list[Call]) -> None:
+        scratch = self.path / f"{_PROGRESS}.new"
+        with scratch.open("w") as file:
+            file.write(json.dumps({"delivered": self.delivered, "target": _known(self.target)}))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self.path / _PROGRESS)
+        for call in done:
             if call.file is not None:
                 shutil.rmtree(call.file.parent, ignore_errors=True)
 
@@ -150,13 +179,13 @@ class Journal:
         for call in self.waiting_now():
             found["calls"] += 1
             found["points"] += len(call.about.get("points", ()))
-            found["files"] += call.file is not None
+            found["files"] += call.file is not None or call.what == "text"
         return found
 
     def remove(self) -> None:
         """Removes the folder; everything has been delivered."""
-        # The state goes first: without it a folder is no journal, whenever the process is killed.
-        (self.path / _STATE).unlink(missing_ok=True)
+        # The calls go first: without them a folder is no journal, whenever the process is killed.
+        (self.path / _CALLS).unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _call(self, line: str) -> Call:
@@ -168,18 +197,13 @@ class Journal:
 def journals(label: str | None = None) -> list[Journal]:
     """All journals, those that began first in front; only those of one store, if it is named."""
     found = []
-    for path in folder().glob(f"*/{_STATE}") if folder().is_dir() else ():
+    for path in folder().glob(f"*/{_CALLS}") if folder().is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # delivered this moment
-            found.append(Journal(path.parent))
+            found.append(Journal.read(path.parent))
     return sorted((one for one in found if label in (None, one.store)), key=lambda one: (one.began, one.path.name))
 
 
-def _write_state(path: Path, *, target: Target, **rest: Any) -> None:
-    known = asdict(target)
-    del known["steps"], known["params"]
-    scratch = path / f"{_STATE}.new"
-    with scratch.open("w") as file:
-        json.dump({**rest, "target": known}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path / _STATE)
+def _known(target: Target) -> dict[str, Any]:
+    """What the next process is told of a run; the rest it has to ask the store for."""
+    told = ("local_id", "run_id", "experiment_id", "tags", "models")
+    return {key: value for key, value in asdict(target).items() if key in told}

@@ -37,6 +37,10 @@ class Manifest:
         """Takes a file that is stored as `place`, or a folder whose content is stored below `place`."""
         self.files |= hashes(source, place)
 
+    def add_text(self, text: str, place: str) -> None:
+        """Takes text that is stored as `place`."""
+        self.files[place] = hashlib.sha256(text.encode()).hexdigest()
+
     def add_model(self, model_id: str, folder: Path) -> None:
         """Takes the folder of a logged model."""
         self.models[model_id] = hashes(folder, "")

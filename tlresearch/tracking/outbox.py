@@ -42,6 +42,7 @@ class Outbox:
         self._store, self._name = store, name
         self._courier = courier(store)
         self._journal = journal
+        self._kept_back: list[Call] | None = None
         self._gate = threading.Lock()  # of the journal
         self._pending: list[Point] = []
         self._spilled = 0  # how often what was pending went to the journal
@@ -75,6 +76,9 @@ class Outbox:
             TrackingError: If the store refuses it.
             StoreAwayError: If the store is away and the call must not wait.
         """
+        if self._kept_back is not None and patient:
+            self._kept_back.append(call)
+            return
         if patient and (self.waiting or self._courier.away):
             self._keep(call)
             return
@@ -84,6 +88,10 @@ class Outbox:
             if not patient:
                 raise
             self._keep(call, str(error))
+
+    def keep_back(self) -> None:
+        """Has `close_by_disk` put on disk what comes from now on: who is about to call it does not wait for the store."""
+        self._kept_back = []
 
     def _keep(self, call: Call, reason: str = "") -> None:
         try:
@@ -95,9 +103,9 @@ class Outbox:
 
     def _put_on_disk(self, *calls: Call) -> None:
         with self._gate:
-            if self._journal is None:
-                self._journal = Journal.begin(self._store, self.target, self._name)
-            self._journal.append(*calls)
+            journal = self._journal or Journal.begin(self._store, self.target, self._name)
+            journal.append(*calls)
+            self._journal = journal
 
     def deliver(self) -> bool:
         """Delivers what is on disk; the courier calls it.
@@ -168,52 +176,68 @@ class Outbox:
         self._spill(f"MLflow store {self._store.label} is slow to answer")
         return self._refused is None
 
-    def close(self, last: Sequence[Call], kept: Callable[[], None] | None = None) -> None:
+    def close(self, last: Sequence[Call]) -> None:
         """Writes what waits, then the end of the run, and ends the thread.
 
         Args:
             last: The last calls, the run's end behind the others.
-            kept: Called as soon as no kill can lose any of it. All is put on disk before it is delivered then, which
-                takes a millisecond instead of the store's hundred.
 
         Raises:
             TrackingError: If the store refused something.
         """
+        self._end_thread()
+        try:
+            self._send()
+            for call in last:
+                self.do(call)
+            if self._refused is not None:
+                raise self._refused
+        finally:
+            self._release_at_end()
+
+    def close_by_disk(self, last: Sequence[Call]) -> Callable[[], None]:
+        """Closes by way of the disk: when this returns, a millisecond later, no kill can lose any of it.
+
+        Args:
+            last: The last calls, the run's end behind the others.
+
+        Returns:
+            What brings it from the disk to the store; to be called once, at leisure.
+
+        Raises:
+            TrackingError: If the disk does not take it, and the store refuses something.
+        """
+        self._end_thread()
+        first, self._kept_back = self._kept_back or [], None
+        try:
+            self._put_on_disk(*first, *([_metrics(self._pending)] if self._pending else []), *last)
+        except OSError:  # full: the store may have room
+            self.close([*first, *last])
+            return lambda: None
+        return self._deliver_end
+
+    def _deliver_end(self) -> None:
+        try:
+            if self._courier.away:
+                self._courier.take(self)
+            else:
+                self._deliver()
+        except StoreAwayError as error:
+            self._courier.take(self, str(error))
+        finally:
+            self._release_at_end()
+
+    def _end_thread(self) -> None:
         with self._wake:
             self._stop = True
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join()
-        try:
-            if kept is not None:
-                self._close_by_disk(last, kept)
-            else:
-                self._close_by_store(last)
-        finally:
-            with self._gate:
-                self._closed = True
-                self._release()
 
-    def _close_by_store(self, last: Sequence[Call]) -> None:
-        self._send()
-        for call in last:
-            self.do(call)
-        if self._refused is not None:
-            raise self._refused
-
-    def _close_by_disk(self, last: Sequence[Call], kept: Callable[[], None]) -> None:
-        try:
-            self._put_on_disk(*([_metrics(self._pending)] if self._pending else []), *last)
-        except OSError:  # full: the store may have room
-            self._close_by_store(last)
-        kept()
-        if self._courier.away:
-            self._courier.take(self)
-            return
-        try:
-            self._deliver()
-        except StoreAwayError as error:
-            self._courier.take(self, str(error))
+    def _release_at_end(self) -> None:
+        with self._gate:
+            self._closed = True
+            self._release()
 
     def _work(self) -> None:
         while not self._stop:

@@ -36,6 +36,8 @@ PACKAGES = (
     "transformers",
 )
 """Packages that a number can depend on."""
+VERSION = "tlresearch.version"
+"""Tag that comes last of what a run begins with: see `Provenance.log`."""
 _LONGEST_DIFF = 4_000_000  # characters
 _TIMEOUT = 10  # seconds; a repository on a slow network disk must not hold up a training
 
@@ -102,7 +104,7 @@ class Provenance:
             "mlflow.source.name": self.command or "tlresearch",
             "mlflow.source.type": "LOCAL",
             "tlresearch.hardware": ", ".join(self.hardware.gpus) or self.hardware.processor,
-            "tlresearch.version": self.packages.get("tlresearch", "unknown"),
+            VERSION: self.packages.get("tlresearch", "unknown"),
         }
         if self.code:
             tags["mlflow.source.git.commit"] = self.code.commit
@@ -118,12 +120,15 @@ class Provenance:
         return record
 
     def log(self, run: TrackedRun) -> None:
-        """Writes tags and the artifacts ``provenance/environment.json`` and ``provenance/diff.patch``."""
-        run.set_tags(self.tags())
+        """Writes the artifacts ``provenance/environment.json`` and ``provenance/diff.patch``, then tags.
+
+        Whoever finds the tags knows that the rest is there: see `TrackedRun.begun`.
+        """
         # Through JSON, so that tuples become lists.
         run.log_dict(json.loads(json.dumps(self.environment())), "provenance/environment.json")
         if self.code and self.code.diff:
             run.log_text(self.code.diff, "provenance/diff.patch")
+        run.set_tags(self.tags())
 
 
 def collect(command_line: Sequence[str] | None = None) -> Provenance:

@@ -30,11 +30,13 @@ class Recording:
 
     Attributes:
         manifest: Hashes of its artifacts.
+        last: What is stored when it ends.
     """
 
     def __init__(self, outbox: Outbox, store: Store) -> None:
         self.outbox, self.store = outbox, store
         self.manifest = Manifest()
+        self.last: list[Call] = []
         self._long_params: dict[str, str] = {}
 
     @property
@@ -81,19 +83,26 @@ class Recording:
 
     def log_text(self, text: str, path: str) -> None:
         """Stores text as an artifact."""
-        self._log_clean(values.clean_yaml(text) if path.endswith(".yaml") else redact(text), path)
+        self.outbox.do(self._text(text, path))
+
+    def log_at_end(self, text: str, path: str) -> None:
+        """Stores text as an artifact when the run ends; whoever waits for its end need not wait for this."""
+        self.last.append(self._text(text, path))
 
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """Stores a mapping as an artifact, as JSON or YAML after the path's suffix."""
         clean = values.clean("", content)
         as_json = path.endswith(".json")
-        self._log_clean(json.dumps(clean, indent=2, default=str) if as_json else yaml.safe_dump(clean), path)
+        self.outbox.do(
+            self._clean_text(json.dumps(clean, indent=2, default=str) if as_json else yaml.safe_dump(clean), path)
+        )
 
-    def _log_clean(self, text: str, path: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / Path(path).name
-            file.write_text(text, encoding="utf-8")
-            self.log_file(file, str(Path(path).parent))
+    def _text(self, text: str, path: str) -> Call:
+        return self._clean_text(values.clean_yaml(text) if path.endswith(".yaml") else redact(text), path)
+
+    def _clean_text(self, text: str, path: str) -> Call:
+        self.manifest.add_text(text, path)
+        return Call("text", {"path": path, "text": text})
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Stores a file, or a folder with all it holds, as artifacts under `folder`."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
 import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,6 +27,8 @@ from tlresearch.tracking.run import Status, TrackedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PACE = 0.05  # seconds between two batches of messages that nobody waits for
 
 Message = tuple[int, str, tuple[Any, ...], dict[str, Any], bool]
 """Number of the run, method, arguments, keyword arguments, and whether an answer is wanted."""
@@ -67,8 +69,9 @@ class RemoteTracker:
         self._opened = False
         self._answers: dict[int, Any] = {}
         self._errors: list[str] = []
-        self._outbox: queue.Queue[Message | None] = queue.Queue()
-        # A slow store fills the socket; the thread waits for it instead of the training.
+        self._waiting: deque[Message] = deque()
+        self._told, self._urgent, self._ended = threading.Event(), threading.Event(), False
+        # A slow store fills the socket: the thread waits for it instead of the training. No Ctrl-C halves a message.
         self._sender = threading.Thread(target=self._send_all, name="tlresearch-outbox", daemon=True)
         self._sender.start()
 
@@ -78,16 +81,21 @@ class RemoteTracker:
             self._start()
         self.raise_errors()
         number, self._opened = next(self._numbers), True
-        self.call(number, "open", config, name=name, run_id=run_id, **about)
-        return RemoteRun(self, number, name, resumed=run_id is not None)
+        params = about.pop("params")
+        self.call(number, "open", config, name=name, run_id=run_id, params={}, **about)
+        self._hurry()  # the run's id is asked for soon, its params are not
+        self.call(number, "log_params", params)
+        return RemoteRun(self, number, name)
 
     def call(self, number: int, method: str, *arguments: Any, **named: Any) -> None:
         """Has a method of a run called, some time soon and in order."""
-        self._outbox.put((number, method, arguments, named, False))
+        self._waiting.append((number, method, arguments, named, False))
+        self._told.set()
 
     def ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Has a method of a run called and waits for what it returns."""
-        self._outbox.put((number, method, arguments, named, True))
+        self._waiting.append((number, method, arguments, named, True))
+        self._hurry()
         return self.answer(("answer", number, method))
 
     def answer(self, key: Any) -> Any:
@@ -123,12 +131,21 @@ class RemoteTracker:
         else:
             self._answers[key] = value
 
+    def _hurry(self) -> None:
+        self._urgent.set()
+        self._told.set()
+
     def _send_all(self) -> None:
-        while (message := self._outbox.get()) is not None:
-            with contextlib.suppress(OSError):  # it has died; whoever waits for an answer is told
-                self._connection.send(message)
-            self._outbox.task_done()
-        self._outbox.task_done()
+        # Many messages at once: each time another thread wants Python's lock, a step of a head is late by a fiftieth.
+        while not self._ended or self._waiting:
+            self._told.wait()
+            self._told.clear()
+            self._urgent.clear()
+            messages = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if messages:
+                with contextlib.suppress(OSError):  # it has died; whoever waits for an answer is told
+                    self._connection.send(messages)
+            self._urgent.wait(PACE)
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +171,8 @@ class RemoteTracker:
             return
         if not self._opened:
             process.kill()  # it was told nothing
-        self._outbox.put(None)
+        self._ended = True
+        self._hurry()
         self._sender.join()
         try:
             self._connection.send(None)
@@ -176,13 +194,12 @@ class RemoteRun(TrackedRun):
         tracker: The tracker.
         number: The run's number there.
         name: Its name.
-        resumed: Whether it is continued.
     """
 
-    def __init__(self, tracker: RemoteTracker, number: int, name: str, *, resumed: bool) -> None:
+    def __init__(self, tracker: RemoteTracker, number: int, name: str) -> None:
         # Not `super().__init__`: store and writer are in the other process.
         self._tracker, self._number = tracker, number
-        self.name, self.resumed = name, resumed
+        self.name = name
         self.description = ""
         self.status = "RUNNING"
         self._pruned = False
@@ -242,6 +259,10 @@ class RemoteRun(TrackedRun):
     def log_text(self, text: str, path: str) -> None:
         """Stores text as an artifact."""
         self._tracker.call(self._number, "log_text", text, path)
+
+    def log_at_end(self, text: str, path: str) -> None:
+        """Stores text as an artifact when the run ends."""
+        self._tracker.call(self._number, "log_at_end", text, path)
 
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """Stores a mapping as an artifact."""

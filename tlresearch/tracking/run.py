@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
@@ -20,6 +20,7 @@ from tlresearch.tracking.left import end_left
 from tlresearch.tracking.outbox import Outbox, as_end
 from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.pending import deliver_left, told
+from tlresearch.tracking.provenance import VERSION
 from tlresearch.tracking.recording import Recording
 from tlresearch.tracking.redact import redact
 from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line, run_url
@@ -117,7 +118,7 @@ def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, 
             owner.release()
             owner = Ownership(found)
         target.local_id = target.run_id = found
-    run = TrackedRun(Outbox(store, target, name, journal), store, name, resumed=True, nested=nested)
+    run = TrackedRun(Outbox(store, target, name, journal), store, name, nested=nested)
     run.hold(owner)
     run.outbox.do(Call("reopen", {"tags": tags}), patient=nested or journal is not None)
     return run
@@ -130,19 +131,17 @@ class TrackedRun(Recording):
         outbox: What writes it.
         store: Where it is written.
         name: Its name.
-        resumed: Whether it was continued.
         nested: Whether it belongs to another run, which waits for the store at its end.
 
     Attributes:
         name: Its name; `description`: Markdown of its page.
-        resumed: Whether it was continued.
         status: ``RUNNING``, or how it ended.
     """
 
-    def __init__(self, outbox: Outbox, store: Store, name: str, *, resumed: bool = False, nested: bool = False) -> None:
+    def __init__(self, outbox: Outbox, store: Store, name: str, *, nested: bool = False) -> None:
         super().__init__(outbox, store)
         self.name = name
-        self.resumed, self.nested = resumed, nested
+        self.nested = nested
         self.description = ""
         self.status: Status | Literal["RUNNING"] = "RUNNING"
         self._system: SystemMetrics | None = None
@@ -153,6 +152,11 @@ class TrackedRun(Recording):
         """Owns the run from now on: it exists, or waits to be made."""
         self.outbox.hold(owner or Ownership(self.run_id))
         _open_runs.add(self)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier process has recorded what the run began with, its provenance last."""
+        return VERSION in self.outbox.target.tags
 
     @property
     def url(self) -> str:
@@ -179,33 +183,51 @@ class TrackedRun(Recording):
         Raises:
             TrackingError: If the store refused something.
         """
-        self._close(status)
+        if self._end(status):
+            try:
+                self.outbox.close([*self.last, as_end(status, self.manifest.files)])
+            finally:
+                self._tell_what_waits()
 
-    def close_by_disk(self, status: Status, tags: Mapping[str, str], kept: Callable[[], None]) -> None:
-        """Sets tags and ends the run as `close` does, by way of the disk.
+    def close_by_disk(self, status: Status, tags: Mapping[str, str]) -> Callable[[], None]:
+        """Sets tags and ends the run as `close` does, by way of the disk: no kill can lose any of it when this returns.
 
         Args:
             status: How it ended.
             tags: The last tags.
-            kept: Called as soon as all of it is on disk, and no kill can lose any; the store has it when this returns.
+
+        Returns:
+            What brings it to the store, to be called once; it raises a `TrackingError` if the store refuses something,
+            which stays on disk then.
 
         Raises:
-            TrackingError: If the store refused something; it stays on disk.
+            TrackingError: If the disk does not take it, and the store refuses something.
         """
-        self._close(status, [Call("tags", {"tags": values.tags(tags)})] if tags else [], kept)
+        if not self._end(status):
+            return lambda: None
+        last = [Call("tags", {"tags": values.tags(tags)})] if tags else []
+        deliver = self.outbox.close_by_disk([*self.last, *last, as_end(status, self.manifest.files)])
 
-    def _close(self, status: Status, last: Sequence[Call] = (), kept: Callable[[], None] | None = None) -> None:
+        def rest() -> None:
+            try:
+                deliver()
+            finally:
+                self._tell_what_waits()
+
+        return rest
+
+    def _end(self, status: Status) -> bool:
         if self.status != "RUNNING":
-            return
+            return False
         self.status = status
         _open_runs.discard(self)
         if self._system is not None:
             self._system.stop()
-        try:
-            self.outbox.close([*last, as_end(status, self.manifest.files)], kept)
-        finally:
-            if not self.nested and (not courier(self.store).finish() or self.outbox.waiting):
-                _log.warning("%s", told(self.store))
+        return True
+
+    def _tell_what_waits(self) -> None:
+        if not self.nested and (not courier(self.store).finish() or self.outbox.waiting):
+            _log.warning("%s", told(self.store))
 
     def abandon(self) -> None:
         """Closes a run nobody closed before the process ended."""

@@ -25,7 +25,6 @@ class SilentRun(TrackedRun):
     def __init__(self, run_id: str, name: str) -> None:
         # Not `super().__init__`: it would open a store and start the thread that writes.
         self._run_id, self.name = run_id, name
-        self.resumed = True  # what is recorded at the start is there already
         self.description = ""
         self.status = "RUNNING"
 
@@ -70,6 +69,9 @@ class SilentRun(TrackedRun):
     def log_text(self, text: str, path: str) -> None:
         """Does nothing."""
 
+    def log_at_end(self, text: str, path: str) -> None:
+        """Does nothing."""
+
     def log_dict(self, content: Mapping[str, Any], path: str) -> None:
         """Does nothing."""
 
@@ -99,9 +101,9 @@ class SilentRun(TrackedRun):
     def close(self, status: Status = "FINISHED") -> None:
         """Does nothing."""
 
-    def close_by_disk(self, status: Status, tags: Mapping[str, str], kept: Callable[[], None]) -> None:
+    def close_by_disk(self, status: Status, tags: Mapping[str, str]) -> Callable[[], None]:
         """Has nothing to keep."""
-        kept()
+        return lambda: None
 
     def abandon(self) -> None:
         """Does nothing."""

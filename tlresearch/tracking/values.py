@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import yaml
 
-from tlresearch.tracking.redact import HIDDEN, is_secret, redact, redact_assignments
+from tlresearch.tracking.redact import HIDDEN, is_secret, redact, redact_assignments, redactor
 
 LONGEST_PARAM = 6000  # MLflow cuts what is longer
 LONGEST_TAG = 8000
@@ -41,14 +41,18 @@ def text(value: object) -> str:
 
 def clean(name: str, value: object) -> Any:
     """A value without secrets, also within lists and mappings; `name` is the key it stands under."""
+    return _clean(name, value, redactor())
+
+
+def _clean(name: str, value: object, hide: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
-        return {str(inner): clean(str(inner), item) for inner, item in value.items()}
+        return {str(inner): _clean(str(inner), item, hide) for inner, item in value.items()}
     if value not in (None, "") and is_secret(name):
         return value if _REFERENCE.fullmatch(str(value)) else HIDDEN
     if isinstance(value, str):
-        return redact(value)
+        return hide(value)
     if isinstance(value, (list, tuple)):
-        return [clean(name, item) for item in value]
+        return [_clean(name, item, hide) for item in value]
     return value
 
 
@@ -68,8 +72,8 @@ def params(values: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]
     """
     short: dict[str, str] = {}
     whole: dict[str, str] = {}
-    for name, value in values.items():
-        shown = text(clean(name, value))
+    for name, value in clean("", values).items():
+        shown = text(value)
         if len(shown) > LONGEST_PARAM:
             whole[key(name)] = shown
             shown = f"<{len(shown)} characters, whole in config/long_params.json> {shown[:_SHOWN_OF_LONG]}…"
@@ -79,7 +83,7 @@ def params(values: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]
 
 def tags(values: Mapping[str, str]) -> dict[str, str]:
     """Tags in MLflow's names and length, without secrets."""
-    cleaned = {key(name): str(clean(name, value)) for name, value in values.items()}
+    cleaned = {key(name): str(value) for name, value in clean("", values).items()}
     return {
         name: value if len(value) <= LONGEST_TAG else value[: LONGEST_TAG - 1] + "…" for name, value in cleaned.items()
     }
