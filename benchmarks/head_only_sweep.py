@@ -48,6 +48,7 @@ def report(found: dict[str, list[Outcome]], trials: int, epochs: int, every: int
         "ours32": "tlresearch, `precision: 32-true`",
         "floor": "bare PyTorch, nothing recorded",
     }
+    same = sum(one == other for one, other in zip(first["ours32"].accuracies, first["floor"].accuracies, strict=True))
     rows = [
         f"| {label} | {sum(seconds[name]) / len(seconds[name]):.1f} | {ratio(seconds['peer'], seconds[name])} | "
         f"{_further(first[name]):.2f} | {max(first[name].accuracies):.4f} | "
@@ -67,7 +68,8 @@ def report(found: dict[str, list[Outcome]], trials: int, epochs: int, every: int
             "",
             "All loops start from the same head, see the batches in the same order and decay the weights alike. The "
             "peer resizes with PIL, the others with torch: their pixels differ by a level here and there. The "
-            "validation set has 153 photos, one is 0.65 points.",
+            f"validation set has 153 photos, one is 0.65 points. In float32, {same} of {trials} trials come to exactly "
+            "the accuracy of the bare loop.",
             "",
             surroundings(),
             "",

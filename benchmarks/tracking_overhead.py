@@ -9,12 +9,14 @@ process has left to do when the last trial has ended is added to the recorded on
 
 from __future__ import annotations
 
+from random import Random
 from statistics import median
 
 from benchmarks.contest import arguments, measure, spec, surroundings, write
 from benchmarks.loops.spec import Point
 
 TURN = 10  # trials
+COUNTED = TURN - 1  # all but the first, beside which the trial before it is still being recorded, or not
 
 
 def main() -> None:
@@ -25,32 +27,42 @@ def main() -> None:
     options = parser.parse_args()
     count = 2 * options.trials
     aside = 2 * TURN  # the first turn of each kind: decoding, the frozen pass, timing
-    points = [Point(0, 10 ** (-4 + 3 * (index % TURN) / TURN) * (1 + index / 1e6)) for index in range(aside + count)]
+    points = [Point(0, 1e-3)] * (aside + count)  # their rates are drawn
     pairs: list[tuple[float, float]] = []
+    kinds: tuple[list[float], list[float]] = ([], [])
     waited = []
-    wanted = spec("mobilenet_v2", points=points, epochs=options.epochs, options={"by turns": str(TURN)})
+    wanted = spec("mobilenet_v2", points=points, epochs=options.epochs, options={"by turns": str(TURN), "drawn": "yes"})
     for _ in range(options.repeats):
         done = measure("ours", wanted)
-        turns = [sum(done.trials[start : start + TURN]) for start in range(aside, aside + count, TURN)]
-        pairs += zip(turns[::2], turns[1::2], strict=True)
+        turns = [done.trials[end - COUNTED : end] for end in range(aside + TURN, aside + count + 1, TURN)]
+        for number, trials in enumerate(turns):
+            kinds[number % 2].extend(trials)
+        pairs += [(sum(one), sum(other)) for one, other in zip(turns[::2], turns[1::2], strict=True)]
         waited.append(done.notes["records waited for"])
     recorded, silent = (sum(side) for side in zip(*pairs, strict=True))
     ratios = sorted(one / other for one, other in pairs)
     end = sum(waited)
+    drawn = Random(0)
+    again = ([sum(side) for side in zip(*drawn.choices(pairs, k=len(pairs)), strict=True)] for _ in range(10_000))
+    means = sorted(one / other for one, other in again)
+    interval = means[250], means[9750]
     text = [
         f"# Recording {options.trials} head-only trials",
         "",
         f"MobileNetV2 on hymenoptera, {options.epochs} epochs. One sweep of {count} trials, {TURN} recorded in MLflow "
-        f"and {TURN} not by turns, after {aside} that are not counted; {options.repeats} such sweeps.",
+        f"and {TURN} not by turns, after {aside} that are not counted, nor is the first of each turn; "
+        f"{options.repeats} such sweeps.",
         "",
-        "| | seconds of a trial |",
-        "| :-- | ---: |",
-        f"| recorded in MLflow | {recorded / len(pairs) / TURN:.3f} |",
-        f"| not recorded | {silent / len(pairs) / TURN:.3f} |",
+        "| seconds of a trial | mean | median |",
+        "| :-- | ---: | ---: |",
+        f"| recorded in MLflow | {recorded / len(pairs) / COUNTED:.3f} | {median(kinds[0]):.3f} |",
+        f"| not recorded | {silent / len(pairs) / COUNTED:.3f} | {median(kinds[1]):.3f} |",
         "",
         f"Seconds that were waited for records when the last trial had ended: {median(waited):.2f}.",
         "",
-        f"Recorded / not recorded: {(recorded + end) / silent:.3f} with that wait, {recorded / silent:.3f} without; "
+        f"Recorded / not recorded: mean {recorded / silent:.3f}, with that wait {(recorded + end) / silent:.3f}; "
+        f"95 % interval of the mean {interval[0]:.3f} to {interval[1]:.3f} (turns drawn with replacement); "
+        f"median {median(kinds[0]) / median(kinds[1]):.3f}; "
         f"turn by turn {median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}).",
         "",
         surroundings(),

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.loops.same import SEED, WEIGHT_DECAY
 from benchmarks.loops.spec import Outcome, Spec, main
 
 EXPERIMENT = """
-data: {{name: image_folder, root: {data}, batch_size: {batch}}}
+data: {{name: image_folder, root: {data}, batch_size: {batch}, resize: 256}}
 backbone: {{name: torchvision/{model}, weights: {weights}}}
 freeze: {{schedule: depth, unfreeze_depth: 0, epochs: {epochs}}}
 optimizer: {{name: adamw, lr: 1.0e-3, weight_decay: {weight_decay}, decay_norm_and_bias: true}}
@@ -25,6 +24,9 @@ trainer: {{precision: {precision}, memory_format: {memory_format}}}
 
 def run(spec: Spec) -> Outcome:
     """Runs the trials; the time ends when the last one is recorded, before the best one is run again in full."""
+    import tlresearch  # noqa: F401  # in front of torch, as in every command
+    from benchmarks.loops.same import SEED, WEIGHT_DECAY
+
     os.environ["TLRESEARCH_HOME"] = spec.home
     folder = Path(spec.home)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,8 @@ def run(spec: Spec) -> Outcome:
         "trials": len(spec.points),
         "workers": int(spec.options.get("workers", "1")),
     }
+    if "drawn" in spec.options:  # as a user's sweep: Optuna's database is not full of points that wait
+        sweep |= {"space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}, "enqueue": []}
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
 
     from tlresearch import run_sweep
@@ -53,7 +57,7 @@ def run(spec: Spec) -> Outcome:
     began = time.time()
     result = run_sweep(folder / "sweep.yaml")
     complete = time.time()
-    trials = [trial.user_attrs["seconds"] for trial in result.trials]
+    trials = [trial.duration.total_seconds() for trial in result.trials if trial.duration is not None]
     recorded = [trial.user_attrs["run_id"] for trial in result.trials if trial.user_attrs["run_id"]]
     runs = [connect().client.get_run(run_id) for run_id in recorded]
     resolved = runs[-1].data.tags
