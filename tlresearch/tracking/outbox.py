@@ -90,7 +90,7 @@ class Outbox:
             self._keep(call, str(error))
 
     def keep_back(self) -> None:
-        """Has `close_by_disk` put on disk what comes from now on: who is about to call it does not wait for the store."""
+        """Has `close_by_disk` put on disk what comes from now on: its caller does not wait for the store."""
         self._kept_back = []
 
     def _keep(self, call: Call, reason: str = "") -> None:
