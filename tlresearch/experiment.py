@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,7 @@ class Trial:
         name: Name of the run.
         tags: Tags that say which trial it is.
         listener: Told of each epoch; raises `RunPrunedError` to prune the run.
+        ended: Told of the result while the end of the run is being recorded.
         test: Whether the test split is evaluated: never while a study still selects.
         repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
         tracker: Where the run is opened; ``None`` records it in this process.
@@ -87,6 +89,7 @@ class Trial:
     name: str
     tags: dict[str, str]
     listener: Listener | None = None
+    ended: Callable[[RunResult], None] | None = None
     test: bool = False
     repeats: str = ""
     tracker: RemoteTracker | None = None
@@ -224,18 +227,22 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
             further = training.gaps(metrics) | {name: value for one in shifted for name, value in one.flat().items()}
             tracked.log_metrics(further, step=epoch)
             metrics |= further
-    return RunResult(
-        run_id=tracked.run_id,
-        name=tracked.name,
-        status="pruned" if pruned else "finished",
-        metrics=metrics,
-        history=plan.history,
-        epoch=epoch,
-        seconds=time.monotonic() - began,
-        url=tracked.url,
-        config=loaded.recorded,
-        task=task,
-    )
+        result = RunResult(
+            run_id=tracked.run_id,
+            name=tracked.name,
+            status="pruned" if pruned else "finished",
+            metrics=metrics,
+            history=plan.history,
+            epoch=epoch,
+            seconds=time.monotonic() - began,
+            url=tracked.url,
+            config=loaded.recorded,
+            task=task,
+        )
+        tracked.begin_close()
+        if trial is not None and trial.ended is not None:
+            trial.ended(result)
+    return result
 
 
 def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> TrackedRun:

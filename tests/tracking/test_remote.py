@@ -67,6 +67,18 @@ def test_a_failed_run_is_recorded_as_failed() -> None:
     assert found.data.tags["tlresearch.failure"] == "ValueError: broken"
 
 
+def test_a_close_that_was_begun_is_the_one_that_counts() -> None:
+    with RemoteTracker() as tracker:
+        with tracker.open_run(TrackingConfig(system_metrics=False), name="ends", **ABOUT) as run:
+            run.log_metrics({"val/accuracy": 0.5}, 0)
+            run.begin_close()
+            run.begin_close("FAILED")  # it has ended already
+            run_id = run.run_id
+        assert run.status == "FINISHED"
+    found = connect().client.get_run(run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"val/accuracy": 0.5})
+
+
 def test_a_run_that_has_ended_outlives_its_writer_though_the_store_has_not_answered(tmp_path: Path) -> None:
     tracker = RemoteTracker()
     run = tracker.open_run(TrackingConfig(system_metrics=False), name="ends", **ABOUT)

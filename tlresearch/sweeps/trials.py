@@ -163,8 +163,12 @@ class Worker:
             if trial.should_prune():
                 raise RunPrunedError(f"{metric} {epoch.metrics[metric]:.4f} after epoch {epoch.epoch}")
 
+        def ended(result: RunResult) -> None:
+            trial.set_user_attr("run_id", result.run_id)
+            trial.set_user_attr("seconds", round(result.seconds, 2))
+
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, tracker=self.tracker)
+        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, ended, tracker=self.tracker)
         experiment = revise(self.base, {**point, **TRIAL_TRACKING})
         try:
             result = fit(experiment, trial=setting)
@@ -178,8 +182,6 @@ class Worker:
                 studies.FAILURE, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
             raise TrialFailedError(str(error)) from error
-        trial.set_user_attr("run_id", result.run_id)
-        trial.set_user_attr("seconds", round(result.seconds, 2))
         if result.status == "pruned":
             raise optuna.TrialPruned
         value = result.metrics[metric]

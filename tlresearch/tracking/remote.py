@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -94,9 +95,13 @@ class RemoteTracker:
 
     def ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Has a method of a run called and waits for what it returns."""
+        return self.begin(number, method, *arguments, **named)()
+
+    def begin(self, number: int, method: str, *arguments: Any, **named: Any) -> Callable[[], Any]:
+        """Has a method of a run called now; what is returned waits for what it returns."""
         self._waiting.append((number, method, arguments, named, True))
         self._hurry()
-        return self.answer(("answer", number, method))
+        return partial(self.answer, ("answer", number, method))
 
     def answer(self, key: Any) -> Any:
         """Waits for an answer; that to an opened run stays.
@@ -205,6 +210,7 @@ class RemoteRun(TrackedRun):
         self._pruned = False
         self._signals = TerminationGuard()
         self._tags: dict[str, str] = {}
+        self._closed: Callable[[], Any] | None = None
 
     @property
     def _opened(self) -> Opened:
@@ -298,15 +304,22 @@ class RemoteRun(TrackedRun):
         self._send_tags()
         self._tracker.call(self._number, "mark_pruned", reason)
 
+    def begin_close(self, status: Status = "FINISHED") -> None:
+        """Has the run ended without waiting for it, which `close` does."""
+        if self.status == "RUNNING":
+            self.status = status
+            self._closed = self._tracker.begin(self._number, "close", status, self._tags)
+
     def close(self, status: Status = "FINISHED") -> None:
         """Ends the run and waits until that is on disk, if not in the store; a second call does nothing.
 
         The study is told of a trial after this: were it the other way round, all that is killed in between would leave
         a trial that counts, with half a run.
         """
-        if self.status == "RUNNING":
-            self.status = status
-            self._tracker.ask(self._number, "close", status, self._tags)
+        self.begin_close(status)
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
             self._tracker.raise_errors()
 
     def abandon(self) -> None:

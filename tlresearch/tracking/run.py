@@ -175,6 +175,9 @@ class TrackedRun(Recording):
         self.set_tags({STATE: "pruned", REASON: reason, _NOTE: f"**Pruned:** {reason}\n\n{self.description}".rstrip()})
         self.outbox.do(Call("rename", {"name": f"{PRUNED_MARK}{redact(self.name).removeprefix(PRUNED_MARK)}"}))
 
+    def begin_close(self, status: Status = "FINISHED") -> None:
+        """Begins what `close` will wait for, where another process does it; here `close` does all of it."""
+
     def close(self, status: Status = "FINISHED") -> None:
         """Writes what waits and ends the run; a second call does nothing.
 

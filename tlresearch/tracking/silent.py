@@ -98,6 +98,9 @@ class SilentRun(TrackedRun):
     def mark_pruned(self, reason: str) -> None:
         """Does nothing."""
 
+    def begin_close(self, status: Status = "FINISHED") -> None:
+        """Does nothing."""
+
     def close(self, status: Status = "FINISHED") -> None:
         """Does nothing."""
 
