@@ -3,14 +3,14 @@
     python -m benchmarks.tracking_overhead --write
 
 A trial that is not recorded is the same, Optuna's study and all, but every call to its run does nothing. Both kinds
-alternate within a minute, since a machine may become faster or slower by more than recording costs. What the recording
-process has left to do when the last trial has ended is added to the recorded ones.
+alternate within a minute, since a machine may become faster or slower by more than recording costs. To the share of a
+sweep's time counts also what the recording process has left to do when the last trial has ended.
 """
 
 from __future__ import annotations
 
 from random import Random
-from statistics import median
+from statistics import mean, median
 
 from benchmarks.contest import arguments, measure, spec, surroundings, write
 from benchmarks.loops.spec import Point
@@ -30,7 +30,7 @@ def main() -> None:
     points = [Point(0, 1e-3)] * (aside + count)  # their rates are drawn
     pairs: list[tuple[float, float]] = []
     kinds: tuple[list[float], list[float]] = ([], [])
-    waited = []
+    waited, first = [], []
     wanted = spec("mobilenet_v2", points=points, epochs=options.epochs, options={"by turns": str(TURN), "drawn": "yes"})
     for _ in range(options.repeats):
         done = measure("ours", wanted)
@@ -39,9 +39,12 @@ def main() -> None:
             kinds[number % 2].extend(trials)
         pairs += [(sum(one), sum(other)) for one, other in zip(turns[::2], turns[1::2], strict=True)]
         waited.append(done.notes["records waited for"])
+        first.append(done.trials[0])
     recorded, silent = (sum(side) for side in zip(*pairs, strict=True))
     ratios = sorted(one / other for one, other in pairs)
-    end = sum(waited)
+    each, none = (side / len(pairs) / COUNTED for side in (recorded, silent))
+    whole = mean(first) + (options.trials - 1) * each + mean(waited)  # a sweep whose trials are all recorded
+    cost = options.trials * (each - none) + mean(waited)
     drawn = Random(0)
     again = ([sum(side) for side in zip(*drawn.choices(pairs, k=len(pairs)), strict=True)] for _ in range(10_000))
     means = sorted(one / other for one, other in again)
@@ -55,12 +58,15 @@ def main() -> None:
         "",
         "| seconds of a trial | mean | median |",
         "| :-- | ---: | ---: |",
-        f"| recorded in MLflow | {recorded / len(pairs) / COUNTED:.3f} | {median(kinds[0]):.3f} |",
-        f"| not recorded | {silent / len(pairs) / COUNTED:.3f} | {median(kinds[1]):.3f} |",
+        f"| recorded in MLflow | {each:.3f} | {median(kinds[0]):.3f} |",
+        f"| not recorded | {none:.3f} | {median(kinds[1]):.3f} |",
         "",
         f"Seconds that were waited for records when the last trial had ended: {median(waited):.2f}.",
         "",
-        f"Recorded / not recorded: mean {recorded / silent:.3f}, with that wait {(recorded + end) / silent:.3f}; "
+        f"A sweep of {options.trials} recorded trials, the frozen pass included, takes {whole:.1f} s: "
+        f"recording takes {cost:.2f} s of them, **{100 * cost / whole:.1f} %**, that wait included.",
+        "",
+        f"Trials alone, recorded / not recorded: mean {each / none:.3f}; "
         f"95 % interval of the mean {interval[0]:.3f} to {interval[1]:.3f} (turns drawn with replacement); "
         f"median {median(kinds[0]) / median(kinds[1]):.3f}; "
         f"turn by turn {median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}).",
