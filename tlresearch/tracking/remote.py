@@ -29,7 +29,7 @@ from tlresearch.tracking.run import Status, TrackedRun
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACE = 0.05  # seconds between two batches of messages that nobody waits for
+PACE = 0.2  # seconds between two batches of messages that nobody waits for
 
 Message = tuple[int, str, tuple[Any, ...], dict[str, Any], bool]
 """Number of the run, method, arguments, keyword arguments, and whether an answer is wanted."""
