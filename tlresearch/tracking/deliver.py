@@ -26,8 +26,8 @@ QUIET = 0.5  # seconds without a message after which nobody is taken to be in a 
 class Desk:
     """Does what comes through a socket: what somebody waits for at once, the rest while the network is trained.
 
-    The network needs the memory and its caches for itself while a trial is set up: what is written to MLflow then costs
-    the trial a third of its time. It costs nothing while a small head is trained.
+    What is written to MLflow while a trial is set up has that take a third longer, since both want the same caches.
+    Beside the training of a small head it costs a few percent.
 
     Args:
         connection: The socket.

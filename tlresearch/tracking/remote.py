@@ -150,7 +150,8 @@ class RemoteTracker:
             if messages:
                 with contextlib.suppress(OSError):  # it has died; whoever waits for an answer is told
                     self._connection.send(messages)
-            self._urgent.wait(PACE)
+            if not self._ended:
+                self._urgent.wait(PACE)
 
     def __enter__(self) -> Self:
         return self
