@@ -17,8 +17,9 @@ from typing import Any
 from tlresearch.errors import UserError
 from tlresearch.tracking.courier import finish_all
 from tlresearch.tracking.redact import protect_output
-from tlresearch.tracking.remote import Message, Opened
+from tlresearch.tracking.remote import Opened
 from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.sender import Message
 
 QUIET = 0.5  # seconds without a message after which nobody is taken to be in a hurry
 

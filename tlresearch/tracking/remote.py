@@ -6,13 +6,10 @@ process that stays for the whole sweep and does them in order, while the next ep
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
 import subprocess
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +22,10 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.ending import TerminationGuard
 from tlresearch.tracking.run import Status, TrackedRun
+from tlresearch.tracking.sender import Sender
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PACE = 0.2  # seconds between two batches of messages that nobody waits for
-
-Message = tuple[int, str, tuple[Any, ...], dict[str, Any], bool]
-"""Number of the run, method, arguments, keyword arguments, and whether an answer is wanted."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,7 @@ class RemoteTracker:
         self._opened = False
         self._answers: dict[int, Any] = {}
         self._errors: list[str] = []
-        self._waiting: deque[Message] = deque()
-        self._told, self._urgent, self._ended = threading.Event(), threading.Event(), False
-        # A slow store fills the socket: the thread waits for it instead of the training. No Ctrl-C halves a message.
-        self._sender = threading.Thread(target=self._send_all, name="tlresearch-outbox", daemon=True)
-        self._sender.start()
+        self._sender = Sender(self._connection)
 
     def open_run(self, config: TrackingConfig, *, name: str, run_id: str | None = None, **about: Any) -> RemoteRun:
         """Opens a run as `tracking.run.open_run` does, without waiting for it."""
@@ -83,15 +72,14 @@ class RemoteTracker:
         self.raise_errors()
         number, self._opened = next(self._numbers), True
         params = about.pop("params")
-        self.call(number, "open", config, name=name, run_id=run_id, params={}, **about)
-        self._hurry()  # the run's id is asked for soon, its params are not
+        about |= {"name": name, "run_id": run_id, "params": {}}
+        self._sender.put((number, "open", (config,), about, False), urgent=True)  # its id is asked for soon
         self.call(number, "log_params", params)
         return RemoteRun(self, number, name)
 
     def call(self, number: int, method: str, *arguments: Any, **named: Any) -> None:
         """Has a method of a run called, some time soon and in order."""
-        self._waiting.append((number, method, arguments, named, False))
-        self._told.set()
+        self._sender.put((number, method, arguments, named, False))
 
     def ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Has a method of a run called and waits for what it returns."""
@@ -99,8 +87,7 @@ class RemoteTracker:
 
     def begin(self, number: int, method: str, *arguments: Any, **named: Any) -> Callable[[], Any]:
         """Has a method of a run called now; what is returned waits for what it returns."""
-        self._waiting.append((number, method, arguments, named, True))
-        self._hurry()
+        self._sender.put((number, method, arguments, named, True), urgent=True)
         return partial(self.answer, ("answer", number, method))
 
     def answer(self, key: Any) -> Any:
@@ -136,23 +123,6 @@ class RemoteTracker:
         else:
             self._answers[key] = value
 
-    def _hurry(self) -> None:
-        self._urgent.set()
-        self._told.set()
-
-    def _send_all(self) -> None:
-        # Many messages at once: each time another thread wants Python's lock, a step of a head is late by a fiftieth.
-        while not self._ended or self._waiting:
-            self._told.wait()
-            self._told.clear()
-            self._urgent.clear()
-            messages = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if messages:
-                with contextlib.suppress(OSError):  # it has died; whoever waits for an answer is told
-                    self._connection.send(messages)
-            if not self._ended:
-                self._urgent.wait(PACE)
-
     def __enter__(self) -> Self:
         return self
 
@@ -177,9 +147,7 @@ class RemoteTracker:
             return
         if not self._opened:
             process.kill()  # it was told nothing
-        self._ended = True
-        self._hurry()
-        self._sender.join()
+        self._sender.finish()
         try:
             self._connection.send(None)
             while True:
