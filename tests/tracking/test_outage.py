@@ -150,7 +150,7 @@ def test_what_a_killed_process_kept_goes_on_with_the_run(database: Path) -> None
     assert {journal.path.name for journal in journals()} == {parent, child}
     # A line that the process was writing when it was killed.
     with (folder() / parent / "calls.jsonl").open("a") as file:
-        file.write('{"what": "tags", "about": {"ta')
+        file.write('{"what": "batch", "about": {"ta')
     with start(name="killed", run_id=parent) as run, start(name="child", parent=parent, run_id=child) as again:
         for one in (run, again):
             assert one.last_step("loss") == 2
@@ -168,14 +168,14 @@ def test_what_a_killed_process_kept_goes_on_with_the_run(database: Path) -> None
 
 def test_a_journal_goes_on_behind_a_line_that_was_never_finished(database: Path) -> None:
     journal = Journal.begin(connect(), Target("local", None), "run")
-    journal.append(Call("tags", {"tags": {"ä": "1"}}))
+    journal.append(Call("batch", {"tags": {"ä": "1"}}))
     with (journal.path / "calls.jsonl").open("a") as file:
-        file.write('{"what": "tags", "abo')
+        file.write('{"what": "batch", "abo')
     left = Journal.left("local")
     assert left is not None
-    left.append(Call("tags", {"tags": {"b": "2"}}))
+    left.append(Call("batch", {"tags": {"b": "2"}}))
     (again,) = journals()
-    assert [call.about["tags"] for call in again.waiting_now()] == [{"ä": "1"}, {"b": "2"}]
+    assert [call.about["tags"] for call in again.waiting()] == [{"ä": "1"}, {"b": "2"}]
 
 
 def test_a_run_that_was_deleted_meanwhile_keeps_what_it_recorded(

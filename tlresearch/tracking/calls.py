@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ STATE = "tlresearch.state"
 REASON = "tlresearch.reason"
 FAILURE = "tlresearch.failure"
 CHANGED = "tlresearch.changed"
-POINTS = 1000
-"""MLflow's limit of metric points per request."""
-_PER_REQUEST = 100  # params or tags
+POINTS = 800
+"""Metric points of a request: MLflow takes 1000 params, tags and points in all."""
+_PER_REQUEST = 100  # params, or tags
 _LOCAL = re.compile(r"^local0[0-9a-f]{26}$")
 
 
@@ -144,33 +146,50 @@ def _reopen(store: Store, target: Target, call: Call, again: bool) -> None:
     for tag in (STATE, REASON, FAILURE):
         if tag in found.data.tags:
             store.client.delete_tag(run_id, tag)
-    _tags(store, target, call, again)
+    _batch(store, target, call, again)
 
 
-def _params(store: Store, target: Target, call: Call, again: bool) -> None:
-    from mlflow.entities import Param
+def _batch(store: Store, target: Target, call: Call, again: bool) -> None:
+    """Params, tags and metric points, any of them, in as few requests as MLflow allows."""
+    params, changed = _fresh_params(store, target, call.about.get("params", {}))
+    points = call.about.get("points", ())
+    # Reversed twice: of two values for the same step the first counts, as it does across batches.
+    fresh = {(p[0], p[3]): p for p in reversed(points) if p[3] not in stored_steps(store, target, p[0])}
+    _write(store, target, params, {**call.about.get("tags", {}), **changed}, list(reversed(fresh.values())))
 
-    run_id = _known(target)
+
+def _fresh_params(
+    store: Store, target: Target, given: Mapping[str, str]
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Params that the run does not hold, and a tag that tells of those it holds with another value."""
+    if not given:
+        return {}, {}
     if target.params is None:
-        target.params = dict(store.client.get_run(run_id).data.params)
-    stored, given = target.params, call.about["params"]
+        target.params = dict(store.client.get_run(_known(target)).data.params)
+    stored = target.params
+    fresh = {key: value for key, value in given.items() if key not in stored}
     changed = {key: value for key, value in given.items() if stored.get(key, value) != value}
-    if changed:
-        listing = ", ".join(f"{key}: {stored[key]} -> {value}" for key, value in sorted(changed.items()))
-        _log.warning("run %s was started with other values: %s", run_id, listing)
-        _tags(store, target, Call("tags", {"tags": values.tags({CHANGED: listing})}), again)
-    fresh = [Param(key, value) for key, value in given.items() if key not in stored]
-    for some in _parts(fresh, _PER_REQUEST):
-        store.client.log_batch(run_id, params=some, synchronous=True)
-    stored.update({param.key: param.value for param in fresh})
+    if not changed:
+        return fresh, {}
+    listing = ", ".join(f"{key}: {stored[key]} -> {value}" for key, value in sorted(changed.items()))
+    _log.warning("run %s was started with other values: %s", _known(target), listing)
+    return fresh, values.tags({CHANGED: listing})
 
 
-def _tags(store: Store, target: Target, call: Call, again: bool) -> None:
-    from mlflow.entities import RunTag
+def _write(
+    store: Store, target: Target, params: Mapping[str, str], tags: Mapping[str, str], points: Sequence[Sequence[Any]]
+) -> None:
+    from mlflow.entities import Metric, Param, RunTag
 
-    items = [RunTag(key, value) for key, value in _resolved(store, call.about["tags"]).items()]
-    for some in _parts(items, _PER_REQUEST):
-        store.client.log_batch(_known(target), tags=some, synchronous=True)
+    some_params = _parts([Param(key, value) for key, value in params.items()], _PER_REQUEST)
+    some_tags = _parts([RunTag(key, value) for key, value in _resolved(store, tags).items()], _PER_REQUEST)
+    some_metrics = _parts([Metric(key, value, time, step) for key, value, time, step in points], POINTS)
+    for part in zip_longest(some_metrics, some_params, some_tags, fillvalue=()):
+        store.client.log_batch(_known(target), *part, synchronous=True)
+        for metric in part[0]:
+            target.steps[metric.key].add(metric.step)
+    if target.params is not None:
+        target.params.update(params)
 
 
 def _count(store: Store, target: Target, call: Call, again: bool) -> None:
@@ -178,20 +197,6 @@ def _count(store: Store, target: Target, call: Call, again: bool) -> None:
     counted = str(int(target.tags.get(call.about["tag"], "0")) + 1)
     store.client.set_tag(_known(target), call.about["tag"], counted)
     target.tags[call.about["tag"]] = counted
-
-
-def _metrics(store: Store, target: Target, call: Call, again: bool) -> None:
-    from mlflow.entities import Metric
-
-    run_id = _known(target)
-    for some in _parts(call.about["points"], POINTS):
-        # Reversed twice: of two values for the same step the first counts, as it does across batches.
-        fresh = {(p[0], p[3]): p for p in reversed(some) if p[3] not in stored_steps(store, target, p[0])}
-        metrics = [Metric(key, value, time, step) for key, value, time, step in reversed(fresh.values())]
-        if metrics:
-            store.client.log_batch(run_id, metrics=metrics, synchronous=True)
-        for key, step in fresh:
-            target.steps[key].add(step)
 
 
 def stored_steps(store: Store, target: Target, key: str) -> set[int]:
@@ -211,14 +216,19 @@ def _file(store: Store, target: Target, call: Call, again: bool) -> None:
         store.client.log_artifact(_known(target), str(call.file), place or None)
 
 
-def _text(store: Store, target: Target, call: Call, again: bool) -> None:
-    store.client.log_text(_known(target), call.about["text"], call.about["path"])
+def _texts(store: Store, target: Target, call: Call, again: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in call.about["texts"].items():
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        store.client.log_artifacts(_known(target), folder)
 
 
-def _dataset(store: Store, target: Target, call: Call, again: bool) -> None:
+def _datasets(store: Store, target: Target, call: Call, again: bool) -> None:
     from mlflow.exceptions import MlflowException
 
-    given = [dataset_input(**call.about)]
+    given = [dataset_input(**about) for about in call.about["datasets"]]
     try:
         store.client.log_inputs(_known(target), given)
     except MlflowException as error:
@@ -262,13 +272,11 @@ def _parts(items: Sequence[Any], size: int) -> Iterable[Any]:
 CALLS: Mapping[str, Callable[[Store, Target, Call, bool], None]] = {
     "create": _create,
     "reopen": _reopen,
-    "params": _params,
-    "tags": _tags,
+    "batch": _batch,
     "count": _count,
-    "metrics": _metrics,
     "file": _file,
-    "text": _text,
-    "dataset": _dataset,
+    "texts": _texts,
+    "datasets": _datasets,
     "rename": _rename,
     "model": _model,
     "end": _end,

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -22,13 +23,15 @@ from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.sender import Message
 
 QUIET = 0.5  # seconds without a message after which nobody is taken to be in a hurry
+GATHERING = 1.0  # seconds after which a run's calls are made; of one that has ended by then all are made together
 
 
 class Desk:
     """Does what comes through a socket: what somebody waits for at once, the rest while the network is trained.
 
     What is written to MLflow while a trial is set up has that take a third longer, since both want the same caches.
-    Beside the training of a small head it costs a few percent.
+    Beside the training of a small head it costs a few percent. A short trial is written when it has ended, in a few
+    large requests.
 
     Args:
         connection: The socket.
@@ -41,13 +44,14 @@ class Desk:
         self._received: deque[Message] = deque()
         self._later: deque[tuple[int, Callable[[], object]]] = deque()
         self._training = False  # the run that was opened last has given metrics
+        self._opened = 0.0  # when it was
 
     def take(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any], wanted: bool) -> None:
         """Takes a message."""
         if method == "warm":
             _load_mlflow()
         elif method == "open":
-            self._training = False
+            self._training, self._opened = False, time.monotonic()
             self._try(number, partial(self._open, number, arguments, named))
         elif method == "close":
             self._training = False
@@ -75,7 +79,7 @@ class Desk:
     def next(self) -> Message | None:
         """Waits for a message, and meanwhile does what was put off; ``None`` if no more will come."""
         while not self._received:
-            while self._later and not self._connection.poll(0.0 if self._training else QUIET):
+            while self._later and not self._connection.poll(self._pause()):
                 self._do_next()
             try:
                 messages: list[Message] | None = self._connection.recv()
@@ -91,6 +95,12 @@ class Desk:
         self.catch_up()
         for run in self._runs.values():
             run.close("KILLED")
+
+    def _pause(self) -> float:
+        """Seconds without a message after which the next thing that was put off is done."""
+        owner, _ = self._later[0]
+        gathering = self._opened + GATHERING - time.monotonic() if owner in self._runs else 0.0
+        return max(gathering, 0.0 if self._training else QUIET)
 
     def _do_next(self) -> None:
         number, work = self._later.popleft()

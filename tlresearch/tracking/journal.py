@@ -13,18 +13,19 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tlresearch.config.paths import home
 from tlresearch.tracking.calls import Call, Target, perform
+from tlresearch.tracking.gathering import gathered
 from tlresearch.tracking.store import Store
 
 _CALLS = "calls.jsonl"
 _PROGRESS = "progress.json"
 _PACE = 1.0  # seconds between two writes of the progress
+_PORTION = 100  # calls that may be made together
 
 
 def folder() -> Path:
@@ -132,14 +133,9 @@ class Journal:
             line["file"] = place.relative_to(self.path).as_posix()
         return json.dumps(line)
 
-    def waiting(self) -> Iterator[Call]:
-        """The calls that have not been delivered, in order; those that are added meanwhile too."""
-        while self.delivered < len(self._lines):
-            yield self._call(self._lines[self.delivered])
-
-    def waiting_now(self) -> list[Call]:
-        """The calls that wait at this moment."""
-        return [self._call(line) for line in self._lines[self.delivered :]]
+    def waiting(self, most: int | None = None) -> list[Call]:
+        """The first calls that have not been delivered, so many at most, in order."""
+        return [self._call(line) for line in self._lines[self.delivered :][:most]]
 
     def deliver(self, store: Store) -> None:
         """Makes the calls in order; what another process delivered in the second before its death is made again.
@@ -151,13 +147,14 @@ class Journal:
         done: list[Call] = []
         noted = time.monotonic()
         try:
-            for call in self.waiting():
-                perform(store, self.target, call, again=True)
-                self.delivered += 1
-                done.append(call)
-                if time.monotonic() - noted > _PACE:
-                    self._note(done)
-                    done, noted = [], time.monotonic()
+            while calls := self.waiting(_PORTION):
+                for call, made in gathered(calls):
+                    perform(store, self.target, call, again=True)
+                    self.delivered += made
+                    done.append(call)
+                    if made and time.monotonic() - noted > _PACE:
+                        self._note(done)
+                        done, noted = [], time.monotonic()
         except Exception:
             self._note(done)
             raise
@@ -176,10 +173,10 @@ class Journal:
     def counts(self) -> Counter[str]:
         """How many metric values (``points``) and ``files`` wait, and how many calls in all."""
         found: Counter[str] = Counter()
-        for call in self.waiting_now():
+        for call in self.waiting():
             found["calls"] += 1
             found["points"] += len(call.about.get("points", ()))
-            found["files"] += call.file is not None or call.what == "text"
+            found["files"] += (call.file is not None) + len(call.about.get("texts", ()))
         return found
 
     def remove(self) -> None:

@@ -127,7 +127,7 @@ class Outbox:
         while (journal := self._journal) is not None:
             journal.deliver(self._store)
             with self._gate:
-                if not any(True for _ in journal.waiting()):
+                if not journal.waiting(1):
                     journal.remove()
                     self._journal = None
                     self._release()
@@ -154,7 +154,7 @@ class Outbox:
         with self._wake:
             known = {point[3] for point in self._pending if point[0] == key}
         with self._gate:
-            kept = list(self._journal.waiting_now()) if self._journal else []
+            kept = self._journal.waiting() if self._journal else []
         known |= {point[3] for call in kept for point in call.about.get("points", ()) if point[0] == key}
         if self.target.run_id is not None and not self.waiting:
             try:
@@ -288,7 +288,7 @@ class Outbox:
 
 
 def _metrics(points: list[Point]) -> Call:
-    return Call("metrics", {"points": [list(point) for point in points]})
+    return Call("batch", {"points": [list(point) for point in points]})
 
 
 def as_end(status: str, files: Mapping[str, str]) -> Call:

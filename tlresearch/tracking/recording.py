@@ -52,7 +52,7 @@ class Recording:
     def log_params(self, params: Mapping[str, object]) -> None:
         """Stores params. One that is stored already keeps its value: MLflow does not let it change."""
         short, whole = values.params(params)
-        self.outbox.do(Call("params", {"params": short}))
+        self.outbox.do(Call("batch", {"params": short}))
         if whole:
             self._long_params.update(whole)
             self.log_dict(self._long_params, "config/long_params.json")
@@ -75,7 +75,7 @@ class Recording:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a later value replaces an earlier one."""
-        self.outbox.do(Call("tags", {"tags": values.tags(tags)}))
+        self.outbox.do(Call("batch", {"tags": values.tags(tags)}))
 
     def count(self, tag: str) -> None:
         """Adds one to a tag that is a number; a missing one is 0."""
@@ -102,7 +102,7 @@ class Recording:
 
     def _clean_text(self, text: str, path: str) -> Call:
         self.manifest.add_text(text, path)
-        return Call("text", {"path": path, "text": text})
+        return Call("texts", {"texts": {path: text}})
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Stores a file, or a folder with all it holds, as artifacts under `folder`."""
@@ -143,7 +143,8 @@ class Recording:
             profile: Numbers such as samples per class.
         """
         about = {"name": name, "digest": digest, "source": redact(source), "context": context}
-        self.outbox.do(Call("dataset", {**about, "schema": dict(schema or {}), "profile": dict(profile or {})}))
+        whole = {**about, "schema": dict(schema or {}), "profile": dict(profile or {})}
+        self.outbox.do(Call("datasets", {"datasets": [whole]}))
 
     def download(self, path: str) -> Path:
         """Returns a local copy of an artifact, a file or a folder."""

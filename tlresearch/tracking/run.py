@@ -208,7 +208,7 @@ class TrackedRun(Recording):
         """
         if not self._end(status):
             return lambda: None
-        last = [Call("tags", {"tags": values.tags(tags)})] if tags else []
+        last = [Call("batch", {"tags": values.tags(tags)})] if tags else []
         deliver = self.outbox.close_by_disk([*self.last, *last, as_end(status, self.manifest.files)])
 
         def rest() -> None:

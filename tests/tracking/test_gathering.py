@@ -1,0 +1,79 @@
+"""Calls that wait are made together: fewer of them, and the run they write is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from tests.tracking.outages import content
+from tlresearch.tracking.calls import Call, Target, perform
+from tlresearch.tracking.gathering import gathered
+from tlresearch.tracking.store import connect
+
+POINT = 1_700_000_000_000  # milliseconds since 1970
+
+
+def split(name: str) -> Call:
+    about = {"name": f"photos/{name}", "digest": "f" * 64, "source": "photos", "context": name}
+    return Call("datasets", {"datasets": [{**about, "schema": {"image": "binary"}, "profile": {"samples": 3}}]})
+
+
+def points(*values: tuple[str, float, int]) -> Call:
+    return Call("batch", {"points": [[key, value, POINT + step, step] for key, value, step in values]})
+
+
+CALLS = [
+    Call("create", {"experiment": "gathered", "tags": {"a": "1"}, "name": "run", "time": POINT}),
+    Call("batch", {"params": {f"key{number}": str(number) for number in range(150)}}),
+    Call("texts", {"texts": {"config.yaml": "a: 1\n"}}),
+    split("train"),
+    split("val"),
+    points(("loss", 0.5, 0), ("accuracy", 0.6, 0)),
+    Call("batch", {"tags": {"a": "2", "b": "1"}}),
+    Call("texts", {"texts": {"data/files.json": "{}", "config.yaml": "a: 2\n"}}),
+    Call("batch", {"params": {"key1": "other"}}),
+    points(("loss", 0.7, 0), ("loss", 0.4, 1)),
+    Call("count", {"tag": "times"}),
+    Call("batch", {"tags": {"b": "2", "ä": "ö"}}),
+    points(*(("long", float(step), step) for step in range(900))),
+    Call("rename", {"name": "renamed"}),
+    Call("end", {"status": "FINISHED", "files": {}, "time": POINT}),
+]
+
+
+def held(calls: Iterable[Call]) -> dict[str, Any]:
+    """What a run holds after calls."""
+    store = connect()
+    target = Target("local0" + "0" * 26, None)
+    for call in calls:
+        perform(store, target, call)
+    assert target.run_id is not None
+    return content(store, target.run_id)
+
+
+def test_a_run_holds_what_the_calls_write_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    assert held(call for call, _ in gathered(CALLS)) == held(CALLS)
+    # Both have said that a param was given another value.
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["key1: 1 -> other"] * 2
+
+
+def test_what_belongs_together_is_one_call_and_counted_when_all_of_it_is_made() -> None:
+    kinds = [(call.what, made) for call, made in gathered(CALLS)]
+    assert kinds == [
+        ("create", 1),
+        ("batch", 0),
+        ("texts", 0),
+        ("datasets", 0),
+        ("batch", 9),  # the other value of a param
+        ("count", 1),
+        ("batch", 2),
+        ("rename", 1),
+        ("end", 1),
+    ]
+    assert sum(made for _, made in kinds) == len(CALLS)
+
+
+def test_nothing_becomes_nothing() -> None:
+    assert not list(gathered([]))
