@@ -134,6 +134,7 @@ def test_a_sweep_that_has_lost_its_database_says_so_and_goes_on_later(
     (tmp_path / "sweep.yaml").write_text(
         f"experiment: {tmp_path}/toy.yaml\nname: away\nspace: {{optimizer.lr: {{low: 0.01, high: 0.1}}}}\ntrials: 6\n"
         f"storage: {cluster.uri('sweep', proxy.port)}\n"
+        "lost_after: 15\n"  # this process is alive, so that its trial is waited for so long
     )
     proxy.mode = "refuse"
     began = time.monotonic()
