@@ -187,8 +187,8 @@ def count_test(run: TrackedRun) -> None:
 class EpochLog:
     """Hands each epoch's metrics, and rates, sizes and gradients of the stages, to MLflow; listens to the schedule.
 
-    A frozen stage has neither rate nor gradient: those series begin when it is trained. Sizes are recorded where they
-    can change, in the first and the last epoch of a phase.
+    A frozen stage has none of them: its series begin when it is trained. Sizes are recorded where they can change, in
+    the first and the last epoch of a phase.
 
     Args:
         run: The run.
@@ -202,11 +202,11 @@ class EpochLog:
     def __call__(self, report: EpochReport) -> None:
         """Records one epoch."""
         metrics = dict(report.metrics)
-        if report.phase_end or report.epoch == report.phase_start:
-            metrics |= {f"trainable/{name}": float(n) for name, n in zip(self.names, report.trainable, strict=True)}
+        sizes_too = report.phase_end or report.epoch == report.phase_start
         for name, rate, size, norm in zip(self.names, report.rates, report.trainable, report.gradients, strict=True):
             if size:
                 metrics |= {f"lr/{name}": rate, f"gradient_norm/{name}": norm}
+                metrics |= {f"trainable/{name}": float(size)} if sizes_too else {}
         self.run.log_metrics(metrics, step=report.epoch)
 
 
