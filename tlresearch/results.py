@@ -202,11 +202,12 @@ class EpochLog:
     def __call__(self, report: EpochReport) -> None:
         """Records one epoch."""
         metrics = dict(report.metrics)
-        sizes_too = report.phase_end or report.epoch == report.phase_start
+        at_edge = report.phase_end or report.epoch == report.phase_start  # of its phase
         for name, rate, size, norm in zip(self.names, report.rates, report.trainable, report.gradients, strict=True):
             if size:
                 metrics |= {f"lr/{name}": rate, f"gradient_norm/{name}": norm}
-                metrics |= {f"trainable/{name}": float(size)} if sizes_too else {}
+                if at_edge:
+                    metrics[f"trainable/{name}"] = float(size)
         self.run.log_metrics(metrics, step=report.epoch)
 
 
