@@ -35,8 +35,11 @@ PATIENCE = 400.0  # seconds; a busy machine
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for folder in ("experiments", "sweeps"):
+    for folder in ("bin", "experiments", "sweeps"):
         (tmp_path / folder).mkdir()
+    program = tmp_path / "bin" / "tlresearch"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -W ignore -m tlresearch "$@"\n')
+    program.chmod(0o755)
     (tmp_path / "experiments" / "base.yaml").write_text(toy_text(freeze="{schedule: full, epochs: 8}"))
     space = {"optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True}}
     sweep = {"experiment": "base", "space": space, "enqueue": [{"optimizer.lr": 0.05}], "trials": 5}
@@ -55,14 +58,10 @@ def runs_by_status() -> tuple[list[Any], Counter[str]]:
 
 def machine(project: Path, name: str, storage: str) -> subprocess.Popen[str]:
     """What Slurm runs, with a home that no other machine sees."""
-    (project / "bin").mkdir(exist_ok=True)
-    program = project / "bin" / "tlresearch"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -W ignore -m tlresearch "$@"\n')
-    program.chmod(0o755)
     return subprocess.Popen(
         ["sh", str(REPOSITORY / "docs" / "examples" / "worker.sbatch")],
         env=os.environ
-        | {"PATH": f"{program.parent}:{os.environ['PATH']}", "SWEEP": "s", "OPTUNA_STORAGE": storage, "ARGS": ""}
+        | {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "SWEEP": "s", "OPTUNA_STORAGE": storage, "ARGS": ""}
         | {"TLRESEARCH_HOME": str(project / name), "SLURM_CPUS_PER_TASK": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -80,7 +79,7 @@ def test_workers_of_a_job_array_share_a_fresh_server_and_a_lost_one_costs_nothin
         storage = database.database("optuna")
         server = stack.enter_context(mlflow_server(project / "server", backend=database.database("mlflow")))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        workers = [machine(project, name, storage) for name in ("one", "two")]
+        workers = [stack.enter_context(machine(project, name, storage)) for name in ("one", "two")]
         for worker in workers:
             stack.callback(worker.kill)
         deadline = time.monotonic() + PATIENCE
