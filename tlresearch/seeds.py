@@ -26,11 +26,12 @@ from tlresearch.errors import ConfigError, UserError
 from tlresearch.experiment import Trial, fit
 from tlresearch.results import pin_latest
 from tlresearch.statistics import Summary, summary
+from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
 from tlresearch.tracking.manifest import read_text
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import TrackedRun, open_run
-from tlresearch.tracking.store import Store, connect, run_url
+from tlresearch.tracking.store import Store, connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

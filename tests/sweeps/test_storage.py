@@ -68,6 +68,29 @@ def test_a_locked_database_is_waited_for(
         assert study.user_attrs == {"a": 1}
 
 
+def test_a_file_is_written_with_few_syncs_and_one_in_use_works_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
+    url = f"sqlite:///{tmp_path}/s.db"
+    older = optuna.storages.RDBStorage(url)  # as another program makes it
+    optuna.create_study(study_name="away", storage=older)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM studies").fetchall()
+        with study_at(url) as study:
+            other.execute("COMMIT")
+            assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+        with study_at(url) as study:
+            assert other.execute("SELECT COUNT(*) FROM trials").fetchone() == (2,)
+            assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+            assert len(optuna.load_study(study_name="away", storage=older).trials) == 3
+    older.remove_session()
+    older.engine.dispose()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Postgres]:
     with postgres() as running:

@@ -63,9 +63,9 @@ def test_what_belongs_together_is_one_call_and_counted_when_all_of_it_is_made() 
     kinds = [(call.what, made) for call, made in gathered(CALLS)]
     assert kinds == [
         ("create", 1),
-        ("batch", 0),
         ("texts", 0),
         ("datasets", 0),
+        ("batch", 0),
         ("batch", 9),  # the other value of a param
         ("count", 1),
         ("batch", 2),

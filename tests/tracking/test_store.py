@@ -15,7 +15,7 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.redact import redact, redact_command
 from tlresearch.tracking.run import open_run
-from tlresearch.tracking.store import compare_url, connect, resolve_uri, runs_url
+from tlresearch.tracking.store import connect, resolve_uri
 
 
 def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
@@ -128,19 +128,25 @@ def test_a_command_line_is_shown_without_secrets() -> None:
     assert redact_command(words) == ("tlresearch run x --password *** 'db.token=***' optimizer.lr=1e-3 max_tokens=5")
 
 
-def test_addresses_of_the_ui() -> None:
-    assert runs_url("http://h:1/", "3") == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
-    assert compare_url("http://h:1", ["a", "b"], ["3", "3"]) == (
-        "http://h:1/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D&workflowType=machine_learning"
-    )
-
-
 def test_a_deleted_experiment_is_restored(caplog: pytest.LogCaptureFixture) -> None:
     store = connect()
     first = store.experiment_id("gone")
     store.client.delete_experiment(first)
     assert store.experiment_id("gone") == first
     assert "restored" in caplog.text
+
+
+def test_a_run_is_created_in_an_experiment_that_is_looked_up_once() -> None:
+    store = connect()
+    first = store.create_run("e").info.experiment_id
+    store.client.rename_experiment(first, "renamed")
+    assert store.create_run("e").info.experiment_id == first  # a sweep's runs stay together
+    store.client.delete_experiment(first)
+    second = store.create_run("e").info.experiment_id
+    assert second != first
+    store.client.delete_experiment(second)
+    assert store.create_run("e").info.experiment_id == second
+    assert store.client.get_experiment(second).lifecycle_stage == "active"
 
 
 def test_a_view_is_saved_in_the_format_of_the_ui() -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from tlresearch.comparison.significance import Paired, paired_tests
 from tlresearch.errors import TrackingError
+from tlresearch.tracking.addresses import compare_url
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.groups import SeedRun, finished, is_group
 from tlresearch.tracking.records import children, find_run, study_runs
 from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, compare_url, connect
+from tlresearch.tracking.store import Store, connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

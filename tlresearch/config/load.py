@@ -27,7 +27,7 @@ from tlresearch.tracking.redact import read_variable
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
 Overrides = Mapping[str, Any] | Sequence[str]
 OmegaConf.register_resolver("oc.env", read_variable, replace=True)  # as OmegaConf's own, but what it reads is hidden
-_NO_PARAMS = ("tracking", "seeds", "reference", "variants")
+_NO_PARAMS = ("name", "description", "tracking", "seeds", "reference", "variants")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Loaded(Generic[ConfigT]):
     def flat(self) -> dict[str, Any]:
         """Every option by full key, as in `recorded`; what MLflow shows as parameters.
 
-        How much is recorded and what it is held against are no properties of a run, and would only differ in every
-        comparison.
+        What a run is called, how much of it is recorded and what it is held against are no properties of it, and would
+        only differ in every comparison; its name and description are shown as such.
         """
         flat = dict(_flatten(yaml.safe_load(self.recorded)))
         return {key: value for key, value in flat.items() if key.split(".")[0] not in _NO_PARAMS}

@@ -18,9 +18,10 @@ from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.inspection.saliency import Saliency, choose, explain, saliency_figure
 from tlresearch.inspection.stages import Finished, StageChange, reopen, stage_changes
 from tlresearch.tracking import figures
+from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import add_to_ended_run
-from tlresearch.tracking.store import Store, connect, run_url
+from tlresearch.tracking.store import Store, connect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -59,6 +59,10 @@ class PatientStorage(RDBStorage):
         self._gave_up = False
         self._back = -1e9  # when the last outage ended
         super().__init__(url, engine_kwargs={"connect_args": connect_arguments(url)}, **options)
+        if url.startswith("sqlite"):
+            # A third of the syncs, and readers wait for no writer. It stays in the file; one in use keeps what it has.
+            with contextlib.suppress(OperationalError), self.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leaves out what another process has of its own."""

@@ -118,20 +118,20 @@ def _resolved(store: Store, items: Mapping[str, str]) -> dict[str, str]:
 
 
 def _create(store: Store, target: Target, call: Call, again: bool) -> None:
-    target.experiment_id = store.experiment_id(call.about["experiment"])
-    if again:
-        target.run_id = resolve(store, target.local_id)
-    if target.run_id is None:
+    found = resolve(store, target.local_id) if again else None
+    if found is not None:
+        run = store.client.get_run(found)
+    else:
         tags = _resolved(store, call.about["tags"])
         if _LOCAL.match(tags.get("mlflow.parentRunId", "")):
             raise TrackingError(f"its parent {tags['mlflow.parentRunId']} has not been delivered")
-        made = store.client.create_run(
-            target.experiment_id,
+        run = store.create_run(
+            call.about["experiment"],
             start_time=call.about["time"],
             tags={**tags, LOCAL_ID: target.local_id},
             run_name=call.about["name"],
         )
-        target.run_id = made.info.run_id
+    target.run_id, target.experiment_id = run.info.run_id, run.info.experiment_id
 
 
 def _reopen(store: Store, target: Target, call: Call, again: bool) -> None:

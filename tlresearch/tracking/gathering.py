@@ -8,7 +8,9 @@ from typing import Any
 
 from tlresearch.tracking.calls import Call
 
-_TOGETHER = ("batch", "texts", "datasets")  # in whatever order these are made, the run holds the same in the end
+# In whatever order these are made, the run holds the same in the end. Texts go first: to find the place of the first
+# artifact MLflow reads the whole run, which takes least before it has params and points.
+_TOGETHER = ("texts", "datasets", "batch")
 
 
 def gathered(calls: Iterable[Call]) -> Iterator[tuple[Call, int]]:
@@ -42,4 +44,4 @@ def _merged(calls: Iterable[Call]) -> list[Call]:
             continue
         for key, value in call.about.items():
             about[key] = {**about.get(key, {}), **value} if isinstance(value, dict) else [*about.get(key, ()), *value]
-    return [*(Call(what, about) for what, about in found.items()), *apart]
+    return [*(Call(what, found[what]) for what in _TOGETHER if what in found), *apart]

@@ -12,6 +12,7 @@ from typing import Literal, Self
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
+from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.calls import FAILURE, REASON, STATE, Call, Target, new_local_id, resolve
 from tlresearch.tracking.courier import courier
 from tlresearch.tracking.ending import OpenRuns, TerminationGuard
@@ -23,7 +24,7 @@ from tlresearch.tracking.pending import deliver_left, told
 from tlresearch.tracking.provenance import VERSION
 from tlresearch.tracking.recording import Recording
 from tlresearch.tracking.redact import redact
-from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line, run_url
+from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line
 from tlresearch.tracking.system import SystemMetrics
 
 _log = logging.getLogger(__name__)

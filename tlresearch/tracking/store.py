@@ -1,20 +1,18 @@
-"""The MLflow store: where it is, that it can be used, its experiments, its addresses in the UI."""
+"""The MLflow store: where it is, that it can be used, its experiments."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from tlresearch.config.paths import home
 from tlresearch.errors import TrackingError
@@ -24,6 +22,7 @@ from tlresearch.tracking.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +52,13 @@ class Store:
         uri: Its address, credentials included: never print it, print `label`.
         client: The one client of this process for it.
         artifacts: Folder of the artifacts; `None` where a server decides.
+        experiments: Ids of the experiments by the name under which they were found.
     """
 
     uri: str
     client: MlflowClient
     artifacts: Path | None
+    experiments: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -90,6 +91,24 @@ class Store:
                 _log.warning("experiment '%s' was deleted in MLflow; it is restored with its runs", name)
                 self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
+
+    def create_run(self, experiment: str, **about: Any) -> Run:
+        """Creates a run in the experiment that is, or was in this process, called `experiment`.
+
+        Args:
+            experiment: Its name. One that does not exist is made, one that was deleted is restored.
+            about: What MLflow's client takes.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if experiment in self.experiments:
+            try:
+                return self.client.create_run(self.experiments[experiment], **about)
+            except MlflowException as error:
+                if away(error):
+                    raise
+        self.experiments[experiment] = self.experiment_id(experiment)
+        return self.client.create_run(self.experiments[experiment], **about)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -289,22 +308,3 @@ def _quick_requests() -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
-
-
-def runs_url(base: str, experiment_id: str) -> str:
-    """Address of the table of runs; without the parameter MLflow 3 opens a page for language models."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-
-
-def run_url(base: str, experiment_id: str, run_id: str) -> str:
-    """Address of one run."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
-
-
-def compare_url(base: str, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> str:
-    """Address of the UI's comparison of runs."""
-    runs, experiments = (
-        quote(json.dumps(list(ids), separators=(",", ":")), safe="") for ids in (run_ids, dict.fromkeys(experiment_ids))
-    )
-    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
-    return f"{base.rstrip('/')}/#/compare-runs?{query}"

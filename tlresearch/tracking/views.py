@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from tlresearch.tracking.store import Store, StoreAwayError, runs_url
+from tlresearch.tracking.addresses import runs_url
+from tlresearch.tracking.store import Store, StoreAwayError
 
 _log = logging.getLogger(__name__)
 
