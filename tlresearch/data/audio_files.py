@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from tlresearch.data.audio_decoding import AudioPreprocessing, decode
 from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.loading import stack_targets
+from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
 from tlresearch.data.values import Value, stack
 from tlresearch.errors import DataError
@@ -55,15 +54,13 @@ class AudioFiles:
         return decode(content, self.rate)[0]
 
     def check(self, indices: Sequence[int]) -> list[Checked]:
-        """Hashes and decodes every file, in threads; a file that has not changed since is not read again.
+        """Hashes and decodes every file; a file that has not changed since is not read again.
 
         A `Checked` of a sound holds its samples per second as height and their number as width. Silent clips are
         sound, so they are counted in a warning only.
         """
         cache = FileCache(self.root, kind="audio")
-        # Reading and decoding release the interpreter lock.
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16))
+        found = for_each(lambda index: self._check(self.names[index], cache), indices)
         cache.save()
         silent = [self.names[index] for index, (_, quiet) in zip(indices, found, strict=True) if quiet]
         if silent:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch import Tensor
 from tlresearch.data.decoding import as_tensor, decode
 from tlresearch.data.dicom import Window
 from tlresearch.data.file_cache import FileCache
+from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
 from tlresearch.data.volumes import file_of, picture, read_slice
 
@@ -48,11 +47,9 @@ class FileImages:
         return decode(content, channels, self.windows)
 
     def check(self, indices: Sequence[int]) -> list[Checked]:
-        """Hashes and decodes every file, in threads; a file that has not changed since is not read again."""
+        """Hashes and decodes every file; a file that has not changed since is not read again."""
         cache = FileCache(self.root)
-        # Reading and decoding release the interpreter lock.
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(lambda index: self._check(self.names[index], cache), indices, chunksize=16))
+        checked = for_each(lambda index: self._check(self.names[index], cache), indices)
         cache.save()
         if not self.windows:
             return checked

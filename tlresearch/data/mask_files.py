@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import IGNORE
+from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
 from tlresearch.errors import one_line
@@ -148,10 +147,10 @@ class Pairs:
     def check(self, indices: Sequence[int]) -> list[Checked]:
         """Reads every image and mask once; a pair's hash tells image, mask and legend."""
         checked = self.images.check(indices)
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            return list(pool.map(self._check, indices, checked))
+        return for_each(self._check, list(zip(indices, checked, strict=True)))
 
-    def _check(self, index: int, image: Checked) -> Checked:
+    def _check(self, pair: tuple[int, Checked]) -> Checked:
+        index, image = pair
         if image.problem is not None:
             return image
         try:
