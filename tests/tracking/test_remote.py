@@ -22,6 +22,7 @@ from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.store import connect
 
+PATIENCE = 60.0  # seconds; a busy machine
 ABOUT = {"experiment": "remote", "params": {"optimizer.lr": 0.1}, "tags": {"a": "b"}}
 
 
@@ -54,6 +55,19 @@ def test_the_record_is_that_of_a_run_written_here() -> None:
         assert [item.path for item in client.list_artifacts(one, "folder")] == ["folder/file.txt", "folder/last.txt"]
         assert not damaged(connect(), client.get_run(one), read_manifest(connect(), one))  # type: ignore[arg-type]
     assert run_id in url
+
+
+def test_a_run_that_goes_on_is_seen_with_all_that_it_has_recorded() -> None:
+    with RemoteTracker() as tracker, tracker.open_run(TrackingConfig(system_metrics=False), name="on", **ABOUT) as run:
+        run.log_text("text", "folder/file.txt")
+        run.log_metrics({"val/accuracy": 0.5}, 0)
+        store, run_id = connect(), run.run_id
+        deadline = time.monotonic() + PATIENCE
+        # Nobody asks and nothing more is said: the writer does it by itself.
+        while read_text(store, run_id, "folder/file.txt") is None or not store.client.get_run(run_id).data.params:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert store.client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_a_failed_run_is_recorded_as_failed() -> None:

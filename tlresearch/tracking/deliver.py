@@ -23,15 +23,14 @@ from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.sender import Message
 
 QUIET = 0.5  # seconds without a message after which nobody is taken to be in a hurry
-GATHERING = 1.0  # seconds after which a run's calls are made; of one that has ended by then all are made together
+GATHERING = 1.0  # seconds for which a run's calls are gathered; of one that has ended by then all are made together
 
 
 class Desk:
     """Does what comes through a socket: what somebody waits for at once, the rest while the network is trained.
 
-    What is written to MLflow while a trial is set up has that take a third longer, since both want the same caches.
-    Beside the training of a small head it costs a few percent. A short trial is written when it has ended, in a few
-    large requests.
+    What is done here while a trial is set up has that take a third longer, since both want the same caches. Beside the
+    training of a small head it costs a few percent. A short trial is written when it has ended, in a few requests.
 
     Args:
         connection: The socket.
@@ -43,15 +42,15 @@ class Desk:
         self._failed: set[int] = set()
         self._received: deque[Message] = deque()
         self._later: deque[tuple[int, Callable[[], object]]] = deque()
+        self._gathering: dict[int, float] = {}  # runs whose calls are kept back, and until when
         self._training = False  # the run that was opened last has given metrics
-        self._opened = 0.0  # when it was
 
     def take(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any], wanted: bool) -> None:
         """Takes a message."""
         if method == "warm":
             _load_mlflow()
         elif method == "open":
-            self._training, self._opened = False, time.monotonic()
+            self._training = False
             self._try(number, partial(self._open, number, arguments, named))
         elif method == "close":
             self._training = False
@@ -65,21 +64,15 @@ class Desk:
         else:
             self._later.append((number, partial(self._call, number, method, arguments, named)))
 
-    def catch_up(self, number: int | None = None) -> None:
-        """Does what was put off, of one run or of all."""
-        if number is None:
-            while self._later:
-                self._do_next()
-            return
-        mine = [work for owner, work in self._later if owner == number]
-        self._later = deque(item for item in self._later if item[0] != number)
-        for work in mine:
-            self._try(number, work)
+    def catch_up(self, number: int) -> None:
+        """Does what was put off of a run, and has all of it written."""
+        self._do_all_of(number)
+        self._let_go(number)
 
     def next(self) -> Message | None:
         """Waits for a message, and meanwhile does what was put off; ``None`` if no more will come."""
         while not self._received:
-            while self._later and not self._connection.poll(self._pause()):
+            while (self._later or self._gathering) and not self._connection.poll(self._pause()):
                 self._do_next()
             try:
                 messages: list[Message] | None = self._connection.recv()
@@ -92,19 +85,32 @@ class Desk:
 
     def leave(self) -> None:
         """Ends the runs that are still open: their process was killed."""
-        self.catch_up()
+        while self._later or self._gathering:
+            self._do_next()
         for run in self._runs.values():
             run.close("KILLED")
 
     def _pause(self) -> float:
         """Seconds without a message after which the next thing that was put off is done."""
-        owner, _ = self._later[0]
-        gathering = self._opened + GATHERING - time.monotonic() if owner in self._runs else 0.0
+        gathering = 0.0 if self._later else next(iter(self._gathering.values())) - time.monotonic()
         return max(gathering, 0.0 if self._training else QUIET)
 
     def _do_next(self) -> None:
-        number, work = self._later.popleft()
-        self._try(number, work)
+        if self._later:
+            number, work = self._later.popleft()
+            self._try(number, work)
+        else:
+            self._let_go(next(iter(self._gathering)))
+
+    def _do_all_of(self, number: int) -> None:
+        mine = [work for owner, work in self._later if owner == number]
+        self._later = deque(item for item in self._later if item[0] != number)
+        for work in mine:
+            self._try(number, work)
+
+    def _let_go(self, number: int) -> None:
+        if self._gathering.pop(number, None) is not None:
+            self._try(number, self._runs[number].outbox.let_go)
 
     def _try(self, number: int, work: Callable[[], object]) -> None:
         if number in self._failed:
@@ -117,6 +123,8 @@ class Desk:
 
     def _open(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         run = self._runs[number] = open_run(*arguments, **named)
+        run.outbox.keep_back()
+        self._gathering[number] = time.monotonic() + GATHERING
         self._reply(("opened", number), Opened(run.run_id, run.experiment_id, run.url))
 
     def _answer(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -125,7 +133,8 @@ class Desk:
     def _close(self, number: int, arguments: tuple[Any, ...]) -> None:
         """Puts all that is left of a run on disk, and the rest off: who waits for the end does not wait for MLflow."""
         self._runs[number].outbox.keep_back()
-        self.catch_up(number)
+        self._gathering.pop(number, None)
+        self._do_all_of(number)
         self._later.append((number, self._runs.pop(number).close_by_disk(*arguments)))
         self._reply(("answer", number, "close"), None)
 

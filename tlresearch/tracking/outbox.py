@@ -11,6 +11,7 @@ from typing import Any
 from tlresearch.errors import TrackingError
 from tlresearch.tracking.calls import POINTS, Call, Target, perform, stored_steps
 from tlresearch.tracking.courier import courier
+from tlresearch.tracking.gathering import gathered
 from tlresearch.tracking.journal import Journal, folder
 from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.store import Store, StoreAwayError
@@ -90,8 +91,19 @@ class Outbox:
             self._keep(call, str(error))
 
     def keep_back(self) -> None:
-        """Has `close_by_disk` put on disk what comes from now on: its caller does not wait for the store."""
-        self._kept_back = []
+        """Has what comes from now on wait in memory, until `let_go` makes it or `close_by_disk` puts it on disk."""
+        if self._kept_back is None:
+            self._kept_back = []
+
+    def let_go(self) -> None:
+        """Makes what was kept back, in as few requests as it takes; what comes from now on is made at once.
+
+        Raises:
+            TrackingError: If the store refuses any of it.
+        """
+        kept, self._kept_back = self._kept_back or [], None
+        for call, _ in gathered(kept):
+            self.do(call)
 
     def _keep(self, call: Call, reason: str = "") -> None:
         try:
