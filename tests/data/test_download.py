@@ -107,20 +107,21 @@ def test_another_hash_is_refused_and_not_kept(serve: Serve, folder: Path) -> Non
     assert not list((folder / ".downloads").glob("*.zip"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("up.zip", zipped({"../evil": "x", "a/b": "y"})),
-        ("absolute.zip", zipped({"/tmp/evil": "x"})),
-        ("backslash.zip", zipped({"..\\evil": "x"})),
-        ("up.tar.gz", tarred({"../evil": "x"})),
-        ("link.tar.gz", tarred({"a": "x"}, link=("out", "../../evil"))),
-        ("absolute_link.tar.gz", tarred({"a": "x"}, link=("out", "/etc"))),
-    ],
-)
-def test_nothing_leaves_the_folder(serve: Serve, folder: Path, tmp_path: Path, name: str, content: bytes) -> None:
+OUTSIDE = {
+    "up.zip": zipped({"../evil": "x", "a/b": "y"}),
+    "absolute.zip": zipped({"/tmp/evil": "x"}),
+    "backslash.zip": zipped({"..\\evil": "x"}),
+    "up.tar.gz": tarred({"../evil": "x"}),
+    "link.tar.gz": tarred({"a": "x"}, link=("out", "../../evil")),
+    "absolute_link.tar.gz": tarred({"a": "x"}, link=("out", "/etc")),
+}
+
+
+# By name: the time is in a packed archive, and would be in the test's name.
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_nothing_leaves_the_folder(serve: Serve, folder: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="is refused"):
-        ensure_here(serve(name, content))
+        ensure_here(serve(name, OUTSIDE[name]))
     assert not (folder / "things").exists()
     assert not list(tmp_path.rglob("evil"))
     assert not list(folder.glob("*.unpacking"))
