@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import getsource
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import _cached_storage
 from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect, text
 
@@ -101,6 +105,38 @@ def cluster() -> Iterator[Postgres]:
 def proxy(cluster: Postgres) -> Iterator[Relay]:
     with relay(cluster.port) as between:
         yield between
+
+
+def test_whatever_a_study_calls_waits() -> None:
+    """Optuna's cache, which every study goes through, calls methods of its own beside the public ones."""
+    called = set(re.findall(r"_backend\.(\w+)", getsource(_cached_storage)))
+    asks_no_database = {"get_heartbeat_interval", "get_heartbeat_stale_trial_callback", "remove_session"}
+    assert called - asks_no_database <= set(vars(PatientStorage))
+
+
+@pytest.mark.slow
+def test_a_trial_asked_for_and_a_value_suggested_wait_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
+    with (
+        study_at(f"sqlite:///{tmp_path}/s.db") as study,
+        contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)) as other,
+    ):
+
+        def locked(call: Callable[[], Any], seconds: float) -> Any:
+            other.execute("BEGIN IMMEDIATE")
+            timer = threading.Timer(seconds, other.execute, ["COMMIT"])
+            timer.start()
+            result = call()
+            timer.join()
+            return result
+
+        trial = locked(study.ask, 12.0)  # Optuna itself tries for up to 10 s
+        value = locked(lambda: trial.suggest_float("x", 0, 1), 1.0)
+        study.tell(trial, value)
+        assert [(one.state, one.value) for one in study.trials] == [(TrialState.COMPLETE, value)]
+    assert caplog.text.count("is back after") == 2
 
 
 @pytest.mark.slow

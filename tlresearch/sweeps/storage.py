@@ -162,6 +162,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return method
 
 
+# Those with an underscore are what Optuna's cache calls; the public methods of the same names lead to them.
 _CALLS = (
     "create_new_study",
     "delete_study",
@@ -174,8 +175,8 @@ _CALLS = (
     "get_study_system_attrs",
     "get_all_studies",
     # Made twice if its answer is lost; the one that nobody knows of is given back as that of a lost worker.
-    "create_new_trial",
-    "set_trial_param",
+    "_create_new_trial",
+    "_set_trial_param",
     "get_trial_param",
     "set_trial_intermediate_value",
     "set_trial_user_attr",
@@ -187,6 +188,7 @@ _CALLS = (
     "get_all_trials",
     "_get_trials",
     "get_best_trial",
+    "_get_best_trial_id",
 )
 for _name in _CALLS:
     setattr(PatientStorage, _name, _patient(_name))
