@@ -41,14 +41,21 @@ def study_at(url: str) -> Iterator[optuna.Study]:
         kept.engine.dispose()
 
 
+@contextlib.contextmanager
+def contended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[optuna.Study, sqlite3.Connection]]:
+    """A study that does not wait for a lock by itself, and a connection of somebody else to its file."""
+    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
+    with (
+        study_at(f"sqlite:///{folder}/s.db") as study,
+        contextlib.closing(sqlite3.connect(folder / "s.db", isolation_level=None, check_same_thread=False)) as other,
+    ):
+        yield study, other
+
+
 def test_a_locked_database_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
-    with (
-        study_at(f"sqlite:///{tmp_path}/s.db") as study,
-        contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)) as other,
-    ):
+    with contended(tmp_path, monkeypatch) as (study, other):
 
         def objective(trial: optuna.Trial) -> float:
             trial.suggest_float("x", 0, 1)
@@ -118,11 +125,7 @@ def test_whatever_a_study_calls_waits() -> None:
 def test_a_trial_asked_for_and_a_value_suggested_wait_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storage, "connect_arguments", lambda url: {"timeout": 0.05})
-    with (
-        study_at(f"sqlite:///{tmp_path}/s.db") as study,
-        contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)) as other,
-    ):
+    with contended(tmp_path, monkeypatch) as (study, other):
 
         def locked(call: Callable[[], Any], seconds: float) -> Any:
             other.execute("BEGIN IMMEDIATE")
