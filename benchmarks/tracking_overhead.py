@@ -15,7 +15,7 @@ from statistics import mean, median
 from benchmarks.contest import arguments, measure, spec, surroundings, write
 from benchmarks.loops.spec import Point
 
-TURN = 10  # trials
+TURN = 4  # trials
 COUNTED = TURN - 1  # all but the first, beside which the trial before it is still being recorded, or not
 
 
