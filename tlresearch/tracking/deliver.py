@@ -17,6 +17,7 @@ from typing import Any
 
 from tlresearch.errors import UserError
 from tlresearch.tracking.courier import finish_all
+from tlresearch.tracking.database import sync_files_late
 from tlresearch.tracking.redact import protect_output
 from tlresearch.tracking.remote import Opened
 from tlresearch.tracking.run import TrackedRun, open_run
@@ -126,6 +127,7 @@ class Desk:
         run.outbox.keep_back()
         self._gathering[number] = time.monotonic() + GATHERING
         self._reply(("opened", number), Opened(run.run_id, run.experiment_id, run.url))
+        run.store.settle()  # what is on disk from now on names the run
 
     def _answer(self, number: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._reply(("answer", number, method), self._call(number, method, arguments, named))
@@ -172,6 +174,7 @@ def main(arguments: list[str]) -> Any:
     protect_output()
     atexit.register(gc.freeze)  # Python would look for cycles among all that MLflow has loaded, for half a second
     os.nice(5)  # the training comes first; at a lower priority a busy machine would let a sweep wait for its records
+    sync_files_late()
     serve(Connection(int(arguments[0])))
 
 

@@ -140,6 +140,7 @@ class Outbox:
             journal.deliver(self._store)
             with self._gate:
                 if not journal.waiting(1):
+                    self._store.settle()
                     journal.remove()
                     self._journal = None
                     self._release()
@@ -177,15 +178,16 @@ class Outbox:
         return max(known, default=-1)
 
     def flush(self) -> bool:
-        """Has what waits written now, to the store or to disk; returns whether it was."""
+        """Has what waits on disk now, in the store or in the journal; returns whether it is."""
+        in_time = False
         with self._wake:
             if self._thread is not None:
                 self._urgent = True
                 self._wake.notify_all()
                 in_time = self._wake.wait_for(lambda: not self._pending or self._refused is not None, _PATIENCE)
-                if in_time:
-                    return self._refused is None
-        self._spill(f"MLflow store {self._store.label} is slow to answer")
+        if not in_time:
+            self._spill(f"MLflow store {self._store.label} is slow to answer")
+        self._store.settle()
         return self._refused is None
 
     def close(self, last: Sequence[Call]) -> None:
@@ -202,6 +204,7 @@ class Outbox:
             self._send()
             for call in last:
                 self.do(call)
+            self._store.settle()
             if self._refused is not None:
                 raise self._refused
         finally:

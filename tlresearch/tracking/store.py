@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tlresearch.config.paths import home
 from tlresearch.errors import TrackingError
 from tlresearch.exclusive import exclusive
-from tlresearch.tracking.database import check_reachable
+from tlresearch.tracking.database import check_reachable, sync_file
 from tlresearch.tracking.redact import redact
 
 if TYPE_CHECKING:
@@ -109,6 +109,16 @@ class Store:
                     raise
         self.experiments[experiment] = self.experiment_id(experiment)
         return self.client.create_run(self.experiments[experiment], **about)
+
+    def settle(self) -> None:
+        """Has what was written to a file on disk; a server looks after that itself.
+
+        Raises:
+            TrackingError: If the disk fails.
+        """
+        if self.uri.startswith("sqlite"):
+            with self.errors():
+                sync_file(Path(self.uri.removeprefix("sqlite:///")))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -242,11 +252,11 @@ def _connect(uri: str, *, check: bool) -> Store:
             path = Path(uri.removeprefix("sqlite:///"))
             artifacts = path.parent / "artifacts"
             with _locked(path.parent / f".{path.name}.lock"):
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    # Readers and several writers at once, and fewer syncs; the setting stays in the file.
+                    connection.execute("PRAGMA journal_mode=WAL")
                 client = MlflowClient(uri, registry_uri=uri)
                 client.search_experiments(max_results=1)
-                with contextlib.closing(sqlite3.connect(path)) as connection:
-                    # Readers and several writers at once; the setting stays in the file.
-                    connection.execute("PRAGMA journal_mode=WAL")
         elif database:
             # MLflow would try for 100 s to reach one that is down.
             check_reachable(uri)
