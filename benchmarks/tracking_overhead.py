@@ -46,9 +46,9 @@ def main() -> None:
     whole = mean(first) + (options.trials - 1) * each + mean(waited)  # a sweep whose trials are all recorded
     cost = options.trials * (each - none) + mean(waited)
     drawn = Random(0)
-    again = ([sum(side) for side in zip(*drawn.choices(pairs, k=len(pairs)), strict=True)] for _ in range(10_000))
-    means = sorted(one / other for one, other in again)
-    interval = means[250], means[9750]
+    again = [drawn.choices(pairs, k=len(pairs)) for _ in range(4000)]
+    means = interval([sum(one for one, _ in some) / sum(other for _, other in some) for some in again])
+    medians = interval([median(one / other for one, other in some) for some in again])
     text = [
         f"# Recording {options.trials} head-only trials",
         "",
@@ -66,15 +66,21 @@ def main() -> None:
         f"A sweep of {options.trials} recorded trials, the frozen pass included, takes {whole:.1f} s: "
         f"recording takes {cost:.2f} s of them, **{100 * cost / whole:.1f} %**, that wait included.",
         "",
-        f"Trials alone, recorded / not recorded: mean {each / none:.3f}; "
-        f"95 % interval of the mean {interval[0]:.3f} to {interval[1]:.3f} (turns drawn with replacement); "
-        f"median {median(kinds[0]) / median(kinds[1]):.3f}; "
-        f"turn by turn {median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}).",
+        f"Trials alone, recorded / not recorded: mean {each / none:.3f} (95 % interval {means}); "
+        f"median of each kind {median(kinds[0]) / median(kinds[1]):.3f}; "
+        f"median of {len(pairs)} pairs of turns {median(ratios):.3f} (95 % interval {medians}; "
+        f"the pairs {ratios[0]:.2f} to {ratios[-1]:.2f}). Intervals are of pairs drawn with replacement.",
         "",
         surroundings(),
         "",
     ]
     write(__file__, "\n".join(text), save=options.write)
+
+
+def interval(figures: list[float]) -> str:
+    """What 95 % of the figures lie between."""
+    ordered = sorted(figures)
+    return f"{ordered[len(ordered) // 40]:.3f} to {ordered[-1 - len(ordered) // 40]:.3f}"
 
 
 if __name__ == "__main__":

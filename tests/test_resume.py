@@ -29,7 +29,8 @@ def child(name, kill_at):
     """Forks before torch has threads; the child runs the experiment in its own home."""
     (home / name).mkdir(exist_ok=True)
     if not (home / name / "mlflow.db").exists():
-        shutil.copy(home / "template" / "mlflow.db", home / name / "mlflow.db")
+        for file in (home / "template").glob("mlflow.db*"):  # its log holds the tables, as its process just exits
+            shutil.copy(file, home / name / file.name)
     process = os.fork()
     if process == 0:
         os.environ["TLRESEARCH_HOME"] = str(home / name)
