@@ -274,6 +274,6 @@ def _remembered(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: St
         why = "data or weights have changed since the run was interrupted" if before else f"{folder.path} is damaged"
         log.warning("%s: the run starts from the beginning", why)
         folder.forget()
-    folder.write(run_id=tracked.run_id, **inputs)
+    folder.write(run_id=tracked.reference, **inputs)
     settings: dict[str, str | int] = before.get("settings", {})
     return settings

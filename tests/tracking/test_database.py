@@ -99,7 +99,9 @@ def test_a_checkpoint_and_an_end_wait_for_the_disk(power: PowerCuts) -> None:
 def test_a_run_whose_id_is_given_out_is_there_after_a_power_cut(power: PowerCuts) -> None:
     here, there = Pipe()
     about = {"experiment": "power", "name": "trial", "params": {}, "tags": {}}
-    Desk(there).take(1, "open", (TrackingConfig(system_metrics=False),), about, True)
+    desk = Desk(there)
+    desk.take(1, "open", (TrackingConfig(system_metrics=False),), about, False)
+    desk.take(1, "opened", (), {}, False)
     _, opened = here.recv()
     assert power.found(opened.run_id) == ("RUNNING", 0)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,9 @@ import pytest
 
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
+from tlresearch.tracking import sender
+from tlresearch.tracking.calls import new_local_id, resolve
+from tlresearch.tracking.deliver import Desk
 from tlresearch.tracking.manifest import damaged, read_manifest, read_text
 from tlresearch.tracking.remote import RemoteTracker
 from tlresearch.tracking.run import TrackedRun, open_run
@@ -55,6 +59,65 @@ def test_the_record_is_that_of_a_run_written_here() -> None:
         assert [item.path for item in client.list_artifacts(one, "folder")] == ["folder/file.txt", "folder/last.txt"]
         assert not damaged(connect(), client.get_run(one), read_manifest(connect(), one))  # type: ignore[arg-type]
     assert run_id in url
+
+
+def test_a_run_is_made_when_it_is_trained_and_begins_when_it_was_opened() -> None:
+    here, there = Pipe()
+    desk = Desk(there)
+    config, local = TrackingConfig(system_metrics=False), new_local_id()
+    about = {**ABOUT, "name": "put off", "local_id": local, "began": 1234.5}
+    desk.take(1, "open", (config,), about, False)
+    desk.take(1, "log_text", ("text", "file.txt"), {}, False)
+    assert not here.poll()  # its set-up goes on
+    assert resolve(connect(), local) is None
+    desk.take(1, "log_metrics", ({"val/accuracy": 0.5}, 0), {}, False)
+    (_, number), opened = here.recv()
+    assert (number, resolve(connect(), local)) == (1, opened.run_id)
+    desk.take(1, "close", ("FINISHED", {}), {}, False)
+    desk.leave()
+    found = connect().client.get_run(opened.run_id)
+    assert (found.info.start_time, found.info.status) == (1_234_500, "FINISHED")
+    assert (found.data.params, found.data.metrics) == ({"optimizer.lr": "0.1"}, {"val/accuracy": 0.5})
+    assert read_text(connect(), opened.run_id, "file.txt") == "text"
+
+
+def test_the_first_metrics_have_a_run_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "PACE", 3600.0)
+    with RemoteTracker() as tracker:
+        run = tracker.open_run(TrackingConfig(system_metrics=False), name="trained", **ABOUT)
+        with run:
+            tracker.ask(0, "last_step", "val/accuracy")  # the pause has begun
+            second = tracker.open_run(TrackingConfig(system_metrics=False), name="second", **ABOUT)
+            second.log_metrics({"val/accuracy": 0.5}, 0)
+            deadline = time.monotonic() + PATIENCE
+            while resolve(connect(), second.reference) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            second.close()
+
+
+def test_a_run_goes_on_by_what_was_known_of_it_before_it_was_made(capfd: pytest.CaptureFixture[str]) -> None:
+    config = TrackingConfig(system_metrics=False)
+    with RemoteTracker() as tracker:
+        run = tracker.open_run(config, name="killed", **ABOUT)
+        reference = run.reference
+        run.log_metrics({"val/accuracy": 0.25}, 0)
+        run.close("KILLED")
+        again = tracker.open_run(config, name="killed", run_id=reference, **ABOUT)
+        with again:
+            again.log_metrics({"val/accuracy": 0.5}, 1)
+            assert again.run_id == run.run_id
+    assert [p.value for p in connect().client.get_metric_history(run.run_id, "val/accuracy")] == [0.25, 0.5]
+    assert "still being written" not in capfd.readouterr().err  # its end was not waited for in vain
+
+
+def test_a_run_that_was_killed_before_it_was_made_begins() -> None:
+    config, local = TrackingConfig(system_metrics=False), new_local_id()
+    with RemoteTracker() as tracker:
+        with tracker.open_run(config, name="begins", run_id=local, **ABOUT) as run:
+            run.log_metrics({"val/accuracy": 0.25}, 0)
+        assert resolve(connect(), local) == run.run_id != local
+    assert connect().client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_run_that_goes_on_is_seen_with_all_that_it_has_recorded() -> None:

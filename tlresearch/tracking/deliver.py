@@ -31,7 +31,8 @@ class Desk:
     """Does what comes through a socket: what somebody waits for at once, the rest while the network is trained.
 
     What is done here while a trial is set up has that take a third longer, since both want the same caches. Beside the
-    training of a small head it costs a few percent. A short trial is written when it has ended, in a few requests.
+    training of a small head it costs a few percent. So a run is opened when its first metrics say that it is trained,
+    or somebody asks for its id. A short trial is written when it has ended, in a few requests.
 
     Args:
         connection: The socket.
@@ -52,15 +53,19 @@ class Desk:
             _load_mlflow()
         elif method == "open":
             self._training = False
-            self._try(number, partial(self._open, number, arguments, named))
+            self._later.append((number, partial(self._open, number, arguments, named)))
         elif method == "close":
             self._training = False
+            self._have_opened(number)
             self._try(number, partial(self._close, number, arguments))
+        elif method == "opened":
+            self._have_opened(number)
         elif wanted:
             self.catch_up(number)
             self._try(number, partial(self._answer, number, method, arguments, named))
         elif method == "log_metrics":  # which have a thread of their own
             self._training = True
+            self._have_opened(number)
             self._try(number, partial(self._call, number, method, arguments, named))
         else:
             self._later.append((number, partial(self._call, number, method, arguments, named)))
@@ -103,6 +108,10 @@ class Desk:
         else:
             self._let_go(next(iter(self._gathering)))
 
+    def _have_opened(self, number: int) -> None:
+        if number not in self._runs:
+            self._do_all_of(number)  # which begins with that
+
     def _do_all_of(self, number: int) -> None:
         mine = [work for owner, work in self._later if owner == number]
         self._later = deque(item for item in self._later if item[0] != number)
@@ -123,6 +132,8 @@ class Desk:
             self._reply("error", str(error))
 
     def _open(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        while named.get("run_id") and self._later:
+            self._do_next()  # the end of the run that is to go on may be among it
         run = self._runs[number] = open_run(*arguments, **named)
         run.outbox.keep_back()
         self._gathering[number] = time.monotonic() + GATHERING

@@ -45,6 +45,11 @@ class Recording:
         return self.outbox.target.id
 
     @property
+    def reference(self) -> str:
+        """What `open_run` continues it by: an id, or one of our own, known before the run has been opened."""
+        return self.run_id
+
+    @property
     def experiment_id(self) -> str:
         """The experiment it belongs to; empty as long as MLflow has not made the run."""
         return self.outbox.target.experiment_id

@@ -10,6 +10,7 @@ import itertools
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.errors import TrackingError
+from tlresearch.tracking.calls import new_local_id
 from tlresearch.tracking.ending import TerminationGuard
 from tlresearch.tracking.run import Status, TrackedRun
 from tlresearch.tracking.sender import Sender
@@ -40,7 +42,7 @@ class Opened:
 class RemoteTracker:
     """Opens runs in a process of its own; leaving the context waits until everything is written.
 
-    Errors of the store come back with the next run that is opened or closed, or when everything is written.
+    Errors come back with the next run that is opened or closed, or when everything is written.
 
     Args:
         warm: Whether its process starts at once and loads MLflow, which takes seconds, instead of with the first run.
@@ -61,25 +63,40 @@ class RemoteTracker:
         self._connection = Connection(ours.detach())
         self._numbers = itertools.count()
         self._opened = False
-        self._answers: dict[int, Any] = {}
+        self._answers: dict[tuple[Any, ...], Any] = {}
         self._errors: list[str] = []
         self._sender = Sender(self._connection)
 
     def open_run(self, config: TrackingConfig, *, name: str, run_id: str | None = None, **about: Any) -> RemoteRun:
-        """Opens a run as `tracking.run.open_run` does, without waiting for it."""
+        """Opens a run as `tracking.run.open_run` does, without waiting for it: it is made when it is trained."""
         if self._process is None:
             self._start()
         self.raise_errors()
         number, self._opened = next(self._numbers), True
         params = about.pop("params")
-        about |= {"name": name, "run_id": run_id, "params": {}}
-        self._sender.put((number, "open", (config,), about, False), urgent=True)  # its id is asked for soon
+        local_id = new_local_id()
+        about |= {"name": name, "run_id": run_id, "local_id": local_id, "began": time.time(), "params": {}}
+        self.call(number, "open", config, **about)
         self.call(number, "log_params", params)
-        return RemoteRun(self, number, name)
+        return RemoteRun(self, number, name, run_id or local_id)
 
-    def call(self, number: int, method: str, *arguments: Any, **named: Any) -> None:
-        """Has a method of a run called, some time soon and in order."""
-        self._sender.put((number, method, arguments, named, False))
+    def opened(self, number: int) -> Opened:
+        """Waits until a run has been opened, now if it was put off.
+
+        Raises:
+            TrackingError: As `answer`.
+        """
+        key = ("opened", number)
+        if key not in self._answers:
+            self.raise_errors()  # and takes what has come
+        if key not in self._answers:
+            self.call(number, "opened", urgent=True)
+        opened: Opened = self.answer(key)
+        return opened
+
+    def call(self, number: int, method: str, *arguments: Any, urgent: bool = False, **named: Any) -> None:
+        """Has a method of a run called, some time soon and in order; an urgent one now."""
+        self._sender.put((number, method, arguments, named, False), urgent=urgent)
 
     def ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
         """Has a method of a run called and waits for what it returns."""
@@ -168,28 +185,33 @@ class RemoteRun(TrackedRun):
         tracker: The tracker.
         number: The run's number there.
         name: Its name.
+        reference: What it can be continued by, before it has been opened.
     """
 
-    def __init__(self, tracker: RemoteTracker, number: int, name: str) -> None:
+    def __init__(self, tracker: RemoteTracker, number: int, name: str, reference: str) -> None:
         # Not `super().__init__`: store and writer are in the other process.
-        self._tracker, self._number = tracker, number
+        self._tracker, self._number, self._reference = tracker, number, reference
         self.name = name
         self.description = ""
         self.status = "RUNNING"
-        self._pruned = False
+        self._pruned = self._training = False
         self._signals = TerminationGuard()
         self._tags: dict[str, str] = {}
         self._closed: Callable[[], Any] | None = None
 
     @property
     def _opened(self) -> Opened:
-        opened: Opened = self._tracker.answer(("opened", self._number))
-        return opened
+        return self._tracker.opened(self._number)
 
     @property
     def run_id(self) -> str:
-        """Its id, known as soon as it has been opened."""
+        """Its id; waits until it has been opened."""
         return self._opened.run_id
+
+    @property
+    def reference(self) -> str:
+        """What it can be continued by, known at once."""
+        return self._reference
 
     @property
     def experiment_id(self) -> str:
@@ -207,7 +229,10 @@ class RemoteRun(TrackedRun):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Takes metrics."""
-        self._tracker.call(self._number, "log_metrics", {key: float(value) for key, value in metrics.items()}, step)
+        plain = {key: float(value) for key, value in metrics.items()}
+        # The first ones say that the network is trained from now on, which is when the writing process works.
+        self._tracker.call(self._number, "log_metrics", plain, step, urgent=not self._training)
+        self._training = True
 
     def last_step(self, metric: str) -> int:
         """The largest step recorded for a metric."""

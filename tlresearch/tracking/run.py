@@ -46,6 +46,8 @@ def open_run(
     description: str = "",
     parent: str | None = None,
     run_id: str | None = None,
+    local_id: str | None = None,
+    began: float | None = None,
 ) -> TrackedRun:
     """Starts a run, or continues one.
 
@@ -58,6 +60,8 @@ def open_run(
         description: Markdown shown on top of the run's page.
         parent: Run id of the run this one is nested in.
         run_id: Run to continue: it is RUNNING again, and points it holds already are not stored twice.
+        local_id: Id by which a new run can be continued before MLflow has given it one; ``None`` makes one.
+        began: When it began, in seconds since 1970; ``None`` is now.
 
     A run of its own needs the store now, and first delivers what earlier runs could not. A nested run is opened also
     while the store is away: it has a local id then, and gets MLflow's when it is delivered.
@@ -76,24 +80,15 @@ def open_run(
     if description:
         tags[_NOTE] = description
     cleaned = values.tags(tags)
-    if run_id is None:
+    run = _continue(store, run_id, name, cleaned, nested=nested) if run_id else None
+    if run is None:
         about = {
             "experiment": config.experiment or experiment,
             "name": redact(name),
             "tags": cleaned,
-            "time": int(time.time() * 1000),
+            "time": int((began or time.time()) * 1000),
         }
-        target = Target(new_local_id(), None)
-        made = Ownership(target.local_id)  # a kill before the run is owned by its id leaves this behind: see `left`
-        run = TrackedRun(Outbox(store, target, name), store, name, nested=nested)
-        run.outbox.do(Call("create", about), patient=nested)
-        if run.run_id == target.local_id:
-            run.hold(made)
-        else:
-            run.hold()
-            made.release()
-    else:
-        run = _continue(store, run_id, name, cleaned, nested=nested)
+        run = _begin(store, run_id or local_id or new_local_id(), name, about, nested=nested)
     run.description = description
     run.log_params(params)
     if config.system_metrics:
@@ -101,7 +96,20 @@ def open_run(
     return run
 
 
-def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, nested: bool) -> TrackedRun:
+def _begin(store: Store, local_id: str, name: str, about: Mapping[str, object], *, nested: bool) -> TrackedRun:
+    made = Ownership(local_id)  # a kill before the run is owned by its id leaves this behind: see `left`
+    run = TrackedRun(Outbox(store, Target(local_id, None), name), store, name, nested=nested)
+    run.outbox.do(Call("create", about), patient=nested)
+    if run.run_id == local_id:
+        run.hold(made)
+    else:
+        run.hold()
+        made.release()
+    return run
+
+
+def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, nested: bool) -> TrackedRun | None:
+    """Goes on with a run; ``None`` if it was never opened, since its process was killed before."""
     owner = Ownership(run_id)
     journal = Journal.left(run_id)
     target = Target(run_id, run_id, resumed=True, params=None)
@@ -114,7 +122,8 @@ def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, 
                 raise
             found = run_id
         if found is None:
-            raise TrackingError(f"MLflow store {store.label}: there is no run {run_id}")
+            owner.release()
+            return None
         if found != run_id:
             owner.release()
             owner = Ownership(found)

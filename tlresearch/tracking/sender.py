@@ -8,7 +8,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
-PACE = 0.2  # seconds between two batches of messages that nobody waits for
+PACE = 1.0  # seconds between two batches of messages that nobody waits for
 
 Message = tuple[int, str, tuple[Any, ...], dict[str, Any], bool]
 """Number of the run, method, arguments, keyword arguments, and whether an answer is wanted."""
