@@ -16,7 +16,7 @@ from tests.tracking.outages import broken, content, record, start
 from tlresearch.cli import main
 from tlresearch.errors import TrackingError
 from tlresearch.tracking import courier as couriers
-from tlresearch.tracking.calls import Call, Target
+from tlresearch.tracking.calls import Call, Target, new_local_id
 from tlresearch.tracking.journal import Journal, folder, journals
 from tlresearch.tracking.pending import deliver
 from tlresearch.tracking.records import find_run
@@ -115,6 +115,39 @@ def test_a_nested_run_opened_meanwhile_gets_its_id_later(database: Path, tmp_pat
     assert stored.data.tags["mlflow.parentRunId"] == group.run_id
     assert store.client.get_run(group.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
     assert store.client.get_run(parent.run_id).data.tags["best"] == child.run_id
+
+
+def test_a_nested_run_goes_on_meanwhile_by_the_id_it_had_before_it_was_made(database: Path) -> None:
+    local = new_local_id()
+    with start(name="parent") as parent:
+        child = start(name="child", parent=parent.run_id, local_id=local)
+        child.log_metrics({"loss": 0.5}, 0)
+        child.close("KILLED")
+        with broken(database):
+            again = start(name="child", parent=parent.run_id, run_id=local)
+            again.log_metrics({"loss": 0.1}, 0)  # the one that is stored counts
+            again.log_metrics({"loss": 0.25}, 1)
+            again.close()
+    store = connect()
+    assert again.run_id == child.run_id == find_run(store, local).info.run_id
+    assert store.client.get_run(child.run_id).info.status == "FINISHED"
+    assert [point.value for point in store.client.get_metric_history(child.run_id, "loss")] == [0.5, 0.25]
+
+
+def test_a_run_goes_on_behind_what_waits_of_it_also_by_an_id_of_our_own(database: Path) -> None:
+    local = new_local_id()
+    with start(name="parent") as parent:
+        child = start(name="child", parent=parent.run_id, local_id=local)
+        child.log_metrics({"loss": 0.5}, 0)
+        child.close_by_disk("KILLED", {})  # and its process dies before it delivers that
+        child.outbox._owner.release()  # type: ignore[union-attr]
+        with start(name="child", parent=parent.run_id, run_id=local) as again:
+            again.log_metrics({"loss": 0.25}, 1)
+    store = connect()
+    assert again.run_id == child.run_id
+    assert store.client.get_run(child.run_id).info.status == "FINISHED"
+    assert [point.value for point in store.client.get_metric_history(child.run_id, "loss")] == [0.5, 0.25]
+    assert not list(folder().iterdir())
 
 
 SCRIPT = """

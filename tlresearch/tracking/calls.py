@@ -118,7 +118,7 @@ def _resolved(store: Store, items: Mapping[str, str]) -> dict[str, str]:
 
 
 def _create(store: Store, target: Target, call: Call, again: bool) -> None:
-    found = resolve(store, target.local_id) if again else None
+    found = resolve(store, target.local_id) if again or target.resumed else None
     if found is not None:
         run = store.client.get_run(found)
     else:

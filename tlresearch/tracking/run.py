@@ -80,15 +80,18 @@ def open_run(
     if description:
         tags[_NOTE] = description
     cleaned = values.tags(tags)
-    run = _continue(store, run_id, name, cleaned, nested=nested) if run_id else None
-    if run is None:
-        about = {
+    create = Call(
+        "create",
+        {
             "experiment": config.experiment or experiment,
             "name": redact(name),
             "tags": cleaned,
             "time": int((began or time.time()) * 1000),
-        }
-        run = _begin(store, run_id or local_id or new_local_id(), name, about, nested=nested)
+        },
+    )
+    run = _continue(store, run_id, name, create, nested=nested) if run_id else None
+    if run is None:
+        run = _begin(store, run_id or local_id or new_local_id(), name, create, nested=nested)
     run.description = description
     run.log_params(params)
     if config.system_metrics:
@@ -96,10 +99,10 @@ def open_run(
     return run
 
 
-def _begin(store: Store, local_id: str, name: str, about: Mapping[str, object], *, nested: bool) -> TrackedRun:
+def _begin(store: Store, local_id: str, name: str, create: Call, *, nested: bool) -> TrackedRun:
     made = Ownership(local_id)  # a kill before the run is owned by its id leaves this behind: see `left`
     run = TrackedRun(Outbox(store, Target(local_id, None), name), store, name, nested=nested)
-    run.outbox.do(Call("create", about), patient=nested)
+    run.outbox.do(create, patient=nested)
     if run.run_id == local_id:
         run.hold(made)
     else:
@@ -108,7 +111,7 @@ def _begin(store: Store, local_id: str, name: str, about: Mapping[str, object], 
     return run
 
 
-def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, nested: bool) -> TrackedRun | None:
+def _continue(store: Store, run_id: str, name: str, create: Call, *, nested: bool) -> TrackedRun | None:
     """Goes on with a run; ``None`` if it was never opened, since its process was killed before."""
     owner = Ownership(run_id)
     journal = Journal.left(run_id)
@@ -117,20 +120,24 @@ def _continue(store: Store, run_id: str, name: str, tags: Mapping[str, str], *, 
         try:
             with store.errors():
                 found = resolve(store, run_id)
-        except StoreAwayError:
+        except StoreAwayError:  # which is asked for one of our ids only
             if not nested:
                 raise
-            found = run_id
-        if found is None:
-            owner.release()
-            return None
-        if found != run_id:
-            owner.release()
-            owner = Ownership(found)
-        target.local_id = target.run_id = found
+            target.run_id = None
+        else:
+            if found is None:
+                owner.release()
+                return None
+            if found != run_id:
+                owner.release()
+                owner = Ownership(found)
+                journal = Journal.left(found)
+                target.local_id = target.run_id = found
     run = TrackedRun(Outbox(store, target, name, journal), store, name, nested=nested)
     run.hold(owner)
-    run.outbox.do(Call("reopen", {"tags": tags}), patient=nested or journal is not None)
+    if run.outbox.target.run_id is None and journal is None:
+        run.outbox.do(create)  # which finds the run that there is, when the store is back
+    run.outbox.do(Call("reopen", {"tags": create.about["tags"]}), patient=nested or journal is not None)
     return run
 
 
