@@ -42,7 +42,7 @@ class Opened:
 class RemoteTracker:
     """Opens runs in a process of its own; leaving the context waits until everything is written.
 
-    Errors come back with the next run that is opened or closed, or when everything is written.
+    Errors of the store come back with the next run that is opened or closed, or when everything is written.
 
     Args:
         warm: Whether its process starts at once and loads MLflow, which takes seconds, instead of with the first run.
@@ -74,11 +74,11 @@ class RemoteTracker:
         self.raise_errors()
         number, self._opened = next(self._numbers), True
         params = about.pop("params")
-        local_id = new_local_id()
-        about |= {"name": name, "run_id": run_id, "local_id": local_id, "began": time.time(), "params": {}}
+        reference = run_id or new_local_id()
+        about |= {"name": name, "run_id": run_id, "local_id": reference, "began": time.time(), "params": {}}
         self.call(number, "open", config, **about)
         self.call(number, "log_params", params)
-        return RemoteRun(self, number, name, run_id or local_id)
+        return RemoteRun(self, number, name, reference)
 
     def opened(self, number: int) -> Opened:
         """Waits until a run has been opened, now if it was put off.
@@ -89,8 +89,8 @@ class RemoteTracker:
         key = ("opened", number)
         if key not in self._answers:
             self.raise_errors()  # and takes what has come
-        if key not in self._answers:
-            self.call(number, "opened", urgent=True)
+            if key not in self._answers:
+                self.call(number, "opened", urgent=True)
         opened: Opened = self.answer(key)
         return opened
 
