@@ -24,7 +24,7 @@ QUIET = "{figures: false, model: false, system_metrics: false}"
 def train(name: str, width: int, epochs: int, seed: int, task: str) -> tuple[str, float]:
     """Trains a network of a width; returns the run's id and its accuracy on the test split."""
     from tlresearch.config.load import load_text
-    from tlresearch.experiment import fit
+    from tlresearch.run.fit import fit
 
     sections = {
         "name": name,

@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(found: dict[str, float], row: Row, overrides: Sequence[str]) -> None:
     """Adds what is not there yet to the results of a task."""
-    from tlresearch.experiment import fit
+    from tlresearch.run.fit import fit
 
     shared = [*SHARED, *row.overrides]
     runs = {

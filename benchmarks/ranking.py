@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(found: dict[str, Any], name: str, options: argparse.Namespace) -> None:
     """Adds what is missing of a data set."""
     from tlresearch.config.load import load_text
-    from tlresearch.experiment import fit
-    from tlresearch.ranking.rank import rank
+    from tlresearch.run.fit import fit
+    from tlresearch.understand.ranking.rank import rank
 
     shared = [*SETS[name], f"data.image_size={options.size}"]
     rows = found.setdefault(name, {})

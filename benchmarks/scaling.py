@@ -167,13 +167,13 @@ def _synthetic_worker(role: dict[str, Any]) -> None:
     """One process of the databases part: the product's worker, with a formula in the place of training."""
     import optuna
 
+    from tlresearch.base.liveness import Identity
     from tlresearch.config.load import load_sweep, revise
     from tlresearch.config.search_space import suggest
-    from tlresearch.sweeps import study as studies
-    from tlresearch.sweeps.joining import check, join
-    from tlresearch.sweeps.liveness import Identity
-    from tlresearch.sweeps.progress import SweepProgress
-    from tlresearch.sweeps.trials import Worker, trial_name
+    from tlresearch.studies.sweeps import study as studies
+    from tlresearch.studies.sweeps.joining import check, join
+    from tlresearch.studies.sweeps.progress import SweepProgress
+    from tlresearch.studies.sweeps.trials import Worker, trial_name
     from tlresearch.tracking.remote import RemoteTracker
 
     class Synthetic(Worker):
@@ -210,7 +210,7 @@ def _synthetic_worker(role: dict[str, Any]) -> None:
 def _open(storage: str, trials: int) -> tuple[float, float, int]:
     """Opens the study as the next worker does; returns when its trials began and ended, and how many count."""
     from tlresearch.config.load import load_sweep
-    from tlresearch.sweeps import study as studies
+    from tlresearch.studies.sweeps import study as studies
 
     config = load_sweep("scaling", [f"storage={storage}", f"trials={trials}", "sampler.name=random"]).config
     ended = studies.ended(studies.open_study(config, config.space))
@@ -219,7 +219,7 @@ def _open(storage: str, trials: int) -> tuple[float, float, int]:
 
 
 def _compare() -> None:
-    from tlresearch.comparison.compare import compare_sweep
+    from tlresearch.understand.comparison.compare import compare_sweep
 
     compare_sweep("scaling")
 

@@ -34,7 +34,7 @@ def serve(path: str, modules: list[str]) -> None:
 
     import tlresearch.commands.run
     import tlresearch.commands.sweep
-    import tlresearch.sweeps.run  # noqa: F401
+    import tlresearch.studies.sweeps.run  # noqa: F401
 
     for module in modules:
         importlib.import_module(module)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tlresearch.backbones.small_cnn import build_small_cnn
 from tlresearch.config.load import load_text
-from tlresearch.experiment import Trial, fit
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
+from tlresearch.run.fit import Trial, fit
 from tlresearch.tracking.store import connect
 
 SPLITS = {"train": 8, "val": 4, "test": 4}  # images per class

@@ -24,7 +24,7 @@ from tlresearch.cli import _parser
 from tlresearch.config import checks
 from tlresearch.config.load import load_experiment, load_sweep, revise
 from tlresearch.config.reference import as_markdown
-from tlresearch.inspection.inspect import inspect_anything
+from tlresearch.understand.inspection.inspect import inspect_anything
 
 PAGES = tuple(sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]))
 NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)

@@ -19,7 +19,7 @@ import json, os, signal, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 from tlresearch.config.load import load_text
-from tlresearch.experiment import fit
+from tlresearch.run.fit import fit
 from tlresearch.tasks.base import Task
 import lightning.pytorch, mlflow.store.tracking.sqlalchemy_store  # once, for all children
 
@@ -43,7 +43,7 @@ def child(name, kill_at):
             return plain(self, batch, batch_idx)
         Task.training_step = counted
         if kill_at == "end":  # trained to the last epoch, but nothing of the result is recorded yet
-            from tlresearch import results
+            from tlresearch.run import results
             results.log_outcome = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         from tlresearch.tracking.store import connect
         result = fit(load_text(text))

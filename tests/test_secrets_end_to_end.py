@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.servers import free_port
 from tests.toy import toy_text
+from tlresearch.base.redact import HIDE
 from tlresearch.cli import main
-from tlresearch.tracking.redact import HIDE
 from tlresearch.tracking.store import connect
 
 pytestmark = pytest.mark.slow

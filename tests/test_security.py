@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 import torch
 
+from tlresearch.base.errors import ConfigError, DataError, TrackingError, UserError, WeightsError
+from tlresearch.base.redact import HIDE, protect_output, redact
 from tlresearch.config.load import load_experiment, load_text
 from tlresearch.data.download import _unpack
-from tlresearch.errors import ConfigError, DataError, TrackingError, UserError, WeightsError
-from tlresearch.tracking.redact import HIDE, protect_output, redact
 
 PACKAGE = Path(__file__).parents[1] / "tlresearch"
 CANARY = "canary-7fd1a0c4e2"

@@ -14,13 +14,13 @@ from tests.backbones.text_models import save_model
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch import fit
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.text_tokenizer import text_input
 from tlresearch.data.values import stack
-from tlresearch.errors import UserError
-from tlresearch.experiment import Trial
 from tlresearch.finetuning.callback import EpochReport
+from tlresearch.run.fit import Trial
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]

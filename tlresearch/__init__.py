@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlresearch.experiment import RunResult as RunResult
-    from tlresearch.experiment import fit as fit
-    from tlresearch.seeds import GroupResult as GroupResult
-    from tlresearch.seeds import fit_group as fit_group
-    from tlresearch.sweeps.run import SweepResult as SweepResult
-    from tlresearch.sweeps.run import run as run_sweep
+    from tlresearch.run.fit import RunResult as RunResult
+    from tlresearch.run.fit import fit as fit
+    from tlresearch.studies.seeds import GroupResult as GroupResult
+    from tlresearch.studies.seeds import fit_group as fit_group
+    from tlresearch.studies.sweeps.run import SweepResult as SweepResult
+    from tlresearch.studies.sweeps.run import run as run_sweep
 
 # GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
 # of a core in which whoever records a run would be done. The variable is read once, when torch is loaded.
@@ -22,12 +22,12 @@ __version__ = "0.1.0"
 __all__ = ["GroupResult", "RunResult", "SweepResult", "__version__", "fit", "fit_group", "run_sweep"]
 
 _WHERE = {
-    "fit": ("tlresearch.experiment", "fit"),
-    "RunResult": ("tlresearch.experiment", "RunResult"),
-    "fit_group": ("tlresearch.seeds", "fit_group"),
-    "GroupResult": ("tlresearch.seeds", "GroupResult"),
-    "run_sweep": ("tlresearch.sweeps.run", "run"),
-    "SweepResult": ("tlresearch.sweeps.run", "SweepResult"),
+    "fit": ("tlresearch.run.fit", "fit"),
+    "RunResult": ("tlresearch.run.fit", "RunResult"),
+    "fit_group": ("tlresearch.studies.seeds", "fit_group"),
+    "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),
+    "run_sweep": ("tlresearch.studies.sweeps.run", "run"),
+    "SweepResult": ("tlresearch.studies.sweeps.run", "SweepResult"),
 }
 
 

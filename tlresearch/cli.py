@@ -13,6 +13,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
+from tlresearch.base.errors import UserError
+from tlresearch.base.redact import protect_output
 from tlresearch.commands import (
     cache,
     compare,
@@ -35,8 +37,6 @@ from tlresearch.commands import (
     verify,
     worker,
 )
-from tlresearch.errors import UserError
-from tlresearch.tracking.redact import protect_output
 
 COMMANDS = (
     run,

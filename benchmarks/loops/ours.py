@@ -80,7 +80,7 @@ def _watch(*, by_turns: int) -> list[float]:
     Args:
         by_turns: So many trials are recorded, then so many are not, and so on; 0 has all recorded.
     """
-    from tlresearch.sweeps import run as sweep
+    from tlresearch.studies.sweeps import run as sweep
     from tlresearch.tracking.remote import RemoteRun, RemoteTracker
     from tlresearch.tracking.silent import SilentRun
 
@@ -106,7 +106,7 @@ def _stages(spec: Spec) -> tuple[str, ...]:
     """Names of the stages; asked before the clock starts, so that everything is imported as in the other loops."""
     import mlflow.tracking  # noqa: F401
 
-    import tlresearch.sweeps.run  # noqa: F401
+    import tlresearch.studies.sweeps.run  # noqa: F401
     from tlresearch.backbones.build import build_backbone
     from tlresearch.config.schema import BackboneConfig
 

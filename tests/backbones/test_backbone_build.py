@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError
 
 
 def test_each_name_of_the_table_is_built() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.mnist_cnn import build_mnist_cnn
+from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError, WeightsError
 
 
 def test_it_is_the_network_of_the_example() -> None:

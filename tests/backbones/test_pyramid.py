@@ -16,8 +16,8 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.channels import adapt_channels
 from tlresearch.backbones.pyramid import CURRENT, PyramidBackbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError
 
 
 def build(name: str, **options: Any) -> PyramidBackbone:

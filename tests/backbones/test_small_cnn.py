@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tlresearch.backbones.small_cnn import build_small_cnn
-from tlresearch.errors import UserError, WeightsError
+from tlresearch.base.errors import UserError, WeightsError
 
 
 @pytest.mark.parametrize("side", [8, 28, 64])

@@ -15,10 +15,10 @@ from tests.backbones.speech_models import SHORTEST, save_speech
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.speech import SPEECH_MODELS
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.values import stack, unstack
-from tlresearch.errors import UserError
 from tlresearch.finetuning import lora
 
 CASES = [*product(SPEECH_MODELS, ("layer", "group"), (False, True))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tlresearch.backbones.timm_models import build_timm
-from tlresearch.errors import MissingExtraError, UserError, WeightsError
+from tlresearch.base.errors import MissingExtraError, UserError, WeightsError
 
 from .cheap import assert_covers, assert_equal, calibrate, fill, images, run
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tlresearch.backbones import weights
 from tlresearch.backbones.weights import check_hash, digest, load_stages, locate, read, sha256
-from tlresearch.errors import UserError, WeightsError
+from tlresearch.base.errors import UserError, WeightsError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tlresearch.backbones.word_cnn import build_word_cnn
+from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError, WeightsError
 
 
 @pytest.fixture

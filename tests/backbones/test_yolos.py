@@ -12,11 +12,11 @@ import transformers
 from tests.dense import boxes_text, save_boxes, shapes
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig, TaskConfig
-from tlresearch.errors import UserError
-from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
+from tlresearch.run.fit import fit
 from tlresearch.tasks.detection import detection_head
 from tlresearch.tasks.segmentation import segmentation_head
 from tlresearch.tracking.model import load_model, model_ids

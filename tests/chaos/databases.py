@@ -22,7 +22,7 @@ import optuna
 from tlresearch.config.load import load_sweep
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.config.sweep_schema import SpaceConfig
-from tlresearch.sweeps.study import open_study
+from tlresearch.studies.sweeps.study import open_study
 from tlresearch.tracking.run import open_run
 worker, trials = int(sys.argv[1]), int(sys.argv[2])
 config = load_sweep("s.yaml").config

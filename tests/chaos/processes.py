@@ -17,7 +17,7 @@ from tests.chaos.surroundings import Surroundings
 from tests.nursery import Command, Ended, lives
 
 TRIALS = 8
-WORKER = "tlresearch.launch.worker"
+WORKER = "tlresearch.studies.launch.worker"
 Damage = Callable[[Project, Random], None]
 PATIENCE = 300.0  # seconds for what happens soon on any machine
 

@@ -177,7 +177,7 @@ def _points(database: sqlite3.Connection, run_id: str) -> dict[str, list[tuple[i
 
 def finished(trials: Sequence[Any]) -> dict[int, tuple[str, float | None, str]]:
     """Trials that have ended and count, by number: state, value and parameters."""
-    from tlresearch.sweeps.study import counts
+    from tlresearch.studies.sweeps.study import counts
 
     return {
         trial.number: (trial.state.name, trial.value, json.dumps(trial.params, sort_keys=True))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.cli import main
 from tlresearch.commands import config as config_command
 from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
-from tlresearch.errors import ConfigError, UserError
 
 GOOD = """
 data: {name: digits, classes: ["0", "1"]}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.toy import toy_text
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.shift import shifted_sets
-from tlresearch.errors import ConfigError
 
 
 def text(shift: str, **more: str) -> str:

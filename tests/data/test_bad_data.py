@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlresearch.base.errors import DataError, UserError
 from tlresearch.data.base import Data, Preprocessing
-from tlresearch.errors import DataError, UserError
 
 Fields = dict[str, Any]
 Case = Callable[[Path], Fields]

@@ -199,7 +199,7 @@ def test_unreadable_images_are_skipped_and_counted(folder: Callable[..., Path], 
 
 
 def test_a_file_that_breaks_later_is_named(folder: Callable[..., Path], build: Build) -> None:
-    from tlresearch.errors import DataError
+    from tlresearch.base.errors import DataError
 
     root = folder({"cat": 4, "dog": 4})
     split = build(root).splits["train"]

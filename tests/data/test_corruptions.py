@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.toy import ToySplit
+from tlresearch.base.errors import DataError
 from tlresearch.config import shift
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import weather
@@ -15,7 +16,6 @@ from tlresearch.data.base import Preprocessing, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.corruptions import CORRUPTIONS, CorruptedSplit, corrupt
 from tlresearch.data.seeding import seeded
-from tlresearch.errors import DataError
 
 GREY = Preprocessing(crop=None, resize=None, mean=(0.5,), std=(0.5,))
 

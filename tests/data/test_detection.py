@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import to_boxes
 from tlresearch.data.base import Data, Preprocessing, SampleKey
 from tlresearch.data.build import build_data
-from tlresearch.errors import DataError
 
 HEIGHT, WIDTH = 20, 40
 BOXES = {

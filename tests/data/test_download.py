@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tlresearch.base.errors import ConfigError, DataError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import download
 from tlresearch.data.download import ensure_here
-from tlresearch.errors import ConfigError, DataError
 
 Serve = Callable[[str, bytes], DataConfig]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from tlresearch.base.errors import DataError
 from tlresearch.data import loading
 from tlresearch.data.base import Batch, Data, SampleKey, Split
 from tlresearch.data.loading import EpochSampler, make_loader
-from tlresearch.errors import DataError
 
 Build = Callable[..., Data]
 

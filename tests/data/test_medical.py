@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.data.medical_files import save_dicom, save_volume
+from tlresearch.base.errors import ConfigError, DataError, MissingExtraError
 from tlresearch.config.load import load_text
 from tlresearch.data.base import Data
 from tlresearch.data.decoding import decode
 from tlresearch.data.dicom import read_dicom
-from tlresearch.errors import ConfigError, DataError, MissingExtraError
 
 pytest.importorskip("pydicom", reason="the extra medical is not installed")
 pytest.importorskip("nibabel", reason="the extra medical is not installed")

@@ -11,11 +11,11 @@ import torch
 
 from tests.dense import save_boxes
 from tlresearch.activations.splits import BoundarySplit
+from tlresearch.base.errors import ConfigError, DataError
 from tlresearch.config.load import load_text
 from tlresearch.data.base import Data
 from tlresearch.data.loading import EpochSampler, make_loader
 from tlresearch.data.sampling import balanced_order
-from tlresearch.errors import ConfigError, DataError
 
 Build = Callable[..., Data]
 CLASSES = torch.tensor([0] * 40 + [1] * 8 + [2] * 3)

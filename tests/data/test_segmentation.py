@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Data, Preprocessing, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.framing import IGNORE
-from tlresearch.errors import DataError
 
 SIZE = 16
 

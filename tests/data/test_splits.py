@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName
 from tlresearch.data.splits import assign_splits, subset
-from tlresearch.errors import DataError
 
 TRAIN: SplitName = "train"
 VAL: SplitName = "val"

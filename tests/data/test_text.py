@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tlresearch.base.errors import DataError, MissingExtraError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Data, Preprocessing, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import EpochSampler, make_loader
 from tlresearch.data.text import IGNORED, aligned
 from tlresearch.data.text_tokenizer import Encoded, TextPreprocessing, WordTokenizer, split_words
-from tlresearch.errors import DataError, MissingExtraError
 
 WORDS = WordTokenizer(["good", "bad", "film", "a", "paris", "in", "anna"])
 PREPROCESSING = TextPreprocessing("words", WORDS.sha256, 16, None, WORDS)

@@ -18,17 +18,17 @@ from PIL import Image
 from tests.serving.every_task import EVERY, Made, make
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.values import stack
-from tlresearch.errors import UserError
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, write
 from tlresearch.export.measure import answers, measure
 from tlresearch.export.models import EXPORTED, Exportable, ImageMasks
 from tlresearch.export.network import Waveform
 from tlresearch.export.tokenizing import portable, reader
-from tlresearch.results import SERVED
+from tlresearch.run.results import SERVED
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 KINDS = ("text", "sounds", "masks")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError
 from tlresearch.export.prune import prune_head
 from tlresearch.serving.base import linear_head
 

@@ -15,14 +15,14 @@ from torch import distributed, nn
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.data.base import Preprocessing
-from tlresearch.devices import processes
-from tlresearch.devices.processes import RankDiedError, others
-from tlresearch.errors import ConfigError
-from tlresearch.experiment import RunResult, Trial, fit
 from tlresearch.finetuning.callback import EpochReport
-from tlresearch.seeds import fit_group
+from tlresearch.run.devices import processes
+from tlresearch.run.devices.processes import RankDiedError, others
+from tlresearch.run.fit import RunResult, Trial, fit
+from tlresearch.studies.seeds import fit_group
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.store import connect
 
@@ -142,7 +142,7 @@ enqueue: [{{optimizer.lr: 5.0e-2}}, {{optimizer.lr: 1.0e-6}}]
 
 @pytest.mark.slow
 def test_a_trial_over_two_devices_is_pruned_on_both(tables: None, started: list[Any], tmp_path: Path) -> None:
-    from tlresearch.sweeps import run as sweep
+    from tlresearch.studies.sweeps import run as sweep
 
     experiment, file = tmp_path / "one.yaml", tmp_path / "pruned.yaml"
     experiment.write_text(text(devices=2, freeze="{schedule: full, epochs: 4}", optimizer="{name: adamw, lr: 0.02}"))

@@ -23,7 +23,7 @@ from tlresearch.data.loading import make_loader
 from tlresearch.config.schema import TrainerConfig
 from tlresearch.finetuning.callback import FreezeScheduleCallback
 from tlresearch.finetuning.sharding import whole
-from tlresearch.devices.strategies import build_strategy
+from tlresearch.run.devices.strategies import build_strategy
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tests.toy import TRAINER, toy_text
+from tlresearch.base.errors import ConfigError
+from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import load_text
-from tlresearch.devices.ranks import is_leader
-from tlresearch.errors import ConfigError
 from tlresearch.tracking.run import TrackedRun
 from tlresearch.tracking.silent import SilentRun
 from tlresearch.tracking.store import Store, connect
@@ -46,7 +46,7 @@ def ranks_of(home: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            ours = "tlresearch.launch.rank" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+            ours = "tlresearch.studies.launch.rank" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
             if ours and process.environ().get("TLRESEARCH_HOME") == str(home):
                 found.append(process.pid)
     return found

@@ -14,11 +14,11 @@ from tests.backbones.cheap import BUILT_SMALLER
 from tests.finetuning.test_callback import copy, make_trainer, moved
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.vision import build_torchvision
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Batch, Preprocessing, SampleKey
 from tlresearch.data.loading import make_loader
-from tlresearch.errors import ConfigError
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.param_groups import is_norm

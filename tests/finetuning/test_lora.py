@@ -21,11 +21,11 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.lineage import CONFIG, TRAINED, build_with_lineage
 from tlresearch.backbones.vision import build_torchvision
+from tlresearch.base.errors import ConfigError, MissingExtraError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import ConfigError, MissingExtraError
-from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
+from tlresearch.run.fit import fit
 from tlresearch.serving.classification import load_predictor, save_predictor
 from tlresearch.tracking.store import connect
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.finetuning.test_callback import make_phase, make_schedule, make_task, train
 from tests.toy import STAGES, toy_backbone
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning import param_groups
 
 

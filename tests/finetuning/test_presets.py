@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.checks import SCHEDULES
 from tlresearch.config.load import load_text
-from tlresearch.errors import ConfigError
 from tlresearch.finetuning.presets import PRESETS, build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 

@@ -13,11 +13,11 @@ from torchvision.ops import StochasticDepth
 from tests.finetuning.test_callback import Snapshots, copy, make_phase, make_schedule, make_task, moved, train
 from tests.toy import toy_backbone, toy_text
 from tlresearch.backbones.vision import build_torchvision
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
-from tlresearch.errors import ConfigError
-from tlresearch.experiment import fit
 from tlresearch.finetuning.regularize import L2SP, WeightAverage, set_stochastic_depth
 from tlresearch.finetuning.schedule import Plateau
+from tlresearch.run.fit import fit
 from tlresearch.tasks.classification import ClassificationTask
 
 NOLOAD = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")

@@ -11,8 +11,8 @@ import torch
 
 from tests.toy import toy_text
 from tlresearch import fit
+from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
-from tlresearch.errors import UserError
 from tlresearch.finetuning.resume import RunFolder, SealedCheckpoints, read_checkpoint, replace
 
 CONTENT = {"state_dict": {"head.weight": torch.arange(4.0)}, "epoch": 3}

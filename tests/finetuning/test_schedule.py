@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
 
 STAGES = ("stem", "middle", "top")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
 
 _BYTES = [b"", b"\x00", b"\xff", b"\x7f", b"\x80", b"\x01", b"\x00" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\x00" * 64]
 _CHANGE = st.tuples(

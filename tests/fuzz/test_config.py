@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tests.config.test_load import GOOD
 from tests.fuzz.conftest import cases
 from tests.fuzz.mutations import readable
+from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import Loaded, load_experiment, load_sweep, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import ConfigError, UserError
 
 SWEEP = """
 experiment: {experiment}

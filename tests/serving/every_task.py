@@ -18,7 +18,7 @@ from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.results import SERVED, _log_predictor
+from tlresearch.run.results import SERVED, _log_predictor
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tracking.loaders import find_loader

@@ -9,14 +9,14 @@ import pytest
 
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
+from tlresearch.base.errors import DataError
 from tlresearch.config.load import load_text
-from tlresearch.errors import DataError
-from tlresearch.experiment import Trial, fit
-from tlresearch.reproduction.repeat import repeat_run
+from tlresearch.run.fit import Trial, fit
+from tlresearch.run.summary import run_summary
+from tlresearch.run.training import gaps
 from tlresearch.shift.evaluate import RECORD
-from tlresearch.summary import run_summary
+from tlresearch.studies.reproduction.repeat import repeat_run
 from tlresearch.tracking.store import connect
-from tlresearch.training import gaps
 
 pytestmark = [pytest.mark.usefixtures("tables"), *(pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY)]
 SETS = "{same: {split: test}, rest: {split: all}, bad: {corruptions: {kinds: [gaussian_noise], severities: [1, 5]}}}"

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from tests.hub import serve_hub
-from tlresearch.ranking.rank import SMALL
+from tlresearch.understand.ranking.rank import SMALL
 
 REAL = {
     "mobilenet_v2": "mobilenet_v2-tflite_ptq.pth",

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.toy import TRAINER, toy_backbone, toy_data, toy_text
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.data.base import Batch
-from tlresearch.errors import ConfigError
-from tlresearch.experiment import fit
 from tlresearch.finetuning.optimizers import build_optimizer
+from tlresearch.run.fit import fit
 from tlresearch.tasks.classification import ClassificationTask, balanced_weights
 
 

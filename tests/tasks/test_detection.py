@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.dense import boxes_text, save_boxes, shapes
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import MissingExtraError, UserError
-from tlresearch.experiment import fit
+from tlresearch.run.fit import fit
 from tlresearch.tasks import detection
 from tlresearch.tasks.detection import BoxMeters
 from tlresearch.tasks.detectors import DETECTORS, DetectionHead, native

@@ -16,11 +16,11 @@ from torch.nn import functional
 from tests.tasks.test_classification import make
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
+from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import load_text
 from tlresearch.data.base import Batch
 from tlresearch.data.loading import make_loader
-from tlresearch.errors import ConfigError, UserError
-from tlresearch.experiment import RunResult, fit
+from tlresearch.run.fit import RunResult, fit
 from tlresearch.tasks import distillation
 from tlresearch.tasks.distillation import Teacher, distillation_loss
 from tlresearch.tracking.store import connect

@@ -14,12 +14,12 @@ from PIL import Image
 from tests.dense import instances_text, save_boxes, save_instances, shapes
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.vision import SkipInit
+from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig, DataConfig, TaskConfig
 from tlresearch.data.base import Data, Preprocessing, SampleKey
 from tlresearch.data.build import build_data
-from tlresearch.errors import UserError
-from tlresearch.experiment import fit
+from tlresearch.run.fit import fit
 from tlresearch.serving.drawing import box_pictures
 from tlresearch.tasks.detection import BoxMeters, detection_head
 from tlresearch.tasks.detectors import InstanceHead, mask_rcnn

@@ -17,14 +17,14 @@ from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardInde
 
 from tests.dense import masks_text, save_masks, shapes
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.framing import IGNORE
-from tlresearch.errors import UserError
-from tlresearch.experiment import fit
 from tlresearch.finetuning import lora
-from tlresearch.reproduction.verify import verify_run
+from tlresearch.run.fit import fit
 from tlresearch.serving.base import WEIGHTS
+from tlresearch.studies.reproduction.verify import verify_run
 from tlresearch.tasks.decoders import DECODERS, SegmentationHead
 from tlresearch.tasks.segmentation import SegmentationTask, balanced_pixel_weights, overlap_metrics
 from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss

@@ -14,16 +14,16 @@ from tests.data.sounds import save_classes
 from tests.finetuning.test_callback import copy, make_trainer, moved
 from tests.toy import TRAINER, toy_text
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
-from tlresearch.errors import ConfigError
-from tlresearch.experiment import RunResult, fit
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import FreezeScheduleCallback
 from tlresearch.finetuning.presets import build_schedule
+from tlresearch.run.fit import RunResult, fit
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tasks.speech import Frames, SpeechRecognitionTask, needed_frames
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.tracking.outages import broken, content, record, start
+from tlresearch.base.errors import TrackingError
 from tlresearch.cli import main
-from tlresearch.errors import TrackingError
 from tlresearch.tracking import courier as couriers
 from tlresearch.tracking.calls import Call, Target, new_local_id
 from tlresearch.tracking.journal import Journal, folder, journals

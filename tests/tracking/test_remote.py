@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.errors import TrackingError
 from tlresearch.tracking import sender
 from tlresearch.tracking.calls import new_local_id, resolve
 from tlresearch.tracking.deliver import Desk

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.errors import TrackingError
 from tlresearch.tracking import run as run_module
 from tlresearch.tracking.run import TrackedRun, open_run
 
@@ -232,7 +232,7 @@ def test_a_figure_is_stored() -> None:
 def test_tracking_needs_no_torch() -> None:
     code = textwrap.dedent("""
         import sys
-        import tlresearch.tracking.run, tlresearch.tracking.provenance, tlresearch.comparison.compare
+        import tlresearch.tracking.run, tlresearch.tracking.provenance, tlresearch.understand.comparison.compare
         tlresearch.tracking.provenance.collect(["x"])
         from tlresearch.tracking.store import connect
         connect()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.servers import free_port, mlflow_server
+from tlresearch.base.errors import TrackingError
+from tlresearch.base.redact import redact, redact_command
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.errors import TrackingError
-from tlresearch.tracking.redact import redact, redact_command
 from tlresearch.tracking.run import open_run
 from tlresearch.tracking.store import connect, resolve_uri
 

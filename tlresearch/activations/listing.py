@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.table import Table
 
 from tlresearch.activations.store import ActivationStore, Entry
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
 
 
 def find_entries(store: ActivationStore, beginnings: Sequence[str]) -> list[Entry]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tlresearch.activations import entry as entries_on_disk
 from tlresearch.activations.entry import Stored, TooLargeError
-from tlresearch.config.paths import home
+from tlresearch.base.paths import home
 from tlresearch.data.values import Value
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from tlresearch.backbones.timm_models import build_timm
 from tlresearch.backbones.transformers import build_transformer
 from tlresearch.backbones.vision import build_torchvision
 from tlresearch.backbones.word_cnn import build_word_cnn
-from tlresearch.config.paths import find_weights
+from tlresearch.base.errors import UserError, call_object, load_object, nearest
+from tlresearch.base.paths import find_weights
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import UserError, call_object, load_object, nearest
 
 
 def _torchvision(model: str, **arguments: Any) -> StagedBackbone:

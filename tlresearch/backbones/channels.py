@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
 
 
 def adapt_channels(backbone: StagedBackbone, channels: int) -> None:

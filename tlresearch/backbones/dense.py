@@ -19,8 +19,8 @@ from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.vision import SkipInit, download_published, find_published, locate_weights
 from tlresearch.backbones.weights import load_stages, read, sha256
+from tlresearch.base.errors import UserError
 from tlresearch.data.base import Preprocessing
-from tlresearch.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.weights import digest
+from tlresearch.base.errors import ConfigError, WeightsError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.errors import ConfigError, WeightsError
 
 CONFIG = "config.yaml"
 TRAINED = "weights/trained.safetensors"

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import Value
-from tlresearch.errors import MissingExtraError, UserError
 
 LOUDEST = 32_768.0
 """Waveforms in -1 to 1 are brought to the range of 16-bit samples, which the published front ends count in."""

@@ -12,8 +12,8 @@ from torch import nn
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.weights import load_stages, locate
+from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.data.base import Preprocessing
-from tlresearch.errors import UserError, WeightsError
 
 
 def build_mnist_cnn(

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating
 from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
+from tlresearch.base.errors import UserError
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import Value
-from tlresearch.errors import UserError
 
 CURRENT = "x"
 """Name of the running value beside the maps that were passed by."""

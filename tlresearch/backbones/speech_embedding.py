@@ -16,10 +16,10 @@ from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.log_mel import LogMel, waveform
 from tlresearch.backbones.sequences import mask_of, mean_of
 from tlresearch.backbones.weights import check_hash, load_stages
-from tlresearch.config.paths import find_weights
+from tlresearch.base.errors import UserError, WeightsError
+from tlresearch.base.paths import find_weights
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.values import Value
-from tlresearch.errors import UserError, WeightsError
 
 RATE = 16_000
 FRAME = 160  # samples from one log-mel frame to the next

@@ -28,8 +28,8 @@ from tlresearch.backbones.transformers_loading import (
 from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.backbones.weights import digest, sha256
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.data.text_tokenizer import TextPreprocessing
-from tlresearch.errors import UserError
 
 log = logging.getLogger(__name__)
 

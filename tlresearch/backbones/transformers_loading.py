@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tlresearch.backbones.weights import check_hash, locate, read
-from tlresearch.config.paths import find_weights
+from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
+from tlresearch.base.paths import find_weights
 from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
-from tlresearch.errors import MissingExtraError, UserError, WeightsError, nearest
 
 FILE = "model.safetensors"
 

@@ -24,8 +24,8 @@ from tlresearch.backbones.weights import (
     locate,
     sha256,
 )
+from tlresearch.base.errors import UserError, WeightsError, nearest
 from tlresearch.data.base import Preprocessing
-from tlresearch.errors import UserError, WeightsError, nearest
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Heads that Inception and GoogLeNet have for training from scratch."""

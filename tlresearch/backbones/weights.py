@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import WeightsRecord
-from tlresearch.config.paths import find_weights
-from tlresearch.errors import WeightsError, one_line
+from tlresearch.base.errors import WeightsError, one_line
+from tlresearch.base.paths import find_weights
 
 log = logging.getLogger(__name__)
 

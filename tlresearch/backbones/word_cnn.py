@@ -19,9 +19,9 @@ from tlresearch.backbones.base import End, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
 from tlresearch.backbones.weights import load_stages, locate, sha256
-from tlresearch.config.paths import find_data, find_weights
+from tlresearch.base.errors import UserError, WeightsError, nearest
+from tlresearch.base.paths import find_data, find_weights
 from tlresearch.data.text_tokenizer import LONGEST, TextPreprocessing, WordTokenizer, split_words
-from tlresearch.errors import UserError, WeightsError, nearest
 
 RANGE = 0.25
 """Random embeddings are uniform in plus or minus this; Kim's has about the variance of word2vec's vectors."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tlresearch.base.errors import UserError
 from tlresearch.commands.shared import console_of_leader
-from tlresearch.errors import UserError
 
 EXAMPLE = "tlresearch compare 3f2a 9c1b\ntlresearch compare --sweep hymenoptera/lr_x_unfreeze_depth"
 
@@ -19,8 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Compares recorded runs."""
-    from tlresearch.comparison.compare import compare_runs, compare_sweep
-    from tlresearch.comparison.table import print_comparison
+    from tlresearch.understand.comparison.compare import compare_runs, compare_sweep
+    from tlresearch.understand.comparison.table import print_comparison
 
     if bool(options.runs) == bool(options.sweep):
         raise UserError("compare: name two or more runs, or --sweep NAME")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tlresearch.base.errors import UserError
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
-from tlresearch.errors import UserError
 
 EXAMPLE = "tlresearch curve hymenoptera/linear_probe --labels 1,2,5,10 --schedules linear_probe,full,lp_ft --seeds 3"
 
@@ -33,8 +33,8 @@ def command(options: argparse.Namespace) -> int:
         raise UserError(f"curve: --labels are whole numbers such as 1,2,5,10, but got '{options.labels}'")
     labels = [int(text) for text in texts]
     schedules = [text.strip() for text in options.schedules.split(",") if text.strip()]
-    from tlresearch.curves.curve import fit_curve
-    from tlresearch.curves.report import as_tables, remarks
+    from tlresearch.studies.curves.curve import fit_curve
+    from tlresearch.studies.curves.report import as_tables, remarks
 
     console = console_of_leader()
     result = fit_curve(

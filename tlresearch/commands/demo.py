@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Runs the main job on digits that ship with scikit-learn."""
-    from tlresearch.demo import run_demo
+    from tlresearch.studies.demo import run_demo
 
     run_demo(console_of_leader(), trials=options.trials)
     return 0

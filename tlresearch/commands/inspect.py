@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Shows a backbone's stages and costs, an experiment's plan, or what fine-tuning did to the stages of a run."""
-    from tlresearch.inspection.inspect import inspect_anything
+    from tlresearch.understand.inspection.inspect import inspect_anything
 
     inspect_anything(
         options.what,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tlresearch.base.errors import UserError
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
-from tlresearch.errors import UserError
 
 EXAMPLE = (
     "tlresearch rank hymenoptera/linear_probe --backbones torchvision/resnet18,torchvision/mobilenet_v2\n"
@@ -41,8 +41,8 @@ def command(options: argparse.Namespace) -> int:
     """Ranks pretrained backbones on a data set without training, and proposes an unfreeze depth for each."""
     weights = dict(_pair(text, "--weights", "FILE") for text in options.weights)
     settings = dict(_pair(text, "--options", "YAML") for text in options.options)
-    from tlresearch.ranking.rank import SMALL, rank
-    from tlresearch.ranking.report import as_table, boundary_table
+    from tlresearch.understand.ranking.rank import SMALL, rank
+    from tlresearch.understand.ranking.report import as_table, boundary_table
 
     console = console_of_leader()
     names = list(SMALL) if options.backbones == "all-small" else options.backbones.split(",")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tlresearch.base.errors import UserError
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
-from tlresearch.errors import UserError
 
 EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b"
 
@@ -30,7 +30,7 @@ def command(options: argparse.Namespace) -> int:
     if options.all and options.overrides:
         raise UserError("reproduce: --all takes no overrides: the scoreboard is of the experiments as they are written")
     if options.what and not _is_experiment(options.what):
-        from tlresearch.reproduction.repeat import repeat_run
+        from tlresearch.studies.reproduction.repeat import repeat_run
 
         if options.overrides or options.variant or options.again:
             raise UserError(
@@ -38,7 +38,7 @@ def command(options: argparse.Namespace) -> int:
                 "it takes no overrides, --variant or --again"
             )
         return repeat_run(options.what, anyway=options.anyway, console=console).exit_code
-    from tlresearch.reproduction import reproduce as published
+    from tlresearch.studies.reproduction import reproduce as published
 
     if options.all:
         results = published.reproduce_all(again=options.again, slow=options.slow, console=console)

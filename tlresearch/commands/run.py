@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tlresearch.commands.shared import OVERRIDES, console_of_leader
 
 if TYPE_CHECKING:
-    from tlresearch.experiment import RunResult
-    from tlresearch.seeds import GroupResult
+    from tlresearch.run.fit import RunResult
+    from tlresearch.studies.seeds import GroupResult
 
 EXAMPLE = "tlresearch run hymenoptera/linear_probe optimizer.lr=3e-3"
 
@@ -29,14 +29,14 @@ def command(options: argparse.Namespace) -> int:
     console.print(f"[bold]{loaded.config.name}[/bold]  {loaded.source}", highlight=False)
     result: RunResult | GroupResult
     if loaded.config.seeds:
-        from tlresearch.seeds import fit_group
-        from tlresearch.summary import group_summary
+        from tlresearch.run.summary import group_summary
+        from tlresearch.studies.seeds import fit_group
 
         result = fit_group(loaded, console=console)
         console.print(group_summary(result))
     else:
-        from tlresearch.experiment import fit
-        from tlresearch.summary import run_summary
+        from tlresearch.run.fit import fit
+        from tlresearch.run.summary import run_summary
 
         result = fit(loaded, console=console)
         console.print(run_summary(result))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
-from tlresearch.devices.ranks import is_leader
-from tlresearch.tracking.redact import redact
+from tlresearch.base.ranks import is_leader
+from tlresearch.base.redact import redact
 
 if TYPE_CHECKING:
     from rich.console import Console

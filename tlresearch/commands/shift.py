@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Runs every variant of an experiment on its shifted sets and shows the table of all pairs."""
-    from tlresearch.shift.pairs import as_markdown, as_tables, fit_pairs, write
+    from tlresearch.studies.shift_pairs import as_markdown, as_tables, fit_pairs, write
     from tlresearch.tracking.provenance import collect
 
     console = console_of_leader()

@@ -16,10 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Delivers to MLflow what runs recorded while it was away."""
-    from tlresearch.errors import TrackingError
+    from tlresearch.base.errors import TrackingError
+    from tlresearch.base.redact import redact
     from tlresearch.tracking.journal import journals
     from tlresearch.tracking.pending import deliver, summary
-    from tlresearch.tracking.redact import redact
     from tlresearch.tracking.store import connect, resolve_uri
 
     console = console_of_leader()

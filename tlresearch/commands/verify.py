@@ -16,6 +16,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Checks a recorded run without training: artifacts, data, weights, and what its model says."""
-    from tlresearch.reproduction.verify import verify_run
+    from tlresearch.studies.reproduction.verify import verify_run
 
     return verify_run(options.run, console=console_of_leader()).exit_code

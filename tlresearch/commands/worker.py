@@ -21,7 +21,7 @@ def command(options: argparse.Namespace) -> int:
 
     loaded = load_sweep(options.sweep, options.overrides)
     console = console_of_leader()
-    from tlresearch.sweeps.run import work
+    from tlresearch.studies.sweeps.run import work
 
     count = work(loaded, console=console)
     console.print(

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tlresearch.base.errors import MissingFileError, nearest
+from tlresearch.base.paths import find_data, find_weights
 from tlresearch.config.device_checks import device_problems
 from tlresearch.config.distill_checks import distill_problems
-from tlresearch.config.paths import find_data, find_weights
 from tlresearch.config.published_checks import reference_problems
 from tlresearch.config.sampling_checks import sampling_problems
 from tlresearch.config.schema import (
@@ -23,7 +24,6 @@ from tlresearch.config.schema import (
 )
 from tlresearch.config.shift import missing_shift, shift_problems
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import MissingFileError, nearest
 
 DATA_SOURCES = (
     "image_folder",

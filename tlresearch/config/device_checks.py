@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tlresearch.base.errors import nearest
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.errors import nearest
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 

@@ -16,13 +16,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tlresearch.base.errors import ConfigError, one_line
+from tlresearch.base.paths import find_yaml, topic
+from tlresearch.base.redact import read_variable
 from tlresearch.config import checks
 from tlresearch.config.merging import assign, merge
-from tlresearch.config.paths import find_yaml, topic
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.errors import ConfigError, one_line
-from tlresearch.tracking.redact import read_variable
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
 Overrides = Mapping[str, Any] | Sequence[str]

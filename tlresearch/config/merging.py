@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tlresearch.errors import nearest
+from tlresearch.base.errors import nearest
 
 _ONE_VALUE = ("options", "tags", "shift")
 """Mappings that are replaced as a whole."""

@@ -6,9 +6,9 @@ import typing
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
+from tlresearch.base.errors import nearest
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.setting import setting
-from tlresearch.errors import nearest
 
 
 def type_of(key: str) -> Any:

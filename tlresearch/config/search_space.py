@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import yaml
 
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.checks import CONDITION
 from tlresearch.config.schema import type_of
 from tlresearch.config.sweep_schema import SpaceConfig
-from tlresearch.errors import ConfigError
 
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from tlresearch.base.errors import MissingFileError, nearest
 from tlresearch.config.merging import assign, merge
 from tlresearch.config.schema import DataConfig
-from tlresearch.errors import MissingFileError, nearest
 
 CORRUPTIONS = (
     "gaussian_noise",

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.ops import masks_to_boxes
 
+from tlresearch.base.errors import DataError, one_line
 from tlresearch.data.base import SplitName
 from tlresearch.data.instances import CocoShapes, InstanceFiles, Instances
 from tlresearch.data.table import SPLIT_ALIASES
-from tlresearch.errors import DataError, one_line
 
 Object = tuple[str, tuple[float, float, float, float]]
 """Class name, and x0, y0, x1, y1 in pixels."""

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError, nearest
+from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.audio_files import AudioFiles, AudioSplit
@@ -17,7 +18,6 @@ from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
 from tlresearch.data.base import Data
 from tlresearch.data.prepared import prepare
 from tlresearch.data.table import Checked, Table, in_order, refuse
-from tlresearch.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
 

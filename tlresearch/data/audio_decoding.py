@@ -13,8 +13,8 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torch.nn import functional
 
+from tlresearch.base.errors import MissingExtraError
 from tlresearch.data.values import Value
-from tlresearch.errors import MissingExtraError
 
 SLOWEST, FASTEST = 1000, 400_000
 """Samples per second that a sound may have: with other rates resampling would take all memory, or forever."""

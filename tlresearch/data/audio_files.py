@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.audio_decoding import AudioPreprocessing, decode
 from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.file_cache import FileCache
@@ -18,7 +19,6 @@ from tlresearch.data.loading import stack_targets
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
 from tlresearch.data.values import Value, stack
-from tlresearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.audio_files import EXTENSIONS
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, refuse
-from tlresearch.errors import DataError, nearest
 
 Groups = Mapping[str, Sequence[Any]]
 

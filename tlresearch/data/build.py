@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError, call_object, nearest, one_line
+from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.audio import build_audio
 from tlresearch.data.base import Data, Preprocessing, Split, SplitName
@@ -30,7 +31,6 @@ from tlresearch.data.table import Table
 from tlresearch.data.text import TEXT_SOURCES, build_text
 from tlresearch.data.torchvision_sets import read_torchvision
 from tlresearch.data.transforms import Evaluation, build_augmentation, resized
-from tlresearch.errors import DataError, call_object, nearest, one_line
 
 
 def _root(config: DataConfig) -> Path:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as F
 
+from tlresearch.base.errors import DataError
 from tlresearch.data import weather
 from tlresearch.data.base import Batch, SampleKey, Split, TwoStepSplit
 from tlresearch.data.seeding import seeded
 from tlresearch.data.values import Value
-from tlresearch.errors import DataError
 
 
 def corrupt(image: Tensor, kind: str, severity: int) -> Tensor:

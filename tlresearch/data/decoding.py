@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from tlresearch.base.errors import one_line
 from tlresearch.data.dicom import Window, is_dicom, read_dicom
-from tlresearch.errors import one_line
 
 
 def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Tensor:

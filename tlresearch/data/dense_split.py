@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import Batch, Preprocessing, SampleKey
 from tlresearch.data.framing import framed_boxes, framed_mask
 from tlresearch.data.loading import stack_targets
@@ -19,7 +20,6 @@ from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images
 from tlresearch.data.transforms import Evaluation
 from tlresearch.data.values import Value
-from tlresearch.errors import DataError
 
 Size = tuple[int, int]
 """Height and width in pixels."""

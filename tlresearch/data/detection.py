@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError, nearest
+from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import Annotations, read_coco, read_instance_masks, read_voc, to_boxes
 from tlresearch.data.base import Data, Preprocessing, TargetKind
@@ -23,7 +24,6 @@ from tlresearch.data.prepared import prepare
 from tlresearch.data.segmentation import check_channels, check_image_backbone, check_options, one_size
 from tlresearch.data.table import Checked, Table, refuse
 from tlresearch.data.transforms import Evaluation, resized
-from tlresearch.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
 

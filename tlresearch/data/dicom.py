@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlresearch.errors import MissingExtraError, one_line
+from tlresearch.base.errors import MissingExtraError, one_line
 
 Window = tuple[float, float]
 """Centre and width of the intensities that are told apart, in the image's unit, such as Hounsfield units."""

@@ -18,9 +18,9 @@ from urllib.parse import urlparse
 
 import torch
 
-from tlresearch.config.paths import data_folder, find_data
+from tlresearch.base.errors import DataError, MissingFileError
+from tlresearch.base.paths import data_folder, find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.errors import DataError, MissingFileError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tlresearch.config.paths import home
+from tlresearch.base.paths import home
 from tlresearch.data.table import Checked
 
 logger = logging.getLogger(__name__)

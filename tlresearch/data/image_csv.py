@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import SPLIT_ALIASES, Table, in_order, refuse
-from tlresearch.errors import DataError, nearest
 
 
 def read_image_csv(

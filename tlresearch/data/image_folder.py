@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import FileImages
 from tlresearch.data.medical import PICTURES
 from tlresearch.data.table import SPLIT_ALIASES, Table, refuse
-from tlresearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 

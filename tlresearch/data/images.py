@@ -8,13 +8,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images
 from tlresearch.data.transforms import Augmentation, Evaluation
 from tlresearch.data.values import Value
-from tlresearch.errors import DataError
 
 
 class ImageSplit:

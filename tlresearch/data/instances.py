@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
+from tlresearch.base.errors import MissingExtraError, one_line
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import framed
-from tlresearch.errors import MissingExtraError, one_line
 
 Planes = list[tuple[str, Tensor]]
 """Class name and mask, bool ``(H, W)``, of each object of an image."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import Batch, SampleKey, Split
 from tlresearch.data.sampling import balanced_order, classes_of
 from tlresearch.data.seeding import derive_seed
 from tlresearch.data.values import stack
-from tlresearch.errors import DataError
 
 POOL = 50
 """Batches whose samples are sorted by length together."""

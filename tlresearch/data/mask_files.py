@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import one_line
 from tlresearch.data.decoding import read_pixels
 from tlresearch.data.framing import IGNORE
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
-from tlresearch.errors import one_line
 
 _PLAIN = {"RGBA": "RGB", "CMYK": "RGB", "LA": "L", "PA": "P"}
 """Modes of PIL without their transparency."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import Table
 from tlresearch.data.volumes import OPTIONS, VOLUMES, Reading, all_slices, read_reading
-from tlresearch.errors import DataError, nearest
 
 PICTURES = (*IMG_EXTENSIONS, ".dcm", ".dicom", *VOLUMES)
 """Endings of files that are read as images."""

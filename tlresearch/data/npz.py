@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError, one_line
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLITS, Table, refuse
-from tlresearch.errors import DataError, one_line
 
 
 def read_npz(root: Path) -> Table:

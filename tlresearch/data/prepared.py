@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Fingerprint, SplitName, TargetKind
 from tlresearch.data.checks import check_groups, check_splits, check_table, keep_classes, warn_of_duplicates
 from tlresearch.data.fingerprint import fingerprint
 from tlresearch.data.splits import assign_splits, subset
 from tlresearch.data.table import Checked, Table, refuse
-from tlresearch.errors import DataError
 
 
 @dataclass(frozen=True)

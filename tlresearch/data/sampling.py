@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import Data, Split
-from tlresearch.errors import DataError
 
 
 def balanced_order(classes: Tensor, generator: torch.Generator) -> list[int]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError, nearest
+from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import Data, Preprocessing, SplitName
@@ -34,7 +35,6 @@ from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Images, Table, refuse
 from tlresearch.data.transforms import Evaluation, resized
 from tlresearch.data.volumes import OPTIONS as MEDICAL_OPTIONS
 from tlresearch.data.volumes import Reading, all_slices, file_of, is_volume, read_reading
-from tlresearch.errors import DataError, nearest
 
 OPTIONS = ("images", "masks", "mask_suffix", "classes", "ignore", "fit", *MEDICAL_OPTIONS)
 LEGEND_FILE = "classes.json"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName
 from tlresearch.data.seeding import derive_seed
 from tlresearch.data.table import SPLITS, refuse
-from tlresearch.errors import DataError
 
 Rows = list[int]
 

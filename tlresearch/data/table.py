@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName, TargetKind
-from tlresearch.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 # Names other tools give the validation split; read-only data cannot be renamed.

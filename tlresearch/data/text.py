@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError
+from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.prepared import prepare
@@ -20,7 +21,6 @@ from tlresearch.data.text_files import read_conll, read_text_lines, read_text_ta
 from tlresearch.data.text_hub import read_hub
 from tlresearch.data.text_table import Text, Texts
 from tlresearch.data.text_tokenizer import Encoded, TextPreprocessing, text_input
-from tlresearch.errors import DataError
 
 log = logging.getLogger(__name__)
 

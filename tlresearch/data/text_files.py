@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlresearch.base.errors import DataError, nearest, one_line
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Table, refuse
 from tlresearch.data.text_table import Label, label_table, tag_table
-from tlresearch.errors import DataError, nearest, one_line
 
 _ALIASES = {**SPLIT_ALIASES, "dev": SPLIT_ALIASES["val"]}
 _TABLES = (".csv", ".tsv", ".txt", ".jsonl")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlresearch.config.paths import find_data
+from tlresearch.base.errors import DataError, MissingExtraError, UserError, nearest
+from tlresearch.base.paths import find_data
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, Table
 from tlresearch.data.text_table import Label, label_table, tag_table
-from tlresearch.errors import DataError, MissingExtraError, UserError, nearest
 
 
 def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapping[str, Any]) -> Table:

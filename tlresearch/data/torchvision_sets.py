@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
 from tlresearch.data.decoding import to_channels
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import Checked, Images, Table
-from tlresearch.errors import DataError, nearest
 
 _SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "trainval"),

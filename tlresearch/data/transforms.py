@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import Preprocessing
 from tlresearch.data.framing import framed
-from tlresearch.errors import DataError, nearest
 
 
 @dataclass(frozen=True)

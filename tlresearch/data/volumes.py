@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tlresearch.base.errors import DataError, MissingExtraError, one_line
 from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
-from tlresearch.errors import DataError, MissingExtraError, one_line
 
 VOLUMES = (".nii", ".nii.gz")
 OPTIONS = ("window", "axis", "slices")

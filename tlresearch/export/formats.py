@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tlresearch.errors import MissingExtraError, UserError
+from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.export.models import Exportable
 from tlresearch.export.network import Shipped, ShippedImages
 from tlresearch.serving.base import WEIGHTS

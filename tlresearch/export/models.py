@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import UserError
 from tlresearch.data.base import Data, Preprocessing, SampleKey, SplitName, TargetKind
 from tlresearch.data.framing import framed_mask
-from tlresearch.errors import UserError
 from tlresearch.export.network import Frame, Shipped, ShippedImages, Tokens, Waveform
 from tlresearch.export.tokenizing import portable, reader
 from tlresearch.serving.audio import AudioPredictor, load_audio_predictor

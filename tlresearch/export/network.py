@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tlresearch.base.errors import UserError
 from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.base import Preprocessing
-from tlresearch.errors import UserError
 
 _MODES = ("bilinear", "bicubic")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import UserError
 from tlresearch.data.values import Value, leaves, stack
-from tlresearch.errors import UserError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

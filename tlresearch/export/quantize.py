@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tlresearch.errors import MissingExtraError
+from tlresearch.base.errors import MissingExtraError
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _BESIDE = ["Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]

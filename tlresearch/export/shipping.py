@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tlresearch.comparison.differences import read_record
+from tlresearch.base.errors import UserError
 from tlresearch.data.base import Data, SplitName
-from tlresearch.errors import UserError
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
@@ -24,13 +23,14 @@ from tlresearch.export.models import EXPORTED, Exportable
 from tlresearch.export.outcome import Export, Shipped, show
 from tlresearch.export.prune import prune_head
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
-from tlresearch.reproduction.present import present_data, recorded_config
+from tlresearch.studies.reproduction.present import present_data, recorded_config
 from tlresearch.tracking.loaders import SETTINGS
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
 from tlresearch.tracking.model import model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect
+from tlresearch.understand.comparison.differences import read_record
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.data.text_tokenizer import WORD, PieceTokenizer, TextPreprocessing, WordTokenizer
-from tlresearch.errors import MissingExtraError, UserError
 
 
 def portable(preprocessing: TextPreprocessing, max_length: int) -> str:

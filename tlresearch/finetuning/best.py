@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning.schedule import Metrics, Plateau
 
 

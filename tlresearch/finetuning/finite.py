@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from tlresearch.errors import RunFailedError
+from tlresearch.base.errors import RunFailedError
 
 WINDOW = 50  # steps between two looks where looking costs: a GPU would have to be waited for, or other ranks asked
 

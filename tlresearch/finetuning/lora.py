@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.errors import ConfigError, MissingExtraError
+from tlresearch.base.errors import ConfigError, MissingExtraError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning.schedule import Phase
 from tlresearch.finetuning.sharding import whole
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.schema import ExperimentConfig, FreezeConfig, PhaseConfig
-from tlresearch.errors import ConfigError, nearest
 from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
 
 Preset = Callable[[FreezeConfig, Sequence[str]], list[PhaseConfig]]

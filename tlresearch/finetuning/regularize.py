@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torchvision.ops import StochasticDepth
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 
 
 class L2SP:

@@ -19,9 +19,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tlresearch.config.paths import home
-from tlresearch.devices.ranks import is_leader
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
+from tlresearch.base.paths import home
+from tlresearch.base.ranks import is_leader
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tlresearch.errors import ConfigError
+from tlresearch.base.errors import ConfigError
 
 Metrics = Mapping[str, float]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tlresearch.base.statistics import summary
 from tlresearch.report import parts
 from tlresearch.report.parallel import parallel_png
 from tlresearch.report.parts import shown
 from tlresearch.report.sections import Badge, Number, Page, Picture, Section, Table
-from tlresearch.statistics import summary
 from tlresearch.tracking.groups import SEED, finished, is_group
 from tlresearch.tracking.manifest import read_json, read_text
 from tlresearch.tracking.records import STUDY_TAG, children

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.report.gather import gather
 from tlresearch.report.sections import Page
 from tlresearch.tracking.manifest import add_to_ended_run

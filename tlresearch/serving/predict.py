@@ -13,7 +13,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
 from tlresearch.serving.base import RawPredictor, Shown
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model

@@ -11,7 +11,6 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from tlresearch import training
 from tlresearch.activations.features import stage_features
 from tlresearch.activations.inference import Inference
 from tlresearch.activations.store import default_store
@@ -19,6 +18,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.schedule import Phase
+from tlresearch.run import training
 from tlresearch.shift.distances import DISTANCES
 from tlresearch.shift.figure import shift_figure
 from tlresearch.shift.sets import TestSet, source_set, source_split

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tlresearch.base.errors import DataError, UserError
 from tlresearch.config.schema import DataConfig
 from tlresearch.config.shift import ShiftedSet, shifted_sets
 from tlresearch.data.base import Data, Fingerprint, Split, SplitName
 from tlresearch.data.build import build_data
 from tlresearch.data.corruptions import CorruptedSplit
 from tlresearch.data.joined import join
-from tlresearch.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
 

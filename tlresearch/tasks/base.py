@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from tlresearch.activations.inference import arranged
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import ConfigError
 from tlresearch.data.base import Batch, Data
 from tlresearch.data.values import to_device
-from tlresearch.errors import ConfigError
 from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.tracking.items import Items
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tlresearch.backbones.base import End, StagedBackbone
+from tlresearch.base.errors import ConfigError, load_object
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
 from tlresearch.data.base import Batch, Data, Preprocessing, TargetKind
 from tlresearch.data.mixing import mix_batch
-from tlresearch.errors import ConfigError, load_object
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
 from tlresearch.finetuning.schedule import FreezeSchedule

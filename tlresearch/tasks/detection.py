@@ -16,10 +16,10 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.base.errors import ConfigError, MissingExtraError, nearest
 from tlresearch.config.schema import TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.seeding import seeded
-from tlresearch.errors import ConfigError, MissingExtraError, nearest
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.detection_figures import detections_figure
 from tlresearch.tasks.detectors import (

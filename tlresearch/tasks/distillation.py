@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tlresearch.backbones.lineage import CONFIG, TRAINED, Download, build_with_lineage
+from tlresearch.base.errors import ConfigError, UserError, WeightsError
 from tlresearch.config.load import Loaded, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, Preprocessing, TargetKind
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
-from tlresearch.errors import ConfigError, UserError, WeightsError
 from tlresearch.tracking.dataset import recorded_classes
 from tlresearch.tracking.records import find_run, search
 from tlresearch.tracking.store import Store, connect

@@ -14,10 +14,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.schema import TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.framing import IGNORE
-from tlresearch.errors import ConfigError, nearest
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.decoders import DECODERS, SegmentationHead
 from tlresearch.tasks.segmentation_figures import overlay_figure

@@ -12,9 +12,9 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, Metric
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import MissingExtraError
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.text import IGNORED
-from tlresearch.errors import MissingExtraError
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tracking import figures
 from tlresearch.tracking.items import Item, Items

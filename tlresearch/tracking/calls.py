@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.tracking import values
 from tlresearch.tracking.dataset import dataset_input
 from tlresearch.tracking.manifest import Manifest

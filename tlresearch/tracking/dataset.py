@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tlresearch.tracking.redact import redact
+from tlresearch.base.redact import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run

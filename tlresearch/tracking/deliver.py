@@ -15,10 +15,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tlresearch.errors import UserError
+from tlresearch.base.errors import UserError
+from tlresearch.base.redact import protect_output
 from tlresearch.tracking.courier import finish_all
 from tlresearch.tracking.database import sync_files_late
-from tlresearch.tracking.redact import protect_output
 from tlresearch.tracking.remote import Opened
 from tlresearch.tracking.run import TrackedRun, open_run
 from tlresearch.tracking.sender import Message

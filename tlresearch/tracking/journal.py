@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlresearch.config.paths import home
+from tlresearch.base.paths import home
 from tlresearch.tracking.calls import Call, Target, perform
 from tlresearch.tracking.gathering import gathered
 from tlresearch.tracking.store import Store

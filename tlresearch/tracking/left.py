@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tlresearch.config.paths import home
+from tlresearch.base.paths import home
 from tlresearch.tracking.calls import FAILURE, resolve
 from tlresearch.tracking.journal import Journal
 from tlresearch.tracking.owner import Ownership

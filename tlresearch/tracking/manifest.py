@@ -172,8 +172,8 @@ def add_to_ended_run(
     """
     from mlflow.entities import Metric
 
+    from tlresearch.base.redact import redact
     from tlresearch.tracking import values
-    from tlresearch.tracking.redact import redact
 
     with store.errors():
         for key, value in values.tags(tags).items():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.tracking import values
 from tlresearch.tracking.loaders import SETTINGS, rebuild
 from tlresearch.tracking.manifest import hashes, local, model_address

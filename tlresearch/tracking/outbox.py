@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.tracking.calls import POINTS, Call, Target, perform, stored_steps
 from tlresearch.tracking.courier import courier
 from tlresearch.tracking.gathering import gathered

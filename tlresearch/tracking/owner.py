@@ -9,7 +9,7 @@ import time
 import weakref
 from pathlib import Path
 
-from tlresearch.config.paths import home
+from tlresearch.base.paths import home
 
 log = logging.getLogger(__name__)
 

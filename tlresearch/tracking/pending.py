@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.tracking.journal import Journal, folder, journals
 from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.store import Store, StoreAwayError

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlresearch.tracking.redact import redact_assignments, redact_command
+from tlresearch.base.redact import redact_assignments, redact_command
 
 if TYPE_CHECKING:
     from tlresearch.tracking.run import TrackedRun

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tlresearch.base.redact import redact
 from tlresearch.tracking import values
 from tlresearch.tracking.calls import Call
 from tlresearch.tracking.manifest import Manifest
 from tlresearch.tracking.outbox import Outbox
-from tlresearch.tracking.redact import redact
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:

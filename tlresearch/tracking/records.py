@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tlresearch.errors import TrackingError, nearest
+from tlresearch.base.errors import TrackingError, nearest
 from tlresearch.tracking.calls import resolve
 from tlresearch.tracking.store import Store
 

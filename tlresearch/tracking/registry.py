@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlresearch.errors import TrackingError, nearest
+from tlresearch.base.errors import TrackingError, nearest
 from tlresearch.tracking.model import model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.errors import TrackingError
 from tlresearch.tracking.calls import new_local_id
 from tlresearch.tracking.ending import TerminationGuard
 from tlresearch.tracking.run import Status, TrackedRun

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
+from tlresearch.base.errors import TrackingError
+from tlresearch.base.redact import redact
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.errors import TrackingError
 from tlresearch.tracking import values
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.calls import FAILURE, REASON, STATE, Call, Target, new_local_id, resolve
@@ -23,7 +24,6 @@ from tlresearch.tracking.owner import Ownership
 from tlresearch.tracking.pending import deliver_left, told
 from tlresearch.tracking.provenance import VERSION
 from tlresearch.tracking.recording import Recording
-from tlresearch.tracking.redact import redact
 from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line
 from tlresearch.tracking.system import SystemMetrics
 

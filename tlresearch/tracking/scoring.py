@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tlresearch.errors import TrackingError
+from tlresearch.base.errors import TrackingError
 from tlresearch.tracking.model import load_model
 from tlresearch.tracking.store import Store
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlresearch.config.paths import home
-from tlresearch.errors import TrackingError
-from tlresearch.exclusive import exclusive
+from tlresearch.base.errors import TrackingError
+from tlresearch.base.exclusive import exclusive
+from tlresearch.base.paths import home
+from tlresearch.base.redact import redact
 from tlresearch.tracking.database import check_reachable, sync_file
-from tlresearch.tracking.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

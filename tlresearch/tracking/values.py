@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tlresearch.tracking.redact import HIDDEN, is_secret, redact, redact_assignments, redactor
+from tlresearch.base.redact import HIDDEN, is_secret, redact, redact_assignments, redactor
 
 LONGEST_PARAM = 6000  # MLflow cuts what is longer
 LONGEST_TAG = 8000

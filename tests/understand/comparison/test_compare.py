@@ -1,0 +1,194 @@
+"""Comparing recorded runs: what differs, what is best, and what pruned and failed runs look like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from tlresearch.base.errors import TrackingError
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.tracking.groups import GROUP, SEED, SeedRun, log_finished
+from tlresearch.tracking.items import Item, Items
+from tlresearch.tracking.run import open_run
+from tlresearch.understand.comparison.compare import Comparison, compare_runs, compare_sweep, guess_direction
+from tlresearch.understand.comparison.table import noise_table, render
+
+pytestmark = [
+    pytest.mark.usefixtures("tables"),
+    pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning"),
+]
+CONFIG = TrackingConfig(system_metrics=False)
+
+
+def record(
+    name: str,
+    lr: float,
+    accuracies: list[float],
+    ending: str = "",
+    parent: str | None = None,
+    experiment: str = "e",
+) -> str:
+    params = {"optimizer.lr": lr, "seed": 0}
+    run = open_run(CONFIG, experiment=experiment, name=name, params=params, tags={}, parent=parent)
+    for epoch, accuracy in enumerate(accuracies):
+        run.log_metrics({"val/accuracy": accuracy, "val/loss": 1 - accuracy, "system/x": 1.0}, epoch)
+    if ending == "pruned":
+        run.mark_pruned("too slow")
+    run.close("FAILED" if ending == "failed" else "FINISHED")
+    return run.run_id
+
+
+def text(comparison: Comparison, shown: Callable[[Comparison], Table] = render, width: int = 200) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(shown(comparison))
+    return console.export_text()
+
+
+def test_runs_are_compared_by_id_prefix_and_name() -> None:
+    first = record("first", 1e-3, [0.5, 0.9, 0.8])
+    second = record("second", 1e-2, [0.5, 0.85])
+    record("again", 1e-2, [0.1])
+    record("again", 1e-2, [0.1])
+    found = compare_runs([first[:10], "second"])
+    assert [row.run_id for row in found.rows] == [first, second]
+    assert found.differing == {"optimizer.lr": ("0.001", "0.01")}
+    assert found.metrics == ("val/accuracy", "val/loss")
+    value = found.rows[0].metrics["val/accuracy"]
+    assert (value.last, value.best, value.best_step) == (0.8, 0.9, 1)
+    assert found.best == {"val/accuracy": second, "val/loss": second}
+    shown = text(found)
+    assert "★ 0.85" in shown
+    assert "0.8 (0.9 @ 1)" in shown
+    assert found.url.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
+    with pytest.raises(TrackingError, match="'again' is 2 runs"):
+        compare_runs(["again"])
+    elsewhere = record("again", 1e-2, [0.1], experiment="other/place")
+    assert [row.run_id for row in compare_runs(["other/place/again"]).rows] == [elsewhere]
+    with pytest.raises(TrackingError, match="'e/again' is 2 runs"):
+        compare_runs(["e/again"])
+    with pytest.raises(TrackingError, match="there is no run 'nowhere/again'"):
+        compare_runs(["nowhere/again"])
+    with pytest.raises(TrackingError, match="did you mean 'second'"):
+        compare_runs(["secnd"])
+
+
+def test_a_sweep_is_sorted_by_its_objective_with_pruned_and_failed_last() -> None:
+    tags = {"tlresearch.study": "rates", "tlresearch.metric": "val/loss", "tlresearch.direction": "minimize"}
+    parent = open_run(CONFIG, experiment="e", name="rates", params={}, tags=tags)
+    record("t0", 1e-1, [0.99], "pruned", parent.run_id)
+    record("t1", 1e-2, [0.5], "", parent.run_id)
+    record("t2", 1e-3, [0.9], "", parent.run_id)
+    record("t3", 1e-4, [], "failed", parent.run_id)
+    record("t4", 1e-5, [0.7], "", parent.run_id)
+    parent.close()
+    found = compare_sweep("rates")
+    assert [row.name for row in found.rows] == ["t2", "t4", "t1", "t0", "t3"]
+    assert [row.state for row in found.rows[3:]] == ["pruned", "failed"]
+    assert found.metrics[0] == "val/loss"
+    assert found.best["val/loss"] == found.rows[0].run_id
+    shown = text(found)
+    assert "pruned" in shown
+    assert "failed" in shown
+    short = compare_sweep("rates", top=2)
+    assert (len(short.rows), short.left_out) == (2, 3)
+    assert "3 more trials" in text(short)
+    with pytest.raises(TrackingError, match="no sweep 'other'"):
+        compare_sweep("other")
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [("val/loss", "minimize"), ("val/accuracy", "maximize"), ("test/error", "minimize")],
+)
+def test_the_direction_follows_the_name(metric: str, direction: str) -> None:
+    assert guess_direction(metric) == direction
+
+
+def group(name: str, accuracies: dict[int, list[bool]], data: str = "d 1") -> str:
+    """A group with a run per seed; each says which of its test samples are right."""
+    parent = open_run(CONFIG, experiment="e", name=name, params={"group.seeds": "x"}, tags={GROUP: name})
+    runs = []
+    for seed, right in accuracies.items():
+        run_id = record_items(f"seed {seed}", right, seed, data, {GROUP: name, SEED: str(seed)}, parent.run_id)
+        accuracy = sum(right) / len(right)
+        runs.append(SeedRun(seed, run_id, {"test/accuracy": accuracy, "val/loss": 1 - accuracy}, [], 1.0))
+        log_finished(parent, runs)
+    parent.close()
+    return parent.run_id
+
+
+def record_items(
+    name: str,
+    right: list[bool],
+    seed: int,
+    data: str = "d 1",
+    tags: dict[str, str] | None = None,
+    parent: str | None = None,
+) -> str:
+    params = {"optimizer.lr": len(name), "seed": seed}
+    tags = {"tlresearch.data": data, **(tags or {})}
+    run = open_run(CONFIG, experiment="e", name=name, params=params, tags=tags, parent=parent)
+    items = Items("test", tuple(Item(f"{n}.png", "a", "a" if yes else "b", 0.9) for n, yes in enumerate(right)))
+    run.log_text(items.text(), items.path)
+    run.log_metrics({"test/accuracy": sum(right) / len(right)}, 0)
+    run.close()
+    return run.run_id
+
+
+def test_two_runs_are_tested_on_the_samples_that_both_predicted() -> None:
+    good, bad = [True] * 40, [True] * 28 + [False] * 12
+    first, second = record_items("good", good, 0), record_items("bad", bad, 1, data="d 2")
+    record_items("near", [True] * 39 + [False], 0)
+    record_items("elsewhere", [True] * 7, 0, data="d 3")
+    (paired,) = compare_runs([second, first]).tests
+    assert (paired.first, paired.second, paired.over) == ("good", "bad", "40 test samples")
+    assert paired.test is not None
+    assert paired.test.difference == pytest.approx(0.3)
+    assert paired.test.p_value == pytest.approx(2 * 0.5**12)  # McNemar: 12 samples for the one, none for the other
+    assert not paired.within_noise
+    near, elsewhere = (compare_runs([first, name]).tests[0] for name in ("near", "elsewhere"))
+    assert near.within_noise
+    assert elsewhere.test is None
+    assert elsewhere.reason == "no predictions of the same samples, and other data"
+    shown = text(compare_runs([second, first]), noise_table)
+    assert "more than noise" in shown
+    assert "+0.3000" in shown
+    assert "not tested: no predictions" in text(compare_runs([first, "elsewhere"]), noise_table)
+
+
+def test_groups_show_mean_and_interval_and_are_tested_over_samples_and_seeds() -> None:
+    high = group("high", {1: [True] * 20, 2: [True] * 19 + [False], 3: [True] * 20})
+    low = group("low", {1: [True] * 15 + [False] * 5, 2: [True] * 14 + [False] * 6, 3: [True] * 15 + [False] * 5})
+    found = compare_runs([high, low])
+    assert found.metrics == ("test/accuracy", "val/loss")
+    value = found.rows[0].metrics["test/accuracy"]
+    assert value.over_seeds is not None
+    assert value.last == pytest.approx(59 / 60)
+    assert value.over_seeds.n == 3
+    assert found.rows[0].params["seeds"] == "1 2 3"
+    assert found.rows[0].seconds == 3.0
+    assert found.differing == {}
+    assert found.best["test/accuracy"] == high
+    samples, seeds = found.tests
+    assert (samples.over, seeds.over) == ("20 test samples x 3 seeds", "3 seeds")
+    assert samples.test is not None
+    assert samples.test.difference == pytest.approx(0.25)
+    assert not samples.within_noise
+    assert seeds.test is not None
+    assert seeds.test.p_value == pytest.approx(0.25)
+    assert seeds.within_noise  # three seeds cannot show more
+    assert "from 3 seeds no p below 0.25 can come" in text(found, noise_table)
+    assert "0.983 ± 0.029 (0.950 to 1.000)" in text(found)
+
+
+def test_many_runs_are_rows_and_fit_the_terminal() -> None:
+    names = [record(f"run{number}", 10.0**-number, [0.1 * number]) for number in range(6)]
+    found = compare_runs(names)
+    lines = text(found, lambda comparison: render(comparison, 60), width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "val/accuracy" in lines[2]
+    assert "left out for want of width: 1 params or metrics" in " ".join(" ".join(lines).split())

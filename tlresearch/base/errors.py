@@ -1,0 +1,135 @@
+"""What a user can mend: errors that end a command with one clear text and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tlresearch.base.redact import redact
+
+
+class UserError(Exception):
+    """A mistake in config, data, a file or the surroundings; its text names the place and the cure.
+
+    The command line prints the text without a traceback and exits with code 2.
+    Anything that is not a `UserError` is a bug of ours and keeps its traceback.
+
+    Args:
+        text: The text; passwords, tokens and values of variables that a config reads are hidden in it.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redact(text))
+
+
+class ConfigError(UserError):
+    """All problems of one config at once.
+
+    Args:
+        problems: One line per problem, each beginning with the full key path.
+        source: The file (or command line) the config came from.
+    """
+
+    def __init__(self, problems: Sequence[str], source: str = "config") -> None:
+        self.problems = tuple(one_line(redact(problem)) for problem in problems)
+        self.source = source
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in self.problems)]))
+
+
+class DataError(UserError):
+    """A data folder, file or label that cannot be used; the text names it and the cure, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text, 2500))
+
+
+class WeightsError(UserError):
+    """Weights that cannot be found, do not fit the backbone, or fail their hash; one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text, 2500))
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: The package that could not be imported.
+        extra: The extra of tlresearch that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed: it comes with the extra '{extra}' (pip install 'tlresearch[{extra}]')"
+        )
+
+
+class MissingFileError(UserError):
+    """A file or folder that a config names is not here; the text names the places it was looked for."""
+
+
+class TrackingError(UserError):
+    """The MLflow store cannot be reached or does not hold what was asked for."""
+
+
+class RunFailedError(UserError):
+    """Something ended this run and no other: its loss, its memory, its data loader; a sweep goes on without it."""
+
+
+def one_line(problem: str | BaseException, longest: int = 1000) -> str:
+    """A text, or that of an error, in one line of readable length; an error without a text gives its name."""
+    line = " ".join(part.strip() for part in str(problem).splitlines()).strip() or type(problem).__name__
+    return line if len(line) <= longest else f"{line[:longest]}…"
+
+
+def nearest(word: str, known: Sequence[str], *, count: int = 1) -> str:
+    """Returns ``" (did you mean 'x'?)"`` for the known words closest to `word`, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def load_object(path: str, key: str) -> Any:
+    """Imports an object of the user's own by dotted path, such as ``my_package.my_module.MyData``.
+
+    Args:
+        path: The dotted path.
+        key: The config key it stands in, for the error.
+
+    Raises:
+        UserError: If the module or the name in it does not exist.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"{key}: '{path}' is neither known nor a dotted path such as my_package.my_module.{path}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise UserError(
+            f"{key}: there is no module '{error.name}' for '{path}'; "
+            "run from the folder that holds it, or add that to PYTHONPATH"
+        ) from None
+    except AttributeError:
+        raise UserError(f"{key}: the module '{module}' has no '{name}'") from None
+
+
+def call_object(path: str, key: str, arguments: Mapping[str, Any]) -> Any:
+    """Imports an object of the user's own and calls it; arguments it does not take are the config's mistake.
+
+    Raises:
+        UserError: If it cannot be imported or does not take the arguments.
+    """
+    target = load_object(path, key)
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        section = key.rpartition(".")[0]
+        given = ", ".join(arguments) or "none"
+        raise UserError(f"{section}.options: {path} does not take these arguments ({given}): {error}") from None
+    return target(**arguments)

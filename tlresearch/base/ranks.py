@@ -1,0 +1,19 @@
+"""Which process of a distributed run this is, read from the environment before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+SOCKET = "TLRESEARCH_RANK_SOCKET"
+"""Environment variable by which a rank knows the socket on which rank 0 tells it its run."""
+
+
+def is_leader(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the process that records the run: rank 0, or the only one.
+
+    Ranks above 0 are started with ``LOCAL_RANK`` set (`tlresearch.run.devices.processes`); torchrun sets ``RANK`` too.
+    """
+    if "RANK" in environment:
+        return environment["RANK"] == "0"
+    return all(environment.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))

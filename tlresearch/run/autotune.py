@@ -1,0 +1,230 @@
+"""Precision and memory format, chosen by timing this network on this machine; what `auto` in a config becomes."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import hashlib
+import itertools
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tlresearch.activations.inference import Inference, arranged, autocast, frozen
+from tlresearch.activations.plan import code_of
+from tlresearch.backbones.base import evaluating
+from tlresearch.base.paths import home
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.data.base import Batch, Data, SampleKey
+from tlresearch.data.loading import collate
+from tlresearch.data.values import to_device
+from tlresearch.finetuning.param_groups import apply_modes, apply_phase
+from tlresearch.finetuning.resume import replace
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase
+from tlresearch.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 8  # of a timed step, at most
+PER_THREAD = 2  # of a processor's: with no more, six networks ranked the ways as with batches of 32
+SECONDS = 0.05  # each way of computing is timed for this long, its first step aside
+STEPS = 1  # and for so many steps at least
+GAIN = 0.9  # what is not preferred must take less than this share of the time of what is
+PREFERRED = ("32-true", "channels_last")  # the safer precision; the order convolutions gain from in larger batches
+HOPELESS = (1.5, 1.25)  # after so many steps, what takes that much longer than the fastest is not timed on
+
+Way = tuple[str, str]  # precision and memory format
+Times = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a run computes.
+
+    Attributes:
+        step: Precision and memory format of the training step.
+        prefix: The same for frozen stages that run ahead.
+        times: Seconds of what was timed, such as ``{"step bf16-mixed channels_last": 0.21}``.
+    """
+
+    step: Way
+    prefix: Way
+    times: Times
+
+    @property
+    def inference(self) -> Inference:
+        """How frozen stages run ahead."""
+        return Inference(*self.prefix)
+
+    def settings(self) -> dict[str, str]:
+        """The options with which another run computes in the same way, by full key."""
+        return {
+            "trainer.precision": self.step[0],
+            "trainer.memory_format": self.step[1],
+            "cache.precision": self.prefix[0],
+            "cache.memory_format": self.prefix[1],
+        }
+
+
+def tune(config: ExperimentConfig, task: Task, data: Data, schedule: FreezeSchedule, device: torch.device) -> Tuned:
+    """Replaces every ``auto`` among precision and memory format by what is fastest here.
+
+    A step is timed where most of the work is: at the deepest unfreezing of the schedule. Frozen stages are timed as
+    inference of the whole backbone, whatever the depth, so that all trials of a sweep share their activations. What
+    was timed is remembered under the home folder: the same experiment computes in the same way the next time.
+
+    Args:
+        config: The experiment.
+        task: The task; it is left as it is.
+        data: Where the samples of a step are taken from.
+        schedule: The freeze schedule.
+        device: Where it will run.
+    """
+    trainer, cache = config.trainer, config.cache
+    deepest = min(schedule.phases, key=lambda phase: phase.boundary)
+    bench = _Bench(task, data, device)
+    times: Times = {}
+
+    def choose(name: str, ways: Sequence[Way], measure: Callable[[Way], Callable[[], None]] | None) -> Way:
+        if len(ways) == 1 or measure is None:
+            return ways[0]
+        found = bench.times(name, ways, measure)
+        times.update({f"{name} {' '.join(way)}": found[way] for way in ways})
+        return _fastest(found)
+
+    head_only = deepest.boundary == len(task.backbone.stages)
+    step_ways = _ways(trainer.precision, trainer.memory_format, device)
+    step = choose(f"step from stage {deepest.boundary}", step_ways, None if head_only else bench.step(deepest))
+    # Where a precision is given for training, the frozen stages keep to it.
+    precision = trainer.precision if cache.precision == "auto" else cache.precision
+    ahead = cache.enabled and any(phase.boundary for phase in schedule.phases)
+    prefix = choose("frozen stages", _ways(precision, cache.memory_format, device), bench.inference if ahead else None)
+    return Tuned(step, prefix, times)
+
+
+def _ways(precision: str, memory_format: str, device: torch.device) -> list[Way]:
+    """All ways that the options leave open, the safest first."""
+    bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    precisions = (["32-true", "bf16-mixed"] if bf16 else ["32-true"]) if precision == "auto" else [precision]
+    formats = ["contiguous", "channels_last"] if memory_format == "auto" else [memory_format]
+    return list(itertools.product(precisions, formats))
+
+
+def _fastest(times: Mapping[Way, float]) -> Way:
+    """The fastest way; one that is not preferred must be clearly faster."""
+    return min(times, key=lambda way: times[way] * GAIN ** sum(one in PREFERRED for one in way))
+
+
+class _Bench:
+    """Times ways of computing one task on samples of its own data."""
+
+    def __init__(self, task: Task, data: Data, device: torch.device) -> None:
+        self._task = task
+        self._data = data
+        self._device = device
+        self._samples = min(SAMPLES, PER_THREAD * torch.get_num_threads()) if device.type == "cpu" else SAMPLES
+        self._batches: dict[int, Batch] = {}
+
+    def times(self, name: str, ways: Sequence[Way], measure: Callable[[Way], Callable[[], None]]) -> dict[Way, float]:
+        """Seconds of each way; remembered for the same network, input, threads, machine and version of torch."""
+        about = [
+            name,
+            *(code_of(stage) for stage in self._task.backbone.stages),
+            repr(self._data.preprocessing),
+            platform.processor() or platform.machine(),
+            self._device.type,
+            torch.get_num_threads(),
+            self._samples,
+            torch.__version__,
+        ]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        file = home() / "cache" / "timings" / f"{key}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that time at once would time each other
+            try:
+                known = {tuple(way.split()): float(value) for way, value in json.loads(file.read_text()).items()}
+            except (OSError, ValueError):
+                known = {}
+            if not set(ways) <= known.keys():
+                with torch.random.fork_rng(), evaluating(self._task):
+                    known |= _time_all({way: measure(way) for way in ways}, self._device)
+                replace(file, json.dumps({" ".join(way): value for way, value in known.items()}).encode())
+        return {way: known[way] for way in ways}
+
+    def step(self, phase: Phase) -> Callable[[Way], Callable[[], None]]:
+        """Prepares forward and backward pass of the stages that a phase trains."""
+
+        def prepare(way: Way) -> Callable[[], None]:
+            precision, memory_format = way
+            batch = self._batch(phase.boundary)
+            task = copy.deepcopy(self._task).to(self._device)
+            apply_phase(phase, task.backbone, task.head)
+            apply_modes(phase, task.backbone, task.head)
+            if memory_format == "channels_last":
+                task.backbone.to(memory_format=torch.channels_last)
+
+            def run() -> None:
+                with autocast(precision, self._device):
+                    loss = task.loss(task(arranged(batch.inputs, memory_format), batch.boundary), batch.targets)
+                torch.autograd.backward(loss)
+                task.zero_grad()
+
+            return run
+
+        return prepare
+
+    def inference(self, way: Way) -> Callable[[], None]:
+        """Prepares the forward pass of the whole backbone."""
+        batch = self._batch(0)
+        forward = frozen(self._task.backbone, Inference(*way), self._device)
+
+        def run() -> None:
+            forward(batch.inputs)
+
+        return run
+
+    def _batch(self, boundary: int) -> Batch:
+        """The first training samples, brought to a boundary once."""
+        if boundary not in self._batches:
+            split = self._data.splits["train"]
+            keys = [SampleKey(index, 0) for index in range(min(self._samples, len(split)))]
+            batch = to_device(collate([split[key] for key in keys]), self._device)
+            with torch.no_grad(), evaluating(self._task.backbone):
+                inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
+            self._batches[boundary] = Batch(inputs, batch.targets, batch.indices, boundary)
+        return self._batches[boundary]
+
+
+def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> dict[Way, float]:
+    """Best time of each; by turns, so that what else the machine does meets all of them."""
+    best = dict.fromkeys(runs, float("inf"))
+    spent = dict.fromkeys(runs, 0.0)
+    for step in itertools.count():  # the first one, with what a first call prepares, only tells the hopeless
+        running = [way for way in runs if step <= STEPS or spent[way] < SECONDS]
+        if step:
+            limit = HOPELESS[min(step, len(HOPELESS)) - 1] * min(best.values())
+            # A short first step may be long for reasons that are not its own, and timing it on costs nothing.
+            running = [way for way in running if best[way] <= max(limit, SECONDS)]
+        if not running:
+            return best
+        for way in running:
+            seconds = _seconds(runs[way], device)
+            best[way] = min(best[way], seconds)
+            spent[way] += seconds if step else 0.0
+    raise AssertionError
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,303 @@
+"""What a run leaves in MLflow: inputs, metrics of each epoch, figures, weights and the model that predicts."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.lineage import CONFIG, TRAINED
+from tlresearch.base.errors import TrackingError, WeightsError
+from tlresearch.base.ranks import is_leader
+from tlresearch.config.load import Loaded, revise
+from tlresearch.config.schema import ExperimentConfig, TrackingConfig
+from tlresearch.data.base import Data, Split
+from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
+from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.run.autotune import Tuned
+from tlresearch.serving.audio import audio_servable, save_audio_predictor
+from tlresearch.serving.classification import save_predictor, servable
+from tlresearch.serving.dense import dense_servable, save_dense_predictor
+from tlresearch.serving.speech import speech_servable
+from tlresearch.serving.text import save_text_predictor, text_servable
+from tlresearch.serving.tokens import tokens_servable
+from tlresearch.tasks.base import Task
+from tlresearch.tracking import figures, records
+from tlresearch.tracking.groups import finished
+from tlresearch.tracking.model import log_model
+from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.store import connect
+from tlresearch.tracking.views import save_view
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+log = logging.getLogger(__name__)
+
+Saver = Callable[[Path, ExperimentConfig, Task, Data], None]
+
+SERVED: Sequence[tuple[Callable[[Task, Data], bool], Saver, str]] = (
+    (servable, save_predictor, "tlresearch.serving.classification.load_predictor"),
+    (text_servable, save_text_predictor, "tlresearch.serving.text.load_text_predictor"),
+    (audio_servable, save_audio_predictor, "tlresearch.serving.audio.load_audio_predictor"),
+    (tokens_servable, save_text_predictor, "tlresearch.serving.tokens.load_tokens_predictor"),
+    (speech_servable, save_audio_predictor, "tlresearch.serving.speech.load_speech_predictor"),
+    (dense_servable, save_dense_predictor, "tlresearch.serving.dense.load_dense_predictor"),
+)
+"""How trained tasks become models that predict: whether it can be done, what writes the files, what reads them."""
+
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "timm": ("timm",),
+    "hf": ("transformers", "soundfile", "scipy"),
+    "log_mel": ("transformers", "soundfile", "scipy"),
+    "speech_embedding": ("transformers", "soundfile", "scipy"),
+    "tokens": ("seqeval",),
+}
+"""Packages beside the usual ones that a served model needs, by the backbone's family and by the task."""
+
+TEST_EVALUATIONS = "tlresearch.test_evaluations"
+"""Tag of a run: how often its test split was evaluated; missing where it never was."""
+
+
+def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
+    """Returns a local copy of an artifact of another run in the same store."""
+    store = connect(config.uri)
+    with store.errors():
+        return Path(store.client.download_artifacts(run_id, path))
+
+
+def pin_checkpoint(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+    """Replaces ``checkpoint: latest:<name>`` by one run's id, and a group's id by that of its run with the same seed.
+
+    What is recorded names one run, so that the same config always starts from the same weights.
+
+    Raises:
+        WeightsError: If no finished run has that name, or the group has no run with the seed.
+    """
+    loaded = pin_latest(loaded)
+    source, seed = loaded.config.backbone.checkpoint, loaded.config.seed
+    if source is None:
+        return loaded
+    try:
+        runs = finished(connect(loaded.config.tracking.uri), source)
+    except TrackingError:
+        return loaded  # there is no such run: whoever loads its weights says so
+    if not runs:
+        return loaded
+    if seed not in runs:
+        known = ", ".join(map(str, sorted(runs)))
+        raise WeightsError(f"backbone.checkpoint: group {source} has no run with seed {seed}; it has {known}")
+    return revise(loaded, {"backbone.checkpoint": runs[seed].run_id})
+
+
+def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+    """Replaces ``checkpoint: latest:<name>`` by the id of the newest finished run, or group, of that name.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    wanted = loaded.config.backbone.checkpoint
+    if wanted is None or not wanted.startswith("latest:"):
+        return loaded
+    name = wanted.removeprefix("latest:")
+    store = connect(loaded.config.tracking.uri)
+    with store.errors():
+        ids = [experiment.experiment_id for experiment in store.client.search_experiments()]
+        query = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
+        found = store.client.search_runs(ids, query, max_results=1, order_by=["attributes.start_time DESC"])
+    if not found:
+        raise WeightsError(
+            f"backbone.checkpoint: no finished run is named '{name}'; run it first (make run EXP=.../{name}), "
+            "or give a run id"
+        )
+    return revise(loaded, {"backbone.checkpoint": found[0].info.run_id})
+
+
+def log_provenance(run: TrackedRun, recorded: str, command: Sequence[str]) -> None:
+    """Records config, code, versions and hardware, before anything can fail."""
+    run.log_text(recorded, CONFIG)
+    collect(command).log(run)
+
+
+def save_run_view(run: TrackedRun) -> None:
+    """Shows what runs are compared by in the UI's table of the experiment; a study saves a view of its own."""
+    save_view(
+        run.store,
+        run.experiment_id,
+        metrics=["val/accuracy", "val/loss", "test/accuracy"],
+        params=["backbone.name", "freeze.schedule", "freeze.unfreeze_depth", "optimizer.lr"],
+    )
+
+
+def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
+    """Records data, weights and the planned schedule, before training."""
+    weights = backbone.weights
+    tags = {
+        "tlresearch.data": f"{data.name} {data.fingerprint.digest[:16]}",
+        "tlresearch.weights": weights.source,
+        "tlresearch.weights_sha256": weights.sha256,
+        "tlresearch.stages": ", ".join(backbone.stage_names),
+    }
+    if weights.random_stages:
+        tags["tlresearch.random_stages"] = ", ".join(weights.random_stages)
+    if weights.source.startswith("run "):
+        tags["tlresearch.parent_run"] = weights.source.removeprefix("run ")
+    run.set_tags(tags)
+    for name, split in data.splits.items():
+        run.log_dataset(
+            f"{data.name}/{name}",  # MLflow takes equal names for one data set
+            data.fingerprint.digest,
+            source=data.name,
+            context=name,
+            schema={getattr(data.preprocessing, "sample", "image"): "binary", "label": "string"},
+            profile={
+                "samples": len(split),
+                "fingerprint": data.fingerprint.digest,
+                **_per_class(data, split),
+            },
+        )
+    run.log_text(data.fingerprint.listing, records.DATA_FILES)
+    if data.skipped:
+        run.log_dict(dict(data.skipped), "data/skipped.json")
+
+
+def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> None:
+    """Records threads, precision and device, which a repetition sets or compares, and why they were chosen."""
+    run.log_dict(about, records.COMPUTATION)
+    run.set_tags({f"resolved.{key}": value for key, value in tuned.settings().items()})
+    if tuned.times:
+        run.log_dict(tuned.times, records.TIMES)
+
+
+def count_test(run: TrackedRun) -> None:
+    """Records that the test split is evaluated now; more than one time means that a process died over it."""
+    if is_leader():
+        run.count(TEST_EVALUATIONS)
+
+
+class EpochLog:
+    """Hands each epoch's metrics, and rates, sizes and gradients of the stages, to MLflow; listens to the schedule.
+
+    A frozen stage has none of them: its series begin when it is trained. Sizes are recorded where they can change, in
+    the first and the last epoch of a phase.
+
+    Args:
+        run: The run.
+        stages: Names of the stages, 0 nearest the input.
+    """
+
+    def __init__(self, run: TrackedRun, stages: Sequence[str]) -> None:
+        self.run = run
+        self.names = [*stages, "head"]
+
+    def __call__(self, report: EpochReport) -> None:
+        """Records one epoch."""
+        metrics = dict(report.metrics)
+        at_edge = report.phase_end or report.epoch == report.phase_start  # of its phase
+        for name, rate, size, norm in zip(self.names, report.rates, report.trainable, report.gradients, strict=True):
+            if size:
+                metrics |= {f"lr/{name}": rate, f"gradient_norm/{name}": norm}
+                if at_edge:
+                    metrics[f"trainable/{name}"] = float(size)
+        self.run.log_metrics(metrics, step=report.epoch)
+
+
+def log_outcome(
+    run: TrackedRun,
+    config: ExperimentConfig,
+    task: Task,
+    data: Data,
+    plan: FreezeScheduleCallback,
+    metrics: dict[str, float],
+    epoch: int,
+) -> None:
+    """Records the final metrics, figures, weights and model of a finished run."""
+    run.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")}, step=epoch)
+    run.log_metrics(
+        {f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch
+    )
+    items = task.items(data)
+    # Validation was predicted in each epoch; without figures, what is left is the last one's, whichever is kept.
+    if items and (items.split == "test" or config.tracking.figures or epoch == len(plan.history) - 1):
+        run.log_at_end(items.text(), items.path)
+    if config.tracking.figures:
+        run.log_figure(schedule_figure(plan), "figures/schedule.png")
+        curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}
+        run.log_figure(figures.learning_curves(curves, _spans(plan)), "figures/learning_curves.png")
+        for path, figure in task.figures(data).items():
+            run.log_figure(figure, f"figures/{path}")
+    if config.tracking.weights:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(TRAINED).name
+            save_file({name: _plain(tensor) for name, tensor in task.changing_state().items()}, file)
+            run.log_file(file, str(Path(TRAINED).parent))
+    if config.tracking.model:
+        _log_predictor(run, config, task, data, epoch)
+
+
+def _log_predictor(run: TrackedRun, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:
+    fitting = [(save, loader) for servable, save, loader in SERVED if servable(task, data)]
+    if not fitting:
+        log.warning(
+            "no model is logged: a task or a head of this kind cannot be rebuilt for serving; "
+            "tracking.model=false says so"
+        )
+        return
+    save, loader = fitting[0]
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), config, task, data)
+        log_model(
+            run,
+            Path(folder),
+            data.classes,
+            loader=loader,
+            columns=task.served_columns,
+            step=epoch,
+            extra_requirements=_libraries(config),
+        )
+
+
+def _libraries(config: ExperimentConfig) -> list[str]:
+    used = (config.backbone.name.partition("/")[0], config.task.name)
+    return [library for name in used for library in LIBRARIES.get(name, ())]
+
+
+def schedule_figure(plan: FreezeScheduleCallback) -> Figure:
+    """Draws what was trained at which rate in each epoch."""
+    schedule, starts = plan.schedule, plan.position.starts
+    rates = []
+    for epoch in range(len(plan.history)):
+        phase = max(index for index, start in enumerate(starts[: len(schedule.phases)]) if start <= epoch)
+        rates.append(schedule.rates(phase, starts, epoch + 0.5))
+    rows = [[row[stage] or None for row in rates] for stage in range(len(schedule.stage_names) + 1)]
+    return figures.schedule(_spans(plan), [*schedule.stage_names, "head"], rows)
+
+
+def _spans(plan: FreezeScheduleCallback) -> list[figures.PhaseSpan]:
+    starts = plan.position.starts
+    ends = [*starts[1:], len(plan.history)]
+    named = zip(plan.schedule.phases, starts, ends, strict=False)
+    return [figures.PhaseSpan(phase.name, start, end) for phase, start, end in named if end > start]
+
+
+def _per_class(data: Data, split: Split) -> dict[str, int]:
+    if not isinstance(split.targets, Tensor):
+        return {}
+    if split.targets.ndim == 2:
+        counts = split.targets.sum(0).int()
+    else:
+        counts = torch.bincount(split.targets, minlength=len(data.classes))
+    return {f"samples of {name}": int(count) for name, count in zip(data.classes, counts, strict=True)}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()

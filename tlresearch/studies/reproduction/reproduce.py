@@ -1,0 +1,287 @@
+"""A published experiment run again: every variant with every seed, and a verdict on each published number."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from tlresearch.base.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    MissingFileError,
+    TrackingError,
+    UserError,
+    WeightsError,
+)
+from tlresearch.base.paths import find_yaml
+from tlresearch.config import checks
+from tlresearch.config.load import Loaded, Overrides, load_variants, override_texts, revise
+from tlresearch.config.published_schema import ReferenceConfig
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.run.results import pin_checkpoint
+from tlresearch.studies.reproduction.present import present_data, present_weights
+from tlresearch.studies.reproduction.scoreboard import (
+    Reproduction,
+    Row,
+    as_markdown,
+    as_page,
+    as_record,
+    as_tables,
+    counts,
+    remarks,
+)
+from tlresearch.studies.reproduction.verdict import compared_value, judge
+from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
+from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.records import search
+from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.store import connect
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = "tlresearch.published"
+"""Tag of the run that holds a reproduction's verdict: the experiment and what was overridden."""
+VERDICT = "tlresearch.verdict"
+"""Tag with the counts of its verdicts."""
+PAGE = Path("REPRODUCED.md")
+
+_NOT_HERE = (DataError, WeightsError, MissingExtraError, MissingFileError)
+_NOT_PROTOCOL = ("tracking.", "cache.", "description", "trainer.accelerator", "trainer.threads")
+"""Overrides that do not change what is computed."""
+
+
+def reproduce(
+    experiment: str | Path,
+    overrides: Overrides = (),
+    *,
+    variants: Sequence[str] = (),
+    again: bool = False,
+    slow: bool = True,
+    console: Console | None = None,
+) -> Reproduction:
+    """Runs a published experiment and compares its numbers with the published ones.
+
+    What has been run before, with the same settings, is not run again: an interrupted reproduction goes on.
+
+    Args:
+        experiment: Name under ``experiments/`` or path of a YAML file with a `reference`.
+        overrides: Values by full key; verdicts then say that they were overridden.
+        variants: Only these variants; all unless given.
+        again: Run everything anew.
+        slow: Whether variants marked as slow are run; without, they show what was recorded earlier.
+        console: Where progress and the table are shown.
+
+    Raises:
+        ConfigError: With every problem of the file, before anything runs.
+        UserError: If it has no reference or no such variant, or the store cannot be used.
+    """
+    path = find_yaml(str(experiment), "experiments")
+    name = _name(path)
+    found = _with_reference(path, overrides)
+    if not found:
+        raise UserError(f"{name}: has no `reference`: nothing to reproduce; run it with: tlresearch run {name}")
+    unknown = [variant for variant in variants if variant not in found]
+    if unknown:
+        raise UserError(f"{name}: there is no variant '{unknown[0]}' with a reference; it has {', '.join(found)}")
+    wanted = {variant: loaded for variant, loaded in found.items() if not variants or variant in variants}
+    changed = tuple(text for text in override_texts(overrides) if not text.startswith(_NOT_PROTOCOL))
+    return _Reproducer(name, changed, again=again, slow=slow, console=console).run(wanted)
+
+
+def reproduce_all(
+    folder: Path = Path("experiments"),
+    *,
+    again: bool = False,
+    slow: bool = False,
+    page: Path = PAGE,
+    console: Console | None = None,
+) -> list[Reproduction]:
+    """Reproduces every experiment of a folder that has a reference, and writes the page with all verdicts.
+
+    Args:
+        folder: Searched with its subfolders.
+        again: Run everything anew.
+        slow: Run also what is marked as slow.
+        page: File the verdicts are written to, after each experiment.
+        console: Where progress and tables are shown.
+
+    Raises:
+        ConfigError: With the problems of every file, before anything runs.
+        UserError: If no experiment has a reference, or the store cannot be used.
+    """
+    paths = sorted(folder.rglob("*.yaml"))
+    problems = []
+    published = []
+    for path in paths:
+        try:
+            published += [path] if _with_reference(path, ()) else []
+        except ConfigError as error:
+            problems += [f"{path}: {line}" for line in error.problems]
+    if problems:
+        raise ConfigError(problems, str(folder))
+    if not published:
+        raise UserError(f"{folder}: none of its {len(paths)} experiments has a `reference`")
+    results = []
+    for path in published:
+        results.append(reproduce(path, again=again, slow=slow, console=console))
+        page.write_text(as_page(results, collect(sys.argv)))
+    return results
+
+
+class _Reproducer:
+    """Runs the variants of one experiment under one MLflow run, opened when the first of them starts or is judged."""
+
+    def __init__(
+        self, name: str, overrides: tuple[str, ...], *, again: bool, slow: bool, console: Console | None
+    ) -> None:
+        self.name, self.overrides = name, overrides
+        self.again, self.slow, self.console = again, slow, console
+        digest = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8] if overrides else "as written"
+        self._tag = f"{name} {digest}"
+        self._opened = contextlib.ExitStack()
+        self._run: TrackedRun | None = None
+
+    def run(self, variants: Mapping[str, Loaded[ExperimentConfig]]) -> Reproduction:
+        """Runs them and shows the table."""
+        with alone(self._tag, f"the reproduction of {self.name}"), self._opened:
+            rows = [row for variant, loaded in variants.items() for row in self._variant(variant, loaded)]
+            if self._run is None:
+                return self._shown(Reproduction(self.name, tuple(rows)))
+            result = Reproduction(self.name, tuple(rows), self._run.run_id, self._run.url)
+            self._run.log_dict(as_record(result), "reproduction.json")
+            self._run.log_text(as_markdown([result]), "reproduction.md")
+            self._run.set_tags({VERDICT: counts(rows)})
+        return self._shown(result)
+
+    def _variant(self, variant: str, loaded: Loaded[ExperimentConfig]) -> list[Row]:
+        left_out = _reference(loaded).slow and not self.slow
+        try:
+            group = recorded_group(loaded) if left_out or not self.again else None
+            if group is None and left_out:
+                return self._not_run(variant, loaded, "marked as slow: give --slow, or name the experiment")
+            if group is None:
+                if self.console is not None:
+                    self.console.print(f"[bold]{self.name}[/bold]  {variant}", highlight=False)
+                _gather(loaded)
+                parent = self._parent(loaded).run_id
+                group = fit_group(loaded, name=variant, parent=parent, again=self.again, console=self.console)
+            self._parent(loaded)
+            return self._judged(variant, loaded, group)
+        except _NOT_HERE as error:
+            return self._not_run(variant, loaded, _one_line(error))
+        except TrackingError:
+            raise
+        except Exception as error:
+            # One broken variant must not end a night of reproductions; its traceback is in MLflow and in the log.
+            log.exception("%s: variant %s failed", self.name, variant)
+            return [replace(row, verdict="failed") for row in self._not_run(variant, loaded, _one_line(error))]
+
+    def _judged(self, variant: str, loaded: Loaded[ExperimentConfig], group: GroupResult) -> list[Row]:
+        trainer, reference = loaded.config.trainer, _reference(loaded)
+        rows = []
+        for number in reference.numbers:
+            values = [
+                compared_value(number, run.history, run.metrics, monitor=trainer.monitor, mode=trainer.mode)
+                for run in group.runs
+            ]
+            found = judge(number, values)
+            row = Row(
+                variant=variant,
+                number=number,
+                reference=reference,
+                verdict=found.word,
+                ours=found.ours,
+                difference=found.difference,
+                seconds=group.seconds,
+                overrides=self.overrides,
+                run_id=group.run_id,
+                commit=group.commit,
+                date=f"{datetime.datetime.fromtimestamp(group.started, datetime.UTC):%Y-%m-%d}",
+                hardware=group.hardware,
+            )
+            rows.append(row)
+        return rows
+
+    def _not_run(self, variant: str, loaded: Loaded[ExperimentConfig], reason: str) -> list[Row]:
+        reference = _reference(loaded)
+        return [
+            Row(variant, number, reference, "not run", reason=reason, overrides=self.overrides)
+            for number in reference.numbers
+        ]
+
+    def _parent(self, loaded: Loaded[ExperimentConfig]) -> TrackedRun:
+        """Opens the run that holds the verdict: that of an earlier reproduction, unless everything is run anew."""
+        if self._run is not None:
+            return self._run
+        tracking, reference = loaded.config.tracking, _reference(loaded)
+        store = connect(tracking.uri)
+        quoted = self._tag.replace("'", "''")
+        found = [] if self.again else search(store, f"tags.`{PUBLISHED}` = '{quoted}'", limit=1)
+        run = open_run(
+            replace(tracking, system_metrics=False),
+            experiment=tracking.experiment or loaded.config.name,
+            name=f"{self.name.rpartition('/')[2]} reproduced",
+            params={"reproduce.experiment": self.name, "reproduce.overrides": " ".join(self.overrides)},
+            tags={PUBLISHED: self._tag, "tlresearch.source": reference.source.title},
+            description=loaded.config.description,
+            run_id=found[0].info.run_id if found else None,
+        )
+        self._run = self._opened.enter_context(run)
+        if not run.begun:
+            collect(sys.argv).log(run)
+        return run
+
+    def _shown(self, result: Reproduction) -> Reproduction:
+        if self.console is not None:
+            self.console.print(as_tables(result))
+            for line in remarks(result.rows):
+                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        return result
+
+
+def _gather(loaded: Loaded[ExperimentConfig]) -> None:
+    """Loads weights and data once, and downloads them where they can be, before any run is opened.
+
+    Raises:
+        UserError: If they are not here and cannot be had; the text names them.
+    """
+    lacking = checks.missing(loaded.config)
+    if lacking:
+        raise MissingFileError("; ".join(lacking))
+    seeds = loaded.config.seeds
+    config = pin_checkpoint(revise(loaded, {"seed": seeds[0]} if seeds else {})).config
+    present_data(config, present_weights(config))
+
+
+def _name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return "/".join(parts[parts.index("experiments") + 1 :]) if "experiments" in parts else path.stem
+
+
+def _with_reference(path: Path, overrides: Overrides) -> dict[str, Loaded[ExperimentConfig]]:
+    return {
+        variant: loaded
+        for variant, loaded in load_variants(path, overrides).items()
+        if loaded.config.reference is not None
+    }
+
+
+def _reference(loaded: Loaded[ExperimentConfig]) -> ReferenceConfig:
+    if loaded.config.reference is None:
+        raise ValueError("only experiments with a reference are reproduced.")
+    return loaded.config.reference
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    prefix = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{prefix}{' '.join(line.strip() for line in text[:3])}" if text else type(error).__name__

@@ -1,0 +1,259 @@
+"""A group: one experiment run with several seeds under one MLflow run, with mean, spread and interval of each metric.
+
+What varies with the seed are the head's first weights (the backbone's too, where they are random), the order of the
+samples, augmentation, mixing and dropout. The split of the data does not: it has a seed of its own (`data.split_seed`),
+so that runs and groups are compared on the same samples. `data.split_seed: ${seed}` makes it vary too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.paths import home
+from tlresearch.base.statistics import Summary, summary
+from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.run.fit import Trial, fit
+from tlresearch.run.results import pin_latest
+from tlresearch.tracking.addresses import run_url
+from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
+from tlresearch.tracking.manifest import read_text
+from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.store import Store, connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_CONFIG = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What a group came to.
+
+    Attributes:
+        run_id: The parent MLflow run.
+        name: Its name.
+        url: Address of the parent in the MLflow UI.
+        runs: The runs in the order of the seeds.
+        metrics: Summary of each metric over the seeds.
+        seconds: Wall time of all runs, also of those finished earlier.
+        commit: Commit of the code that ran it, with ``+`` where files had changed; empty outside a repository.
+        started: When it was started, in seconds since 1970.
+        hardware: What it ran on.
+    """
+
+    run_id: str
+    name: str
+    url: str
+    runs: tuple[SeedRun, ...]
+    metrics: dict[str, Summary]
+    seconds: float
+    commit: str
+    started: float
+    hardware: str
+
+
+def fit_group(
+    experiment: str | Path | Loaded[ExperimentConfig],
+    seeds: Sequence[int] = (),
+    overrides: Overrides = (),
+    *,
+    name: str | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    again: bool = True,
+    console: Console | None = None,
+) -> GroupResult:
+    """Runs an experiment once per seed, nested under one MLflow run; a group that was interrupted goes on.
+
+    Args:
+        experiment: Name under ``experiments/``, path of a YAML file, or a loaded experiment.
+        seeds: The seeds; the experiment's `seeds`, else its `seed`, unless given.
+        overrides: Values by full key.
+        name: Name of the group's run; that of the experiment unless given.
+        parent: MLflow run the group is nested in.
+        tags: Further tags of the group's run.
+        again: Whether a group that has finished is run anew, or returned as recorded.
+        console: Where progress is shown; ``None`` shows none.
+
+    Raises:
+        UserError: If config, data, weights or store are wrong, or another process runs the same group.
+    """
+    loaded = revise(experiment, overrides) if isinstance(experiment, Loaded) else load_experiment(experiment, overrides)
+    loaded, wanted = _plain(loaded, seeds)
+    store = connect(loaded.config.tracking.uri)
+    identity = _identity(loaded, wanted, store)
+    name = name or loaded.config.name
+    with alone(identity, f"group '{name}'"):
+        before = _earlier(store, identity, loaded)
+        if before and before.info.status == "FINISHED":
+            if not again:
+                done = finished(store, before.info.run_id)
+                return _result(store, before.info.run_id, [done[seed] for seed in wanted])
+            before = None
+        run_id = before.info.run_id if before else None
+        done = recovered(store, run_id) if run_id else {}
+        with _open_parent(loaded, wanted, name, parent, {**(tags or {}), GROUP: identity}, run_id) as group:
+            for seed in wanted:
+                if seed in done:
+                    continue
+                if console is not None:
+                    console.print(f"  seed {seed}", highlight=False)
+                trial = Trial(group.run_id, f"seed {seed}", {GROUP: identity, SEED: str(seed)}, test=True)
+                result = fit(revise(loaded, {"seed": seed}), trial=trial, console=console)
+                done[seed] = SeedRun(seed, result.run_id, result.metrics, result.history, round(result.seconds, 2))
+                log_finished(group, list(done.values()))
+            runs = [done[seed] for seed in wanted]
+            group.log_metrics(_as_metrics(summarise(runs)), step=len(runs))
+        return _result(store, group.run_id, runs)
+
+
+def recorded_group(loaded: Loaded[ExperimentConfig]) -> GroupResult | None:
+    """The group of an experiment as it was recorded, if it has finished; nothing is run."""
+    loaded, wanted = _plain(loaded, ())
+    store = connect(loaded.config.tracking.uri)
+    group = _earlier(store, _identity(loaded, wanted, store), loaded)
+    if group is None or group.info.status != "FINISHED":
+        return None
+    done = finished(store, group.info.run_id)
+    return _result(store, group.info.run_id, [done[seed] for seed in wanted])
+
+
+def summarise(runs: Sequence[SeedRun]) -> dict[str, Summary]:
+    """Summarises each metric that all runs have."""
+    shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
+    return {key: summary([run.metrics[key] for run in runs]) for key in shared}
+
+
+def _plain(loaded: Loaded[ExperimentConfig], seeds: Sequence[int]) -> tuple[Loaded[ExperimentConfig], tuple[int, ...]]:
+    """The experiment without what makes no difference to its runs, and its seeds."""
+    wanted = tuple(dict.fromkeys(seeds or loaded.config.seeds or [loaded.config.seed]))
+    bare = {"seeds": [], "seed": wanted[0], "reference": None, "variants": {}}
+    return _anyway(partial(pin_latest, _anyway(partial(revise, loaded, bare)))), wanted
+
+
+def _anyway(load: Callable[[], Loaded[ExperimentConfig]]) -> Loaded[ExperimentConfig]:
+    """Loads a config whether or not the files it names are here."""
+    try:
+        return load()
+    except MissingFilesError as error:
+        return error.loaded
+
+
+def _identity(loaded: Loaded[ExperimentConfig], seeds: Sequence[int], store: Store) -> str:
+    """What makes a group the same group: config, seeds and the store it is recorded in.
+
+    Options that have their default are no part of it, so that an option that is new does not make every group another.
+    """
+    text = f"{_chosen(loaded.config)}\n{list(seeds)}\n{store.uri}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chosen(value: Any) -> Any:
+    """What of a config is not its default, as plain values in the order of the schema."""
+    if is_dataclass(value) and not isinstance(value, type):
+        default = type(value)()
+        names = [field.name for field in fields(value) if getattr(value, field.name) != getattr(default, field.name)]
+        return {name: _chosen(getattr(value, name)) for name in names}
+    return [_chosen(member) for member in value] if isinstance(value, list) else value
+
+
+def _earlier(store: Store, identity: str, loaded: Loaded[ExperimentConfig]) -> Run | None:
+    """The newest parent run of the same group whose config still means the same: a default may have changed since."""
+    for group in groups(store, identity):
+        try:
+            text = read_text(store, group.info.run_id, _CONFIG)
+            if text is not None and _anyway(partial(load_text, text)).config == loaded.config:
+                return group
+        except ConfigError:
+            continue  # an option it names is gone
+    return None
+
+
+@contextlib.contextmanager
+def alone(identity: str, what: str) -> Iterator[None]:
+    """Holds a lock, so that no other process does the same work at the same time.
+
+    Args:
+        identity: What makes it the same work.
+        what: What it is called in the error.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    folder = home() / "groups"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    with (folder / f"{key}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds") from None
+        yield
+
+
+def _open_parent(
+    loaded: Loaded[ExperimentConfig],
+    seeds: Sequence[int],
+    name: str,
+    parent: str | None,
+    tags: Mapping[str, str],
+    run_id: str | None,
+) -> TrackedRun:
+    """Opens the parent run, or the one that an earlier process left.
+
+    It carries no parameter or metric of its children by name: MLflow's charts would count it among them.
+    """
+    tracking = loaded.config.tracking
+    opened = open_run(
+        replace(tracking, system_metrics=False),
+        experiment=tracking.experiment or loaded.config.name,
+        name=name,
+        params={"group.seeds": " ".join(map(str, seeds)), "group.experiment": loaded.config.name},
+        tags=tags,
+        description=loaded.config.description,
+        parent=parent,
+        run_id=run_id,
+    )
+    if not opened.begun:
+        opened.log_text(loaded.recorded, _CONFIG)
+        collect(sys.argv).log(opened)
+    return opened
+
+
+def _result(store: Store, run_id: str, runs: Sequence[SeedRun]) -> GroupResult:
+    with store.errors():
+        group = store.client.get_run(run_id)
+    tags = group.data.tags
+    return GroupResult(
+        run_id=group.info.run_id,
+        name=group.info.run_name or "",
+        url=run_url(store.ui, group.info.experiment_id, group.info.run_id),
+        runs=tuple(runs),
+        metrics=summarise(runs),
+        seconds=sum(run.seconds for run in runs),
+        commit=tags.get("mlflow.source.git.commit", "") + ("+" if tags.get("tlresearch.code") == "changed" else ""),
+        started=group.info.start_time / 1000,
+        hardware=tags.get("tlresearch.hardware", ""),
+    )
+
+
+def _as_metrics(metrics: Mapping[str, Summary]) -> dict[str, float]:
+    return {
+        f"{part}/{key}": getattr(found, part)
+        for key, found in metrics.items()
+        for part in ("mean", "std", "low", "high")
+    }

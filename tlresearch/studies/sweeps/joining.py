@@ -1,0 +1,168 @@
+"""How a process becomes part of a study: its YAML is checked, and whoever comes first makes the study and its run."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from optuna.study import Study
+
+from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
+from tlresearch.config.load import Loaded, load_experiment, revise
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.search_space import resolve_all
+from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
+from tlresearch.run.results import pin_checkpoint
+from tlresearch.studies.sweeps import study as studies
+from tlresearch.tasks.build import needed_end
+from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.silent import SilentRun
+from tlresearch.tracking.views import save_view
+
+RUN_ID = "run_id"
+"""Attribute of a study: its MLflow run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that has been checked.
+
+    Attributes:
+        sweep: The sweep as loaded.
+        base: The experiment that is varied.
+        space: The search space with every bound a number.
+    """
+
+    sweep: Loaded[SweepConfig]
+    base: Loaded[ExperimentConfig]
+    space: dict[str, SpaceConfig]
+
+    @property
+    def config(self) -> SweepConfig:
+        """The sweep's options."""
+        return self.sweep.config
+
+
+def check(sweep: Loaded[SweepConfig]) -> Plan:
+    """Checks a sweep against its experiment and backbone, before anything is written.
+
+    Raises:
+        UserError: If the sweep or its experiment is wrong.
+    """
+    config = sweep.config
+    base = pin_checkpoint(load_experiment(config.experiment, config.overrides))
+    space = resolve_all(config.space, _stages(base) if _needs_stages(config.space) else 0)
+    _check_space(base, space)
+    return Plan(sweep, base, space)
+
+
+@contextmanager
+def opened(plan: Plan) -> Iterator[tuple[Study, TrackedRun]]:
+    """Opens the study and its MLflow run; a fresh database gets one of each, however many processes come at once.
+
+    The run is open while the context lasts, and ends as it does.
+
+    Raises:
+        UserError: If storage or MLflow cannot be reached, or the study is of another experiment or space.
+    """
+    with studies.alone(plan.config, "setup"):
+        study = studies.open_study(plan.config, plan.space)
+        _same_sweep(study, plan)
+        parent = _open_parent(plan, study)
+    with parent:
+        yield study, parent
+
+
+def join(plan: Plan, *, worker: int) -> tuple[Study, SilentRun]:
+    """Opens the study as one of several; its MLflow run is written by `tlresearch sweep` alone.
+
+    Args:
+        plan: The sweep.
+        worker: A number that no other worker has: each draws other points.
+
+    Raises:
+        UserError: As `opened`.
+    """
+    with studies.alone(plan.config, "setup"):
+        study = studies.open_study(plan.config, plan.space, worker=worker)
+        _same_sweep(study, plan)
+        if RUN_ID not in study.user_attrs:
+            _open_parent(plan, study).close("SCHEDULED")
+    return study, SilentRun(study.user_attrs[RUN_ID], plan.config.name)
+
+
+def _needs_stages(space: dict[str, SpaceConfig]) -> bool:
+    return any(dimension.high == "all" for dimension in space.values())
+
+
+def _stages(base: Loaded[ExperimentConfig]) -> int:
+    # Random weights: only the number of stages is asked for.
+    skeleton = replace(base.config.backbone, weights=None, checkpoint=None)
+    return len(build_backbone(skeleton, needed_end(base.config.task)).stage_names)
+
+
+def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) -> None:
+    """Tries the ends of the whole space on the experiment, so that a wrong one is found before the first trial."""
+    for end in ("low", "high"):
+        point = {}
+        for key, dimension in space.items():
+            if dimension.when is None:
+                value = getattr(dimension, end)
+                point[key] = dimension.choices[0 if end == "low" else -1] if dimension.choices else value
+        point = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in point.items()}
+        revise(base, point)
+
+
+def _same_sweep(study: Study, plan: Plan) -> None:
+    """Refuses to go on with a study whose trials were of another experiment or space."""
+    config = plan.config
+    text = f"{plan.base.recorded}\n{config.space}\n{config.objective}"
+    identity = hashlib.sha256(text.encode()).hexdigest()
+    before = study.user_attrs.get("identity")
+    if before is None:
+        study.set_user_attr("identity", identity)
+    elif before != identity:
+        raise UserError(
+            f"sweep '{config.name}': its experiment, space or objective has changed since its first trial; "
+            "give the new sweep another name, as in name=second_try"
+        )
+
+
+def _open_parent(plan: Plan, study: Study) -> TrackedRun:
+    config, tracking = plan.config, plan.base.config.tracking
+    run_id = study.user_attrs.get(RUN_ID)
+    parent = open_run(
+        replace(tracking, system_metrics=False),
+        experiment=tracking.experiment or config.name,
+        name=config.name,
+        params={f"sweep.{key}": value for key, value in plan.sweep.flat().items()},
+        tags={
+            "tlresearch.study": config.name,
+            "tlresearch.metric": config.objective.metric,
+            "tlresearch.direction": config.objective.direction,
+        },
+        description=config.description,
+        run_id=run_id,
+    )
+    if run_id is None:
+        study.set_user_attr(RUN_ID, parent.run_id)
+    if not parent.begun:
+        save_view(
+            parent.store,
+            parent.experiment_id,
+            metrics=[config.objective.metric, "val/loss", "train/loss"],
+            params=list(config.space),
+            best_first=config.objective.metric,
+            falling=config.objective.direction == "minimize",
+            query=f"tags.`tlresearch.study` = '{config.name}'",
+            name=config.name,
+        )
+        parent.log_text(plan.sweep.recorded, "sweep.yaml")
+        parent.log_text(plan.base.recorded, "experiment.yaml")
+        collect(sys.argv).log(parent)
+    return parent

@@ -1,0 +1,294 @@
+"""Recorded runs side by side: the params that differ, their metrics, the best highlighted. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from tlresearch.base.errors import TrackingError
+from tlresearch.tracking.addresses import compare_url
+from tlresearch.tracking.calls import STATE
+from tlresearch.tracking.groups import SeedRun, finished, is_group
+from tlresearch.tracking.records import children, find_run, study_runs
+from tlresearch.tracking.run import PRUNED_MARK
+from tlresearch.tracking.store import Store, connect
+from tlresearch.understand.comparison.significance import Paired, paired_tests
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from tlresearch.base.statistics import Summary
+
+State = Literal["finished", "pruned", "failed", "killed", "running"]
+Direction = Literal["maximize", "minimize"]
+
+_HIDDEN_METRICS = (
+    "system/",
+    "time/",
+    "lr/",
+    "trainable/",
+    "gradient_norm/",
+    "selected/",
+    "mean/",
+    "std/",
+    "low/",
+    "high/",
+)
+_HIDDEN_PARAMS = ("tracking.", "name", "group.")
+_FALLING = ("loss", "error", "drop", "perplexity", "seconds", "nll", "ece", "brier", "wer")
+_MOST_IN_URL = 30
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one run: its last value, and the best over its history; of a group its mean over the seeds."""
+
+    last: float
+    best: float
+    best_step: int
+    over_seeds: Summary | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a comparison, or a group of seeds.
+
+    Attributes:
+        run_id: Its id.
+        name: Its name without the mark of pruned runs.
+        state: How it ended.
+        params: All its params.
+        metrics: Its metrics.
+        seconds: How long it took, or has taken so far.
+        members: Run of each seed; empty unless it is a group.
+        data: Name and fingerprint of its data; empty if it recorded none.
+    """
+
+    run_id: str
+    experiment_id: str
+    name: str
+    state: State
+    params: Mapping[str, str]
+    metrics: Mapping[str, Value]
+    seconds: float
+    members: Mapping[int, str] = field(default_factory=dict)
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        title: What is compared.
+        rows: The runs, in the order they were asked for, or best first in a sweep.
+        differing: Params whose values differ, with the value of each run; `None` where it has none.
+        metrics: Names of the metrics shown.
+        directions: Whether more or less is better, by metric.
+        url: The comparison in MLflow's UI.
+        left_out: Runs of the sweep that `top` cut off.
+        tests: Paired tests between the best run, or the first, and the others.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    differing: Mapping[str, tuple[str | None, ...]]
+    metrics: tuple[str, ...]
+    directions: Mapping[str, Direction]
+    url: str
+    left_out: int = 0
+    tests: tuple[Paired, ...] = ()
+    best: Mapping[str, str] = field(default_factory=dict)
+    """Run id with the best last value, by metric; pruned and failed runs do not compete."""
+
+
+def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:
+    """Compares runs.
+
+    Args:
+        runs: Run ids, unique beginnings of ids, or run names; that of a group of seeds stands for all of them.
+        uri: MLflow tracking URI.
+
+    Raises:
+        TrackingError: If a run is not there, or a name stands for several.
+    """
+    store = connect(uri)
+    found = {run.info.run_id: run for run in (find_run(store, text) for text in runs)}
+    comparison = _compare(store, f"{len(found)} runs", list(found.values()))
+    return replace(comparison, tests=paired_tests(store, comparison))
+
+
+def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Comparison:
+    """Compares the trials of a sweep, best first; confirmed groups come before them, pruned and failed ones last.
+
+    Args:
+        sweep: Name of the study.
+        top: Trials shown.
+        uri: MLflow tracking URI.
+
+    Raises:
+        TrackingError: If the sweep is not there or has no trials.
+    """
+    store = connect(uri)
+    parents = study_runs(store, sweep)
+    about = parents[0].data.tags | parents[0].data.params
+    metric = about.get("tlresearch.metric") or about.get("objective.metric")
+    found = [child for parent in parents for child in children(store, parent.info.run_id)]
+    if not found:
+        raise TrackingError(f"the sweep '{sweep}' has no trials yet")
+    if metric is None:
+        return _compare(store, f"sweep {sweep}", found[:top], left_out=len(found[top:]))
+    stated = about.get("tlresearch.direction") or about.get("objective.direction")
+    named: dict[str | None, Direction] = {"minimize": "minimize", "maximize": "maximize"}
+    direction = named.get(stated) or guess_direction(metric)
+    found.sort(key=_order(metric, direction))
+    comparison = _compare(
+        store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
+    )
+    # Single trials of one seed are no ground for a test: that is what `confirm` is for.
+    groups = replace(comparison, rows=tuple(row for row in comparison.rows if row.members), best={})
+    return replace(comparison, tests=paired_tests(store, groups))
+
+
+def _compare(
+    store: Store,
+    title: str,
+    runs: Sequence[Run],
+    goal: Mapping[str, Direction] | None = None,
+    left_out: int = 0,
+) -> Comparison:
+    goal = goal or {}
+    groups = {run.info.run_id: finished(store, run.info.run_id) for run in runs if is_group(run)}
+    recorded = [
+        *(run.data.metrics for run in runs),
+        *(one.metrics for seeds in groups.values() for one in seeds.values()),
+    ]
+    names = _metric_names(recorded, next(iter(goal), None))
+    directions = {name: goal.get(name, guess_direction(name)) for name in names}
+    rows = tuple(
+        _group_row(store, run, groups[run.info.run_id], names)
+        if groups.get(run.info.run_id)
+        else _row(store, run, names, directions)
+        for run in runs
+    )
+    ids = [row.run_id for row in rows][:_MOST_IN_URL]
+    return Comparison(
+        title=title,
+        rows=rows,
+        differing=_differing(rows),
+        metrics=tuple(names),
+        directions=directions,
+        url=compare_url(store.ui, ids, [row.experiment_id for row in rows]),
+        left_out=left_out,
+        best={name: best for name in names if (best := _best(rows, name, directions[name]))},
+    )
+
+
+def guess_direction(metric: str) -> Direction:
+    """Whether more or less of a metric is better, by its name."""
+    name = metric.rsplit("/", 1)[-1].lower()
+    return "minimize" if any(word in name for word in _FALLING) else "maximize"
+
+
+def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:
+    known = [name for name in names if name in run.data.metrics]
+    ended = run.info.end_time or run.info.start_time
+    return Row(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        name=(run.info.run_name or run.info.run_id[:8]).removeprefix(PRUNED_MARK),
+        state=_run_state(run),
+        params={} if is_group(run) else dict(run.data.params),
+        metrics={name: _value(store, run, name, directions[name]) for name in known},
+        seconds=max(0.0, (ended - run.info.start_time) / 1000),
+        data=run.data.tags.get("tlresearch.data", ""),
+    )
+
+
+def _group_row(store: Store, group: Run, seeds: Mapping[int, SeedRun], names: Sequence[str]) -> Row:
+    """A group as one row: the mean of each metric over its finished seeds, and the params that the seeds share."""
+    from tlresearch.base.statistics import summary
+
+    runs = list(seeds.values())
+    with store.errors():
+        first = store.client.get_run(runs[0].run_id)
+    metrics = {}
+    for name in names:
+        by_seed = {run.seed: run.metrics[name] for run in runs if name in run.metrics}
+        if len(by_seed) == len(runs):
+            found = summary(list(by_seed.values()))
+            metrics[name] = Value(found.mean, found.mean, 0, found, by_seed)
+    shared = {key: value for key, value in first.data.params.items() if key not in ("seed", "seeds")}
+    return Row(
+        run_id=group.info.run_id,
+        experiment_id=group.info.experiment_id,
+        name=group.info.run_name or group.info.run_id[:8],
+        state=_run_state(group),
+        params={**shared, "seeds": " ".join(map(str, sorted(seeds)))},
+        metrics=metrics,
+        seconds=sum(run.seconds for run in runs),
+        members={seed: seeds[seed].run_id for seed in sorted(seeds)},
+        data=first.data.tags.get("tlresearch.data", ""),
+    )
+
+
+def _value(store: Store, run: Run, name: str, direction: Direction) -> Value:
+    with store.errors():
+        history = store.client.get_metric_history(run.info.run_id, name)
+    better = max if direction == "maximize" else min
+    points = [(metric.value, metric.step) for metric in history if not math.isnan(metric.value)]
+    best, step = better(points, key=lambda point: point[0], default=(math.nan, 0))
+    return Value(run.data.metrics[name], best, step)
+
+
+def _run_state(run: Run) -> State:
+    if run.data.tags.get(STATE) == "pruned":
+        return "pruned"
+    states: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+    return states.get(run.info.status, "running")
+
+
+def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, bool, bool, float]]:
+    sign = -1 if direction == "maximize" else 1
+
+    def key(run: Run) -> tuple[bool, bool, bool, float]:
+        group = is_group(run)
+        value = run.data.metrics.get(f"mean/{metric}" if group else metric, math.nan)
+        missing = math.isnan(value)
+        return (_run_state(run) != "finished", not group, missing, 0.0 if missing else sign * value)
+
+    return key
+
+
+def _metric_names(recorded: Sequence[Mapping[str, float]], first: str | None) -> list[str]:
+    names = {name for metrics in recorded for name in metrics if not name.startswith(_HIDDEN_METRICS)}
+    names = {name for name in names if "/stages/" not in name}  # distances of shifted sets stage by stage
+    splits = ("test", "val", "train")
+    ordered = sorted(names, key=lambda name: (_position(splits, name.split("/")[0]), "loss" in name, name))
+    return sorted(ordered, key=lambda name: name != first)
+
+
+def _position(words: Sequence[str], word: str) -> int:
+    return words.index(word) if word in words else len(words)
+
+
+def _differing(rows: Sequence[Row]) -> dict[str, tuple[str | None, ...]]:
+    known = [row for row in rows if row.params]  # a group none of whose seeds has finished has none
+    keys = sorted({key for row in known for key in row.params if not key.startswith(_HIDDEN_PARAMS)})
+    differing = [key for key in keys if len({row.params.get(key) for row in known}) > 1]
+    return {key: tuple(row.params.get(key) for row in rows) for key in differing}
+
+
+def _best(rows: Sequence[Row], name: str, direction: Direction) -> str | None:
+    sign = 1 if direction == "maximize" else -1
+    values = [
+        (sign * row.metrics[name].last, row.run_id)
+        for row in rows
+        if name in row.metrics and row.state == "finished" and not math.isnan(row.metrics[name].last)
+    ]
+    values.sort(reverse=True)
+    # A tie has no best.
+    return values[0][1] if len(values) > 1 and values[0][0] > values[1][0] else None

@@ -1,0 +1,199 @@
+"""What fine-tuning did to each stage of a recorded run: how far its weights moved, and how its output changed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tlresearch.backbones.base import StagedBackbone, evaluating
+from tlresearch.backbones.lineage import TRAINED
+from tlresearch.base.errors import TrackingError
+from tlresearch.config.schema import ExperimentConfig
+from tlresearch.data.base import Data, SampleKey, SplitName
+from tlresearch.data.loading import collate
+from tlresearch.data.values import leaves, to_device
+from tlresearch.finetuning.presets import build_schedule
+from tlresearch.run import training
+from tlresearch.studies.reproduction.present import as_it_was, present_data, present_weights, recorded_config
+from tlresearch.tasks.base import Task
+from tlresearch.tasks.build import build_task
+from tlresearch.tracking.manifest import local
+from tlresearch.tracking.store import Store
+from tlresearch.understand.comparison.differences import read_record
+from tlresearch.understand.inspection.similarity import Alignment
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SAMPLES = 256
+BATCH = 32
+LEAST = 4  # samples that the unbiased estimate of a batch needs
+GRADIENT = "gradient_norm/"
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """What became of one stage.
+
+    Attributes:
+        name: Its name.
+        parameters: Number of values in its parameters.
+        loaded: Whether it started from loaded weights; random ones have moved from where the seed put them.
+        moved: ``‖w - w0‖ / ‖w0‖`` over its parameters; NaN if it has none.
+        statistics: The same over its buffers, such as the running statistics of batch norm; NaN if it has none.
+        similarity: CKA of its output before and after fine-tuning, 1 where nothing changed.
+        gradients: Each epoch that trained it, and the norm of its gradient in the last step, as logged then.
+    """
+
+    name: str
+    parameters: int
+    loaded: bool
+    moved: float
+    statistics: float
+    similarity: float
+    gradients: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A recorded run, ready to be looked at.
+
+    Attributes:
+        config: Its config, with all that `auto` had become.
+        data: Its data.
+        before: The backbone as it was loaded.
+        task: The task with the weights that the run kept.
+    """
+
+    config: ExperimentConfig
+    data: Data
+    before: StagedBackbone
+    task: Task
+
+
+def reopen(store: Store, run: Run) -> Finished:
+    """Rebuilds what a run started from and what it came to.
+
+    Raises:
+        TrackingError: If the run kept no weights, or still runs.
+        UserError: If data or weights are not here any more.
+    """
+    run_id, name = run.info.run_id, run.info.run_name or ""
+    if run.info.status in ("RUNNING", "SCHEDULED"):
+        raise TrackingError(f"run {run_id[:8]} ({name}) has not ended yet; inspect it when it has")
+    loaded = recorded_config(store, run_id, name)
+    with store.errors():
+        kept = [item.path for item in store.client.list_artifacts(run_id, TRAINED.partition("/")[0])]
+    if TRAINED not in kept:
+        raise TrackingError(
+            f"run {run_id[:8]} ({name}) kept no weights, as trials do not: run its config again with "
+            "tracking.weights=true, or inspect one of the sweep's final runs"
+        )
+    config = as_it_was(loaded, run, read_record(store, run)).config
+    training.prepare_process(config)
+    before = present_weights(config)
+    data = present_data(config, before)
+    task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
+    with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
+        task.load_state_dict(load_file(file), strict=False)
+    return Finished(config, data, before, task)
+
+
+def stage_changes(store: Store, run: Run, finished: Finished, samples: int = SAMPLES) -> list[StageChange]:
+    """Measures every stage of the backbone.
+
+    Args:
+        store: The store.
+        run: The run.
+        finished: The same run, rebuilt.
+        samples: Validation samples that the similarity is measured on.
+    """
+    before, after = finished.before, finished.task.backbone
+    similar = similarities(before, after, finished.data, samples)
+    changes = []
+    for number, (name, stage) in enumerate(before.named_stages()):
+        with store.errors():
+            history = store.client.get_metric_history(run.info.run_id, f"{GRADIENT}{name}")
+        changes.append(
+            StageChange(
+                name=name,
+                parameters=sum(parameter.numel() for parameter in stage.parameters()),
+                loaded=name not in before.weights.random_stages,
+                moved=relative_change(stage.parameters(), after.stages[number].parameters()),
+                statistics=relative_change(_statistics(stage), _statistics(after.stages[number])),
+                similarity=similar[number],
+                gradients=tuple(sorted((point.step, point.value) for point in history)),
+            )
+        )
+    return changes
+
+
+def relative_change(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
+    """Returns ``‖w - w0‖ / ‖w0‖`` over tensors taken together; NaN if there are none."""
+    moved = total = 0.0
+    for first, second in zip(before, after, strict=True):
+        moved += float((second - first).detach().double().square().sum())
+        total += float(first.detach().double().square().sum())
+    return math.sqrt(moved / total) if total else math.nan
+
+
+def similarities(before: StagedBackbone, after: StagedBackbone, data: Data, samples: int = SAMPLES) -> list[float]:
+    """Returns the CKA of each stage's output between two backbones, on validation samples in batches of `BATCH`.
+
+    Maps are compared as they are, position by position; of named tensors the largest, averaged over what its mask
+    leaves of a sequence.
+    """
+    alignments = [Alignment() for _ in before.stages]
+    for rows in chosen_batches(data, "val", samples):
+        if len(rows) < LEAST:
+            continue
+        inputs = inputs_of(data, "val", rows)
+        with torch.inference_mode(), evaluating(before), evaluating(after):
+            one = other = inputs
+            for number, alignment in enumerate(alignments):
+                same = one is other and _equal(before.stages[number], after.stages[number])
+                one = before.step(number, before.stages[number], one)
+                other = one if same else after.step(number, after.stages[number], other)
+                alignment.update(_flat(one), _flat(other))
+    return [alignment.value for alignment in alignments]
+
+
+def chosen_batches(data: Data, split: SplitName, samples: int) -> list[list[int]]:
+    """Returns positions of up to `samples` samples in batches, drawn at random: files lie sorted by class."""
+    order = torch.randperm(len(data.splits[split]), generator=torch.Generator().manual_seed(0))[:samples].tolist()
+    return [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+
+
+def inputs_of(data: Data, split: Literal["train", "val", "test"], rows: Sequence[int]) -> Any:
+    """Returns the network's input for some samples of a split."""
+    part = data.splits[split]
+    keys = [SampleKey(row, 0) for row in rows]
+    together = getattr(part, "__getitems__", None)
+    return to_device(collate(together(keys) if together else [part[key] for key in keys]).inputs, torch.device("cpu"))
+
+
+def _statistics(stage: nn.Module) -> Iterator[Tensor]:
+    """The buffers with values to compare: not counters."""
+    return (buffer for buffer in stage.buffers() if buffer.is_floating_point())
+
+
+def _flat(value: Any) -> Tensor:
+    named = leaves(value)
+    leaf = max((leaf for name, leaf in named.items() if name != "mask"), key=torch.numel).float()
+    mask = named.get("mask")
+    if mask is not None and leaf.shape[: mask.ndim] == mask.shape and leaf.ndim == mask.ndim + 1:
+        weight = mask.unsqueeze(-1).float()
+        return (leaf * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return leaf.flatten(1)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return all(torch.equal(first[key], second[key]) for key in first)
