@@ -174,21 +174,23 @@ def _synthetic_worker(role: dict[str, Any]) -> None:
     from tlresearch.studies.sweeps.joining import check, join
     from tlresearch.studies.sweeps.progress import SweepProgress
     from tlresearch.studies.sweeps.trials import Worker, trial_name
-    from tlresearch.tracking.remote import RemoteTracker
+    from tlresearch.tracking.courier import beside
+    from tlresearch.tracking.run import open_run
+    from tlresearch.tracking.store import resolve_uri
 
     class Synthetic(Worker):
         def objective(self, trial: optuna.Trial) -> float:
             point = suggest(trial, self.space)
             trial.set_user_attr("overrides", point)
             experiment = revise(self.base, point)
-            assert self.tracker is not None
-            run = self.tracker.open_run(
+            run = open_run(
                 experiment.config.tracking,
                 experiment=self.config.name,
                 name=trial_name(trial.number, point),
                 params=experiment.flat(),
                 tags={"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)},
                 parent=self.parent.run_id,
+                deferred=True,
             )
             value = 1 - abs(math.log10(point["optimizer.lr"]) + 2) / 10
             for epoch in range(EPOCHS_OF_SYNTHETIC):
@@ -202,8 +204,8 @@ def _synthetic_worker(role: dict[str, Any]) -> None:
     plan = check(load_sweep("scaling", overrides))
     study, parent = join(plan, worker=os.getpid())
     progress = SweepProgress(None, study, plan.config, 0, others=False)
-    with RemoteTracker() as tracker:
-        Synthetic(plan.config, plan.base, plan.space, study, parent, progress, tracker, Identity.own()).run_all()
+    with beside(resolve_uri()):
+        Synthetic(plan.config, plan.base, plan.space, study, parent, progress, Identity.own()).run_all()
     assert len(studies.ended(study)) == role["trials"]
 
 

@@ -51,6 +51,7 @@ def run(spec: Spec) -> Outcome:
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
 
     from tlresearch import run_sweep
+    from tlresearch.tracking.records import find_run
     from tlresearch.tracking.store import connect
 
     ended = _watch(by_turns=int(spec.options.get("by turns", "0")))
@@ -59,7 +60,7 @@ def run(spec: Spec) -> Outcome:
     complete = time.time()
     trials = [trial.duration.total_seconds() for trial in result.trials if trial.duration is not None]
     recorded = [trial.user_attrs["run_id"] for trial in result.trials if trial.user_attrs["run_id"]]
-    runs = [connect().client.get_run(run_id) for run_id in recorded]
+    runs = [find_run(connect(), run_id) for run_id in recorded]
     resolved = runs[-1].data.tags
     return Outcome(
         ended[1] - began,
@@ -80,25 +81,26 @@ def _watch(*, by_turns: int) -> list[float]:
     Args:
         by_turns: So many trials are recorded, then so many are not, and so on; 0 has all recorded.
     """
+    from tlresearch.run import fit
     from tlresearch.studies.sweeps import run as sweep
-    from tlresearch.tracking.remote import RemoteRun, RemoteTracker
-    from tlresearch.tracking.silent import SilentRun
+    from tlresearch.tracking.courier import settle
+    from tlresearch.tracking.run import JournalRun, SilentRun, open_run
 
     moments: list[float] = []
     opened = itertools.count()
 
-    class Watched(RemoteTracker):
-        def open_run(self, *arguments: Any, **about: Any) -> RemoteRun:
-            if by_turns and next(opened) // by_turns % 2:
-                return cast(RemoteRun, SilentRun("", about["name"]))
-            return super().open_run(*arguments, **about)
+    def watched_open(*arguments: Any, deferred: bool = False, **about: Any) -> JournalRun:
+        if deferred and by_turns and next(opened) // by_turns % 2:
+            return cast(JournalRun, SilentRun("", about["name"]))
+        return open_run(*arguments, deferred=deferred, **about)
 
-        def finish(self) -> None:
-            moments.append(time.time())
-            super().finish()
-            moments.append(time.time())
+    def watched_settle(uri: str) -> None:
+        moments.append(time.time())
+        settle(uri)
+        moments.append(time.time())
 
-    setattr(sweep, "RemoteTracker", Watched)  # noqa: B010
+    setattr(fit, "open_run", watched_open)  # noqa: B010
+    setattr(sweep, "settle", watched_settle)  # noqa: B010
     return moments
 
 

@@ -18,8 +18,7 @@ from tests.toy import TRAINER, toy_text
 from tlresearch.base.errors import ConfigError
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import load_text
-from tlresearch.tracking.run import TrackedRun
-from tlresearch.tracking.silent import SilentRun
+from tlresearch.tracking.run import Run, SilentRun
 from tlresearch.tracking.store import Store, connect
 
 NOLOAD = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")
@@ -101,7 +100,7 @@ def test_two_ranks_are_one_run_that_goes_on_after_a_kill(tmp_path: Path, monkeyp
 
 
 def test_every_method_of_a_run_is_silent_above_rank_0() -> None:
-    for name, member in inspect.getmembers(TrackedRun):
+    for name, member in inspect.getmembers(Run):
         if callable(member) and not name.startswith("_"):
             assert name in vars(SilentRun), name
 

@@ -21,7 +21,7 @@ from tlresearch.tracking.figures import learning_curves
 from tlresearch.tracking.groups import GROUP, SeedRun, log_finished
 from tlresearch.tracking.manifest import damaged, read_manifest
 from tlresearch.tracking.records import STUDY_TAG
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -51,7 +51,7 @@ def store_here(home: Path, tables: None) -> Path:
     return home
 
 
-def start(name: str, tags: dict[str, str], parent: str | None = None) -> TrackedRun:
+def start(name: str, tags: dict[str, str], parent: str | None = None) -> JournalRun:
     config = TrackingConfig(system_metrics=False)
     return open_run(config, experiment="e", name=name, params={}, tags=tags, parent=parent)
 

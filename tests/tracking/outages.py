@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,39 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.calls import LOCAL_ID
 from tlresearch.tracking.manifest import NAME, damaged, local, read_manifest
 from tlresearch.tracking.model import log_model
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import Store
 
 EPOCHS = 4
 IDS = ("mlflow.log-model.history", "mlflow.user", "mlflow.parentRunId", "mlflow.source.name", LOCAL_ID)
 
 
-def start(uri: str | None = None, name: str = "run", **about: Any) -> TrackedRun:
+def start(uri: str | None = None, name: str = "run", **about: Any) -> JournalRun:
     config = TrackingConfig(uri=uri, system_metrics=False)
     return open_run(config, experiment="outage", name=name, params={"optimizer.lr": 0.1}, tags={"a": "b"}, **about)
 
 
+def wait_until(condition: Callable[[], object], patience: float = 60.0) -> None:
+    """Waits for what happens soon on any machine."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(run: JournalRun) -> None:
+    """Leaves a run as the system does when its process is killed: nothing ends it, and its lock is free."""
+    run._let_go(delivered=False)
+    run.status = "KILLED"
+
+
+def artifact(run: JournalRun, path: str) -> Path:
+    """A local copy of an artifact of a run."""
+    return Path(run.store.client.download_artifacts(run.run_id, path))
+
+
 def record(
-    run: TrackedRun, scratch: Path, disturb: Callable[[int], None] = lambda epoch: None, *, model: bool = True
+    run: JournalRun, scratch: Path, disturb: Callable[[int], None] = lambda epoch: None, *, model: bool = True
 ) -> None:
     """Records some of everything; `disturb` is called in front of each epoch, and at last with their number."""
     with run:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.tracking.outages import kill
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.items import Item, Items, read_items
 from tlresearch.tracking.manifest import add_to_ended_run, damaged, read_manifest
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import Store
 
 
-def start(run_id: str | None = None) -> TrackedRun:
+def start(run_id: str | None = None) -> JournalRun:
     return open_run(TrackingConfig(system_metrics=False), experiment="e", name="r", params={}, tags={}, run_id=run_id)
 
 
@@ -25,7 +26,7 @@ def test_hashes_cover_files_folders_and_what_a_killed_process_stored(tmp_path: P
     first = start()
     first.log_text("one", "a.txt")
     first.log_dict({"b": 1}, "folder/b.json")
-    first.outbox._owner.release()  # type: ignore[union-attr]  # as the system does when the process is killed
+    kill(first)
     (tmp_path / "many" / "deep").mkdir(parents=True)
     (tmp_path / "many" / "deep" / "c.bin").write_bytes(b"c")
     with start(first.run_id) as second:

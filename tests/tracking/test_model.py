@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.model import log_model
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 
 LOADER = """
 import torch
@@ -33,7 +33,7 @@ def load(folder):
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrackedRun, str, Any]:
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[JournalRun, str, Any]:
     import mlflow
 
     (tmp_path / "toyloader.py").write_text(LOADER)
@@ -67,7 +67,7 @@ def png(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def test_it_predicts_from_paths_bytes_and_arrays(loaded: tuple[TrackedRun, str, Any], tmp_path: Path) -> None:
+def test_it_predicts_from_paths_bytes_and_arrays(loaded: tuple[JournalRun, str, Any], tmp_path: Path) -> None:
     _, _, model = loaded
     arrays = np.stack([picture(200, 10), picture(10, 200)])
     (tmp_path / "x.png").write_bytes(png(arrays[0]))
@@ -88,7 +88,7 @@ def test_it_predicts_from_paths_bytes_and_arrays(loaded: tuple[TrackedRun, str, 
     assert len(model.predict(pd.DataFrame({"image": [base64.b64encode(png(noise)).decode()]}))) == 1
 
 
-def test_wrong_input_is_a_clear_error(loaded: tuple[TrackedRun, str, Any]) -> None:
+def test_wrong_input_is_a_clear_error(loaded: tuple[JournalRun, str, Any]) -> None:
     _, _, model = loaded
     with pytest.raises(Exception, match="column 'image'"):
         model.predict(pd.DataFrame({"picture": ["x"]}))
@@ -97,7 +97,7 @@ def test_wrong_input_is_a_clear_error(loaded: tuple[TrackedRun, str, Any]) -> No
 
 
 def test_the_logged_model_is_linked_described_and_holds_no_pickle(
-    loaded: tuple[TrackedRun, str, Any], tmp_path: Path
+    loaded: tuple[JournalRun, str, Any], tmp_path: Path
 ) -> None:
     run, model_id, model = loaded
     logged = run.store.client.get_logged_model(model_id)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.outages import broken, content, record, start
+from tests.tracking.outages import artifact, broken, content, kill, record, start, wait_until
 from tlresearch.base.errors import TrackingError
 from tlresearch.cli import main
 from tlresearch.tracking import courier as couriers
-from tlresearch.tracking.calls import Call, Target, new_local_id
-from tlresearch.tracking.journal import Journal, folder, journals
-from tlresearch.tracking.pending import deliver
+from tlresearch.tracking.calls import Call
+from tlresearch.tracking.courier import deliver
+from tlresearch.tracking.journal import Writer, folder, journals
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.store import connect
 
@@ -38,8 +38,10 @@ def between(database: Path, first: int, last: int) -> Iterator[Callable[[int], N
 
         def disturb(epoch: int) -> None:
             if epoch == first:
+                wait_until(lambda: not any(journal.waiting() for journal in journals()))
                 outage.enter_context(broken(database))
             if epoch == last:
+                wait_until(lambda: couriers.away(connect().label) is not None)
                 outage.close()
 
         yield disturb
@@ -55,7 +57,7 @@ def test_an_outage_leaves_the_record_of_an_undisturbed_run(
         record(run, tmp_path, disturb)
     store = connect()
     assert content(store, run.run_id) == content(store, quiet.run_id)
-    assert not list(folder().iterdir())
+    assert not journals()
     said = [line.getMessage() for line in caplog.records]
     assert sum("the training goes on" in line for line in said) == 1
     assert sum("is back:" in line for line in said) == 1
@@ -75,16 +77,15 @@ def test_what_is_not_delivered_is_told_and_delivered_once(
     run = start(name="alone")
     with between(database, 2, 99) as disturb:
         record(run, tmp_path, disturb, model=False)
-        run.outbox._owner.release()  # type: ignore[union-attr]  # as at the end of the process
         # Points of two epochs and two metrics; texts of two epochs, the long param, the folder.
         assert "4 metric values, 4 files and the end of 1 run (alone)" in caplog.text
         assert "tlresearch sync" in caplog.text
         assert connect().label in caplog.text
-        with pytest.raises(TrackingError, match="runs"):
-            deliver(connect(), connect().label)
+        with pytest.raises(TrackingError, match="no such table: runs"):
+            deliver(connect().uri)
     # Two at once, as two people would: what one delivers the other leaves alone.
     done: list[object] = []
-    both = [threading.Thread(target=lambda: done.extend(deliver(connect(), connect().label))) for _ in range(2)]
+    both = [threading.Thread(target=lambda: done.extend(deliver(connect().uri))) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
@@ -118,42 +119,42 @@ def test_a_nested_run_opened_meanwhile_gets_its_id_later(database: Path, tmp_pat
 
 
 def test_a_nested_run_goes_on_meanwhile_by_the_id_it_had_before_it_was_made(database: Path) -> None:
-    local = new_local_id()
     with start(name="parent") as parent:
-        child = start(name="child", parent=parent.run_id, local_id=local)
+        child = start(name="child", parent=parent.run_id)
         child.log_metrics({"loss": 0.5}, 0)
         child.close("KILLED")
         with broken(database):
-            again = start(name="child", parent=parent.run_id, run_id=local)
+            again = start(name="child", parent=parent.run_id, run_id=child.reference)
             again.log_metrics({"loss": 0.1}, 0)  # the one that is stored counts
             again.log_metrics({"loss": 0.25}, 1)
             again.close()
     store = connect()
-    assert again.run_id == child.run_id == find_run(store, local).info.run_id
+    assert again.run_id == child.run_id == find_run(store, child.reference).info.run_id
     assert store.client.get_run(child.run_id).info.status == "FINISHED"
     assert [point.value for point in store.client.get_metric_history(child.run_id, "loss")] == [0.5, 0.25]
 
 
-def test_a_run_goes_on_behind_what_waits_of_it_also_by_an_id_of_our_own(database: Path) -> None:
-    local = new_local_id()
+def test_a_run_goes_on_behind_what_waits_of_it(database: Path) -> None:
     with start(name="parent") as parent:
-        child = start(name="child", parent=parent.run_id, local_id=local)
-        child.log_metrics({"loss": 0.5}, 0)
-        child.close_by_disk("KILLED", {})  # and its process dies before it delivers that
-        child.outbox._owner.release()  # type: ignore[union-attr]
-        with start(name="child", parent=parent.run_id, run_id=local) as again:
+        child = start(name="child", parent=parent.run_id)
+        with broken(database):
+            child.log_metrics({"loss": 0.5}, 0)
+            kill(child)
+            again = start(name="child", parent=parent.run_id, run_id=child.reference)
+            assert again.last_step("loss") == 0
             again.log_metrics({"loss": 0.25}, 1)
+        again.close()
     store = connect()
     assert again.run_id == child.run_id
     assert store.client.get_run(child.run_id).info.status == "FINISHED"
     assert [point.value for point in store.client.get_metric_history(child.run_id, "loss")] == [0.5, 0.25]
-    assert not list(folder().iterdir())
+    assert not journals()
 
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from tests.tracking.outages import broken, start
+from tests.tracking.outages import artifact, broken, start
 run = start(name="killed")
 with run, broken(Path(sys.argv[1])):
     child = start(name="child", parent=run.run_id)
@@ -162,7 +163,7 @@ with run, broken(Path(sys.argv[1])):
             one.log_metrics({"loss": float(epoch)}, epoch)
         one.log_text("text", "a.txt")
         assert one.flush()
-    print(run.run_id, child.run_id, flush=True)
+    print(run.reference, child.reference, flush=True)
     import sqlite3, signal
     # The outage ends with the process, as it would if the power came back.
     sqlite3.connect(sys.argv[1]).execute("ALTER TABLE away RENAME TO runs")
@@ -195,17 +196,17 @@ def test_what_a_killed_process_kept_goes_on_with_the_run(database: Path) -> None
         assert client.get_run(one.run_id).info.status == "FINISHED"
         points = [(point.step, point.value) for point in client.get_metric_history(one.run_id, "loss")]
         assert points == [(epoch, float(epoch)) for epoch in range(5)]
-        assert one.download("a.txt").read_text() == "text"
-    assert not list(folder().iterdir())
+        assert artifact(one, "a.txt").read_text() == "text"
+    assert not journals()
 
 
 def test_a_journal_goes_on_behind_a_line_that_was_never_finished(database: Path) -> None:
-    journal = Journal.begin(connect(), Target("local", None), "run")
-    journal.append(Call("batch", {"tags": {"ä": "1"}}))
-    with (journal.path / "calls.jsonl").open("a") as file:
+    writer = Writer("local")
+    writer.append(Call("batch", {"tags": {"ä": "1"}}))
+    writer.release()
+    with (folder() / "local" / "calls.jsonl").open("a") as file:
         file.write('{"what": "batch", "abo')
-    left = Journal.left("local")
-    assert left is not None
+    left = Writer("local")
     left.append(Call("batch", {"tags": {"b": "2"}}))
     (again,) = journals()
     assert [call.about["tags"] for call in again.waiting()] == [{"ä": "1"}, {"b": "2"}]
@@ -220,12 +221,11 @@ def test_a_run_that_was_deleted_meanwhile_keeps_what_it_recorded(
     with broken(database):
         run.set_tags({"a": "c"})
         run.close()
-        run.outbox._owner.release()  # type: ignore[union-attr]  # as at the end of the process
     connect().client.delete_run(run.run_id)
     capsys.readouterr()
     assert main(["sync"]) == 1
     assert "must be in the 'active' state" in capsys.readouterr().out.replace("\n", " ")
-    assert (folder() / run.run_id / "calls.jsonl").exists()
+    assert (folder() / run.reference / "calls.jsonl").exists()
     start().close()  # others are not in its way
 
 
@@ -233,17 +233,16 @@ def test_a_run_of_its_own_needs_the_store_at_its_start(database: Path) -> None:
     connect()
     with broken(database), pytest.raises(TrackingError, match="MLflow store"):
         start()
-    assert not folder().exists()
+    assert not journals()
 
 
-def test_a_disk_that_takes_nothing_either_is_a_clear_error(database: Path) -> None:
+def test_a_disk_that_takes_nothing_is_a_clear_error(database: Path) -> None:
     run = start()
+    folder().rename(folder().with_name("elsewhere"))
     folder().write_text("a file where the folder would be")
-    with broken(database):
-        with pytest.raises(TrackingError, match="cannot be kept"):
-            run.set_tags({"a": "c"})
-        run.log_metrics({"loss": 1.0}, 0)
-        assert not run.flush()
-        with pytest.raises(TrackingError, match="cannot be kept"):
-            run.close()
+    with pytest.raises(TrackingError, match="cannot be kept"):
+        run.set_tags({"a": "c"})
+    assert not run.flush()
+    with pytest.raises(TrackingError, match="cannot be kept"):
+        run.close()
     folder().unlink()

@@ -18,7 +18,7 @@ from tests.toy import toy_text
 from tests.tracking.outages import EPOCHS, content, record, start
 from tlresearch.cli import main
 from tlresearch.tracking import courier as couriers
-from tlresearch.tracking.journal import folder
+from tlresearch.tracking.journal import journals
 from tlresearch.tracking.records import search
 from tlresearch.tracking.store import connect
 
@@ -59,7 +59,7 @@ def test_a_run_is_recorded_as_one_that_was_not_disturbed(
     record(run, tmp_path, disturb)
     store = connect(server.uri)
     assert content(store, run.run_id) == content(store, quiet.run_id)
-    assert not any(folder().glob("*")) if folder().exists() else True
+    assert not journals()
 
 
 def test_a_nested_run_whose_creation_got_no_answer_is_made_once(
@@ -112,7 +112,7 @@ def test_a_server_that_is_down_at_the_start_is_one_line_within_seconds(
         (error,) = said.err.splitlines()
         assert f"http://***@127.0.0.1:{proxy.port}: it does not answer" in error
         assert "hunter2" not in said.out + said.err
-    assert not any((home / "undelivered").glob("*"))
+    assert not list(home.glob("journals/*/"))
     # Locks, and an empty study, which is the sweep's when the server is there.
     left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
     assert {path for path in left if not path.endswith("lock")} <= {"optuna.db", "optuna.db-wal", "optuna.db-shm"}
@@ -136,7 +136,7 @@ def test_a_run_ends_well_without_the_server_and_sync_delivers_it(
     assert process.returncode == 0, said
     assert "not delivered to the MLflow store" in said, said
     assert "Traceback" not in said
-    assert any((home / "undelivered").iterdir())
+    assert list(home.glob("journals/*/calls.jsonl"))
     proxy.mode = "normal"
     monkeypatch.setenv("TLRESEARCH_HOME", str(home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -162,7 +162,7 @@ def test_a_sweep_goes_on_while_the_server_is_away(server: MlflowServer, proxy: R
     while process.poll() is None and len(search(store, trials)) < 2:
         time.sleep(0.1)
     proxy.mode = "refuse"
-    while process.poll() is None and len(list((home / "undelivered").glob("local0*"))) < 2:
+    while process.poll() is None and len(list(home.glob("journals/*/calls.jsonl"))) < 3:
         time.sleep(0.1)
     proxy.mode = "normal"
     said, _ = process.communicate()
@@ -176,4 +176,4 @@ def test_a_sweep_goes_on_while_the_server_is_away(server: MlflowServer, proxy: R
         assert len(store.client.get_metric_history(run.info.run_id, "val/accuracy")) == 3
         assert run.data.metrics["selected/val/accuracy"] == trial.value
         assert float(run.data.params["optimizer.lr"]) == pytest.approx(trial.params["optimizer.lr"])
-    assert not list((home / "undelivered").iterdir())
+    assert not list(home.glob("journals/*/calls.jsonl"))

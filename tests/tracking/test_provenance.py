@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.outages import artifact
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking import provenance
 from tlresearch.tracking.provenance import collect
@@ -49,10 +50,10 @@ def test_a_changed_repository_is_recorded_with_its_diff_and_no_secrets(repositor
     config = TrackingConfig(system_metrics=False)
     with open_run(config, experiment="e", name="r", params={}, tags={}) as run:
         record.log(run)
-    diff = run.download("provenance/diff.patch").read_text()
+    diff = artifact(run, "provenance/diff.patch").read_text()
     assert "+x = 2" in diff
     assert "hunter2" not in diff
-    environment = json.loads(run.download("provenance/environment.json").read_text())
+    environment = json.loads(artifact(run, "provenance/environment.json").read_text())
     assert environment["command"] == "tlresearch run --token ***"
     assert environment["code"]["untracked"] == ["new.py"]
     assert environment["packages"]["mlflow"]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.outages import artifact
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking import run as run_module
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 
 
 class TrialPruned(Exception):  # noqa: N818 - the name Optuna gives it
@@ -28,14 +29,14 @@ def start(
     parent: str | None = None,
     run_id: str | None = None,
     system: bool = False,
-) -> TrackedRun:
+) -> JournalRun:
     config = TrackingConfig(system_metrics=system)
     return open_run(
         config, experiment="topic", name="trial", params=params or {}, tags={}, parent=parent, run_id=run_id
     )
 
 
-def steps(run: TrackedRun, key: str) -> list[int]:
+def steps(run: JournalRun, key: str) -> list[int]:
     return [metric.step for metric in run.store.client.get_metric_history(run.run_id, key)]
 
 
@@ -52,7 +53,7 @@ def test_a_run_that_ends_well_is_finished_and_holds_everything(tmp_path: Path) -
     assert stored.data.params == {"optimizer.lr": "0.001", "freeze.stages": '["a", "b"]', "data.root": "null"}
     assert steps(run, "val/accuracy") == [0, 1, 2]
     assert math.isnan(stored.data.metrics["val/precision_at_5"])
-    assert run.download("files/file.txt").read_text() == "content"
+    assert artifact(run, "files/file.txt").read_text() == "content"
     assert not (tmp_path / "mlruns").exists(), "artifacts belong into the home, not into the current folder"
 
 
@@ -69,7 +70,7 @@ def test_an_error_makes_the_run_failed_with_its_reason() -> None:
     stored = run.store.client.get_run(run.run_id)
     assert stored.info.status == "FAILED"
     assert stored.data.tags[run_module.FAILURE] == "ValueError: loss is NaN"
-    assert "test_run.py" in run.download("failure.txt").read_text()
+    assert "test_run.py" in artifact(run, "failure.txt").read_text()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -174,7 +175,7 @@ def test_a_long_param_survives_whole() -> None:
 
     stored = run.store.client.get_run(run.run_id).data.params
     assert stored["long"].startswith("<7000 characters, whole in config/long_params.json>")
-    assert json.loads(run.download("config/long_params.json").read_text()) == {"long": text}
+    assert json.loads(artifact(run, "config/long_params.json").read_text()) == {"long": text}
 
 
 def test_secrets_are_stored_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,7 @@ def test_a_figure_is_stored() -> None:
 
     with start() as run:
         run.log_figure(learning_curves({"val/loss": [(0, 1.0), (1, 0.5)]}), "figures/curves.png")
-    assert run.download("figures/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert artifact(run, "figures/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tracking_needs_no_torch() -> None:

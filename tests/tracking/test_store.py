@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import free_port, mlflow_server
+from tests.tracking.outages import artifact
 from tlresearch.base.errors import TrackingError
 from tlresearch.base.redact import redact, redact_command
 from tlresearch.config.schema import TrackingConfig
@@ -91,7 +92,7 @@ def _record_there(server: str, tmp_path: Path) -> None:
     stored = run.store.client.get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.data.metrics == {"loss": 1.0}
-    assert run.download("a.txt").read_text() == "hello"
+    assert artifact(run, "a.txt").read_text() == "hello"
     assert run.url.startswith(f"{server}/#/experiments/")
     assert not (tmp_path / "home" / "artifacts").exists()
 

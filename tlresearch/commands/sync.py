@@ -18,12 +18,12 @@ def command(options: argparse.Namespace) -> int:
     """Delivers to MLflow what runs recorded while it was away."""
     from tlresearch.base.errors import TrackingError
     from tlresearch.base.redact import redact
-    from tlresearch.tracking.journal import journals
-    from tlresearch.tracking.pending import deliver, summary
+    from tlresearch.tracking.courier import deliver, summary
+    from tlresearch.tracking.journal import is_written, journals
     from tlresearch.tracking.store import connect, resolve_uri
 
     console = console_of_leader()
-    labels = list(dict.fromkeys(journal.store for journal in journals()))
+    labels = list(dict.fromkeys(journal.store for journal in journals() if not is_written(journal)))
     if not labels:
         console.print("nothing waits: MLflow has everything")
         return 0
@@ -34,8 +34,8 @@ def command(options: argparse.Namespace) -> int:
         uri = given if redact(given) == label else label
         if redact(uri) != uri and uri == label:
             raise TrackingError(f"the address {label} is kept without its password: set MLFLOW_TRACKING_URI, or --uri")
-        store = connect(uri)
-        done = deliver(store, label)
+        connect(uri)
+        done = deliver(uri)
         if whole := [one for one in done if not one.problem]:
             console.print(f"delivered to {label}: {summary(whole)}", highlight=False, soft_wrap=True)
         for one in done:

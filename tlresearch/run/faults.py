@@ -15,7 +15,7 @@ from tlresearch.base.errors import RunFailedError, UserError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.resume import RunFolder
 from tlresearch.run import training
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import Run
 
 OUT_OF_MEMORY = "tlresearch.out_of_memory"
 """Tag of a run: which batches it had no memory for, and how it went on."""
@@ -37,7 +37,7 @@ class SmallerBatchError(OutOfMemoryError):
 
 
 @contextlib.contextmanager
-def named(config: ExperimentConfig, folder: RunFolder, run: TrackedRun) -> Iterator[None]:
+def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[None]:
     """Turns what ends a run from outside into an error that says what helps.
 
     With ``trainer.on_oom: halve`` the run folder keeps a smaller batch size for the next start, and the run a tag.
@@ -113,7 +113,7 @@ def halved(config: ExperimentConfig, *, training: bool = True, evaluation: bool 
     return smaller
 
 
-def _smaller(error: BaseException, config: ExperimentConfig, folder: RunFolder, run: TrackedRun) -> OutOfMemoryError:
+def _smaller(error: BaseException, config: ExperimentConfig, folder: RunFolder, run: Run) -> OutOfMemoryError:
     config = training.settle(config, folder.read().get("settings", {}))
     calls = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     evaluating = bool(calls & _EVALUATION)

@@ -33,9 +33,7 @@ from tlresearch.shift.sets import build_sets
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
-from tlresearch.tracking.remote import RemoteTracker
-from tlresearch.tracking.run import TrackedRun, open_run
-from tlresearch.tracking.silent import SilentRun
+from tlresearch.tracking.run import JournalRun, Run, SilentRun, open_run
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +77,10 @@ class Trial:
         name: Name of the run.
         tags: Tags that say which trial it is.
         listener: Told of each epoch; raises `RunPrunedError` to prune the run.
-        ended: Told of the result while the end of the run is being recorded.
+        ended: Told of the result before the end of the run is recorded.
         test: Whether the test split is evaluated: never while a study still selects.
         repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
-        tracker: Where the run is opened; ``None`` records it in this process.
+        deferred: Whether nobody waits for MLflow: what the run records is shipped beside the training.
     """
 
     parent: str | None
@@ -92,7 +90,7 @@ class Trial:
     ended: Callable[[RunResult], None] | None = None
     test: bool = False
     repeats: str = ""
-    tracker: RemoteTracker | None = None
+    deferred: bool = False
 
     @property
     def identity(self) -> str:
@@ -165,7 +163,7 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         if is_leader():
             if not folder.checkpoint.exists():
                 results.log_provenance(tracked, loaded.recorded, sys.argv)  # before anything can fail
-            if trial is None or trial.parent is None:
+            if isinstance(tracked, JournalRun) and (trial is None or trial.parent is None):
                 results.save_run_view(tracked)
         training.prepare_process(config)
         backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
@@ -239,19 +237,17 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
             config=loaded.recorded,
             task=task,
         )
-        tracked.begin_close()
         if trial is not None and trial.ended is not None:
             trial.ended(result)
     return result
 
 
-def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> TrackedRun:
+def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> JournalRun | SilentRun:
     """Opens the run, or the one a killed process left."""
     config = loaded.config
     if not is_leader():
         return SilentRun(folder.read().get("run_id", ""), trial.name if trial else config.name)
-    opener = trial.tracker.open_run if trial and trial.tracker else open_run
-    return opener(
+    return open_run(
         config.tracking,
         experiment=config.tracking.experiment or config.name,
         name=trial.name if trial else config.name,
@@ -260,10 +256,11 @@ def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: Run
         description=config.description,
         parent=trial.parent if trial else None,
         run_id=folder.read().get("run_id"),
+        deferred=trial is not None and trial.deferred,
     )
 
 
-def _remembered(folder: RunFolder, tracked: TrackedRun, data: Data, backbone: StagedBackbone) -> dict[str, str | int]:
+def _remembered(folder: RunFolder, tracked: Run, data: Data, backbone: StagedBackbone) -> dict[str, str | int]:
     """Keeps what the next start needs, and returns the settings of the last one, which a resumed run keeps.
 
     A checkpoint made from other data or weights is dropped.

@@ -33,7 +33,7 @@ from tlresearch.tracking import figures, records
 from tlresearch.tracking.groups import finished
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import JournalRun, Run
 from tlresearch.tracking.store import connect
 from tlresearch.tracking.views import save_view
 
@@ -122,13 +122,13 @@ def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     return revise(loaded, {"backbone.checkpoint": found[0].info.run_id})
 
 
-def log_provenance(run: TrackedRun, recorded: str, command: Sequence[str]) -> None:
+def log_provenance(run: Run, recorded: str, command: Sequence[str]) -> None:
     """Records config, code, versions and hardware, before anything can fail."""
     run.log_text(recorded, CONFIG)
     collect(command).log(run)
 
 
-def save_run_view(run: TrackedRun) -> None:
+def save_run_view(run: JournalRun) -> None:
     """Shows what runs are compared by in the UI's table of the experiment; a study saves a view of its own."""
     save_view(
         run.store,
@@ -138,7 +138,7 @@ def save_run_view(run: TrackedRun) -> None:
     )
 
 
-def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
+def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
     """Records data, weights and the planned schedule, before training."""
     weights = backbone.weights
     tags = {
@@ -170,7 +170,7 @@ def log_inputs(run: TrackedRun, data: Data, backbone: StagedBackbone, schedule: 
         run.log_dict(dict(data.skipped), "data/skipped.json")
 
 
-def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> None:
+def log_computation(run: Run, about: Mapping[str, Any], tuned: Tuned) -> None:
     """Records threads, precision and device, which a repetition sets or compares, and why they were chosen."""
     run.log_dict(about, records.COMPUTATION)
     run.set_tags({f"resolved.{key}": value for key, value in tuned.settings().items()})
@@ -178,7 +178,7 @@ def log_computation(run: TrackedRun, about: Mapping[str, Any], tuned: Tuned) -> 
         run.log_dict(tuned.times, records.TIMES)
 
 
-def count_test(run: TrackedRun) -> None:
+def count_test(run: Run) -> None:
     """Records that the test split is evaluated now; more than one time means that a process died over it."""
     if is_leader():
         run.count(TEST_EVALUATIONS)
@@ -195,7 +195,7 @@ class EpochLog:
         stages: Names of the stages, 0 nearest the input.
     """
 
-    def __init__(self, run: TrackedRun, stages: Sequence[str]) -> None:
+    def __init__(self, run: Run, stages: Sequence[str]) -> None:
         self.run = run
         self.names = [*stages, "head"]
 
@@ -212,7 +212,7 @@ class EpochLog:
 
 
 def log_outcome(
-    run: TrackedRun,
+    run: Run,
     config: ExperimentConfig,
     task: Task,
     data: Data,
@@ -228,7 +228,7 @@ def log_outcome(
     items = task.items(data)
     # Validation was predicted in each epoch; without figures, what is left is the last one's, whichever is kept.
     if items and (items.split == "test" or config.tracking.figures or epoch == len(plan.history) - 1):
-        run.log_at_end(items.text(), items.path)
+        run.log_text(items.text(), items.path)
     if config.tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")
         curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}
@@ -244,7 +244,7 @@ def log_outcome(
         _log_predictor(run, config, task, data, epoch)
 
 
-def _log_predictor(run: TrackedRun, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:
+def _log_predictor(run: Run, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:
     fitting = [(save, loader) for servable, save, loader in SERVED if servable(task, data)]
     if not fitting:
         log.warning(

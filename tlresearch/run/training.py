@@ -30,7 +30,7 @@ from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.run.devices.memory import keep_freed_memory
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
 from tlresearch.tasks.base import Task
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import Run
 
 ONE_THREAD = 10_000_000
 """Multiply-adds of a step on stored vectors, such as a linear head's, below which one thread does it.
@@ -129,7 +129,7 @@ def build_trainer(
     plan: FreezeScheduleCallback,
     task: Task,
     folder: RunFolder,
-    tracked: TrackedRun,
+    tracked: Run,
     progress: L.Callback | None,
     *,
     ours: bool = True,

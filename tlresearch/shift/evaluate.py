@@ -23,7 +23,7 @@ from tlresearch.shift.distances import DISTANCES
 from tlresearch.shift.figure import shift_figure
 from tlresearch.shift.sets import TestSet, source_set, source_split
 from tlresearch.tasks.base import Task
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import Run
 
 RECORD = "shift/shift.json"
 """Artifact: everything about the shifted sets."""
@@ -169,9 +169,7 @@ def evaluate_shift(
     return tuple(found)
 
 
-def log_shift(
-    run: TrackedRun, config: ExperimentConfig, found: Sequence[Shifted], metrics: Mapping[str, float]
-) -> None:
+def log_shift(run: Run, config: ExperimentConfig, found: Sequence[Shifted], metrics: Mapping[str, float]) -> None:
     """Records fingerprints, everything as JSON, and the figure.
 
     Args:

@@ -17,7 +17,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.studies.seeds import GroupResult, fit_group
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.records import search
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import connect
 
 FAMILY = "tlresearch.family"
@@ -33,7 +33,7 @@ class Family:
         groups: The group of seeds of each member, by name.
     """
 
-    run: TrackedRun
+    run: JournalRun
     groups: Mapping[str, GroupResult]
 
 

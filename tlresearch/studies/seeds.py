@@ -30,7 +30,7 @@ from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
 from tlresearch.tracking.manifest import read_text
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import Store, connect
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _open_parent(
     parent: str | None,
     tags: Mapping[str, str],
     run_id: str | None,
-) -> TrackedRun:
+) -> JournalRun:
     """Opens the parent run, or the one that an earlier process left.
 
     It carries no parameter or metric of its children by name: MLflow's charts would count it among them.

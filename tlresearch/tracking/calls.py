@@ -1,4 +1,4 @@
-"""What is written to MLflow, as data: a call can be made at once, or kept on disk and made later, also twice."""
+"""What is written to MLflow, as data: a call waits on disk, and can be made twice without harm."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ POINTS = 800
 """Metric points of a request: MLflow takes 1000 params, tags and points in all."""
 _PER_REQUEST = 100  # params, or tags
 _LOCAL = re.compile(r"^local0[0-9a-f]{26}$")
+
+
+def is_local(run_id: str) -> bool:
+    """Whether an id is one of ours, which MLflow's run holds as a tag."""
+    return bool(_LOCAL.match(run_id))
 
 
 def new_local_id() -> str:
@@ -102,7 +107,7 @@ def perform(store: Store, target: Target, call: Call, *, again: bool = False) ->
 
 def resolve(store: Store, run_id: str) -> str | None:
     """The id that MLflow gave a run, by its local id; any other id as it is; ``None`` if there is no such run yet."""
-    if not _LOCAL.match(run_id):
+    if not is_local(run_id):
         return run_id
     experiments = [found.experiment_id for found in store.client.search_experiments()]
     found = store.client.search_runs(experiments, f"tags.`{LOCAL_ID}` = '{run_id}'", max_results=1)
@@ -112,7 +117,7 @@ def resolve(store: Store, run_id: str) -> str | None:
 def _resolved(store: Store, items: Mapping[str, str]) -> dict[str, str]:
     """Values in which ids of runs that were opened while the store was away are those that MLflow gave them."""
     return {
-        key: (resolve(store, value) or value) if key != LOCAL_ID and _LOCAL.match(value) else value
+        key: (resolve(store, value) or value) if key != LOCAL_ID and is_local(value) else value
         for key, value in items.items()
     }
 
@@ -123,7 +128,7 @@ def _create(store: Store, target: Target, call: Call, again: bool) -> None:
         run = store.client.get_run(found)
     else:
         tags = _resolved(store, call.about["tags"])
-        if _LOCAL.match(tags.get("mlflow.parentRunId", "")):
+        if is_local(tags.get("mlflow.parentRunId", "")):
             raise TrackingError(f"its parent {tags['mlflow.parentRunId']} has not been delivered")
         run = store.create_run(
             call.about["experiment"],
@@ -250,6 +255,8 @@ def _model(store: Store, target: Target, call: Call, again: bool) -> None:
 
 def _end(store: Store, target: Target, call: Call, again: bool) -> None:
     run_id = _known(target)
+    if call.about["tags"]:
+        _write(store, target, {}, call.about["tags"], ())
     manifest = Manifest(dict(call.about["files"]), dict(target.models))
     try:
         if target.resumed:
@@ -282,3 +289,42 @@ CALLS: Mapping[str, Callable[[Store, Target, Call, bool], None]] = {
     "end": _end,
 }
 """All that is ever written of a run. Each can be made twice: the second time nothing changes."""
+
+
+# In whatever order these are made, the run holds the same in the end. Texts go first: to find the place of the first
+# artifact MLflow reads the whole run, which takes least before it has params and points.
+_TOGETHER = ("texts", "datasets", "batch")
+
+
+def merged(calls: Iterable[Call]) -> Iterator[tuple[Call, int]]:
+    """Yields fewer calls that write the same, in order where that matters.
+
+    Args:
+        calls: Calls of one run, in order.
+
+    Yields:
+        A call, and how many of the given ones have been made as soon as this one has: 0 as long as more belong to it.
+    """
+    for together, some in groupby(calls, lambda call: call.what in _TOGETHER):
+        if not together:
+            yield from ((call, 1) for call in some)
+            continue
+        section = list(some)
+        fewer = _one_of_each(section)
+        yield from ((call, 0) for call in fewer[:-1])
+        yield fewer[-1], len(section)
+
+
+def _one_of_each(calls: Iterable[Call]) -> list[Call]:
+    """One call of each kind; a param that is given another value later stays in a call of its own, as that is told."""
+    found: dict[str, dict[str, Any]] = {}
+    apart: list[Call] = []
+    for call in calls:
+        about = found.setdefault(call.what, {})
+        params = about.get("params", {})
+        if any(params.get(key, value) != value for key, value in call.about.get("params", {}).items()):
+            apart.append(call)
+            continue
+        for key, value in call.about.items():
+            about[key] = {**about.get(key, {}), **value} if isinstance(value, dict) else [*about.get(key, ()), *value]
+    return [*(Call(what, found[what]) for what in _TOGETHER if what in found), *apart]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlresearch.tracking.records import children, search
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import Run
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as StoredRun
 
 GROUP = "tlresearch.group"
 """Tag of a group's parent run and of its children: what identifies the group."""
@@ -41,17 +41,17 @@ class SeedRun:
     seconds: float
 
 
-def is_group(run: Run) -> bool:
+def is_group(run: StoredRun) -> bool:
     """Whether a run is the parent of a group."""
     return GROUP in run.data.tags and SEED not in run.data.tags
 
 
-def groups(store: Store, identity: str) -> list[Run]:
+def groups(store: Store, identity: str) -> list[StoredRun]:
     """The parent runs of a group, newest first."""
     return [run for run in search(store, f"tags.`{GROUP}` = '{identity}'") if SEED not in run.data.tags]
 
 
-def log_finished(group: TrackedRun, runs: Sequence[SeedRun]) -> None:
+def log_finished(group: Run, runs: Sequence[SeedRun]) -> None:
     """Records the finished seeds on the parent run; a later record replaces an earlier one."""
     group.log_dict({"seeds": [asdict(run) for run in runs]}, _RECORD)
 
@@ -75,7 +75,7 @@ def recovered(store: Store, run_id: str) -> dict[int, SeedRun]:
     return done
 
 
-def _read_run(store: Store, run: Run, seed: int) -> SeedRun:
+def _read_run(store: Store, run: StoredRun, seed: int) -> SeedRun:
     """Reads from the run itself what its group would have recorded of it."""
     selected = "selected/"
     found = run.data.metrics.items()

@@ -1,8 +1,14 @@
-"""Calls that MLflow has not taken yet, on disk, in order: one folder per run under ``undelivered``.
+"""What a run records, on disk: an append-only file of calls, which a courier ships to MLflow (`tracking.courier`).
 
-``calls.jsonl`` only grows: a line that says of which run they are, then a line per call, each on disk before the next
-thing happens. ``files`` holds copies of the files they store. ``progress.json``, replaced in one step, says how many
-were delivered; it is written once a second, since a call may be made twice.
+Layout of ``TLRESEARCH_HOME/journals``::
+
+    <reference>.lock           held by the process that writes the run; free once that process has ended
+    <reference>/calls.jsonl    a head line (store, name, time), then a line per call; only grows
+    <reference>/files/7/…      copies of the files that call 7 stores
+    <reference>/progress.json  how much of calls.jsonl MLflow holds, and what the courier knows of the run
+
+A journal exists from the moment a run is opened until MLflow holds its end. So a killed process leaves a journal whose
+lock is free, and an outage leaves one that is behind: there is no other state.
 """
 
 from __future__ import annotations
@@ -11,196 +17,309 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import time
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from tlresearch.base.errors import TrackingError
 from tlresearch.base.paths import home
-from tlresearch.tracking.calls import Call, Target, perform
-from tlresearch.tracking.gathering import gathered
-from tlresearch.tracking.store import Store
+from tlresearch.tracking.calls import Call, Target
 
 _CALLS = "calls.jsonl"
 _PROGRESS = "progress.json"
-_PACE = 1.0  # seconds between two writes of the progress
-_PORTION = 100  # calls that may be made together
+PATIENCE = 60.0
+"""Seconds to wait for a process that still writes the run; a courier holds the lock for milliseconds only."""
 
 
 def folder() -> Path:
     """Where the journals of all runs lie."""
-    return home() / "undelivered"
+    return home() / "journals"
 
 
-@dataclass
-class Journal:
-    """The calls of one run that wait.
+@dataclass(frozen=True)
+class Progress:
+    """How far a courier has come.
 
     Attributes:
-        path: Its folder; the run's id is its name.
+        offset: Bytes of ``calls.jsonl`` that MLflow holds.
+        ended: Whether the last call among them is the run's end.
+        refused: Why the store refuses the next call; empty if it does not.
+        run_id: MLflow's id of the run; ``None`` until it has been created.
+        experiment_id: Its experiment; empty until it has been created.
+        tags: Tags the run had when it was continued, and counters.
+        models: Hashes of the files of each model that was logged.
+    """
+
+    offset: int = 0
+    ended: bool = False
+    refused: str = ""
+    run_id: str | None = None
+    experiment_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The journal of one run, as its courier and other readers see it.
+
+    Attributes:
+        path: Its folder, named by the run's reference.
         store: Address of the store without credentials.
         name: Name of the run.
-        began: When the first call had to wait, in seconds since 1970.
-        target: The run.
-        delivered: How many calls have been delivered.
+        began: When it was opened, in seconds since 1970.
+        run_id: MLflow's id of the run if that was known when it was opened.
+        continues: Whether the run may hold params and points already.
     """
 
     path: Path
     store: str
     name: str
     began: float
-    target: Target
-    delivered: int = 0
-    _lines: list[str] = field(default_factory=list)
-    _head: str = ""  # the first line, until it is on disk
-
-    @classmethod
-    def begin(cls, store: Store, target: Target, name: str) -> Journal:
-        """Makes the journal of a run, on disk with its first call; the caller owns the run."""
-        journal = cls(folder() / target.id, store.label, name, time.time(), target)
-        shutil.rmtree(journal.path, ignore_errors=True)  # a kill may have left one that never began
-        journal.path.mkdir(parents=True)
-        about = {"store": store.label, "name": name, "began": journal.began, "target": _known(target)}
-        journal._head = f"{json.dumps(about)}\n"
-        return journal
+    run_id: str | None
+    continues: bool
 
     @classmethod
     def read(cls, path: Path) -> Journal:
-        """Reads what another process has left, or is writing.
+        """Opens a journal.
 
         Raises:
-            FileNotFoundError: If there is none, or one that never began.
+            FileNotFoundError: If there is none, or one whose head was never written.
         """
-        # The last line may be half a one: its process was killed, or is writing it now.
-        head, *lines = (path / _CALLS).read_text().split("\n")[:-1] or [""]
-        if not lines:
+        with (path / _CALLS).open(encoding="utf-8") as file:
+            head = file.readline()
+        if not head.endswith("\n"):
             raise FileNotFoundError(path / _CALLS)
-        about = json.loads(head)
-        with contextlib.suppress(FileNotFoundError):
-            about |= json.loads((path / _PROGRESS).read_text())
-        # What this process does not know it has to ask the store for.
-        about["target"] = Target(**about["target"], resumed=True, params=None)
-        return cls(path, **about, _lines=lines)
-
-    @classmethod
-    def left(cls, run_id: str) -> Journal | None:
-        """The journal that an earlier process left of a run, to be gone on with; the caller owns the run."""
-        try:
-            journal = cls.read(folder() / run_id)
-        except FileNotFoundError:
-            return None
-        with (journal.path / _CALLS).open("rb+") as file:
-            file.truncate(file.read().rindex(b"\n") + 1)
-        return journal
+        return cls(path, **json.loads(head))
 
     @property
-    def ended(self) -> bool:
-        """Whether the run has ended, as far as the journal knows; else its process was killed."""
-        return bool(self._lines) and self._call(self._lines[-1]).what == "end"
+    def reference(self) -> str:
+        """What the run is continued by."""
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        """Bytes that have been written; 0 if the journal has been removed."""
+        try:
+            return (self.path / _CALLS).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def calls(self, offset: int = 0) -> Iterator[tuple[Call, int]]:
+        """Yields the calls behind an offset, in order, each with the offset behind it."""
+        with contextlib.suppress(FileNotFoundError), (self.path / _CALLS).open("rb") as file:
+            offset = offset or len(file.readline())  # of the head
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # its process was killed, or is writing it now
+                offset += len(line)
+                content = json.loads(line)
+                stored = self.path / content["file"] if "file" in content else None
+                yield Call(content["what"], content["about"], stored), offset
+
+    def progress(self) -> Progress:
+        """How far the courier has come, as it last said."""
+        try:
+            return Progress(**json.loads((self.path / _PROGRESS).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):  # none yet, or lost to a power cut
+            return Progress(run_id=self.run_id)
+
+    def note(self, progress: Progress) -> None:
+        """Says how far the courier has come; durable when this returns."""
+        scratch = self.path / f"{_PROGRESS}.new"
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(progress)))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self.path / _PROGRESS)
+
+    def target(self) -> Target:
+        """The run as the courier meets it; what other processes have stored of it is not known."""
+        progress = self.progress()
+        again = self.continues or progress.offset > 0
+        return Target(
+            self.reference,
+            progress.run_id or self.run_id,
+            experiment_id=progress.experiment_id,
+            resumed=again,
+            params=None if again else {},
+            tags=progress.tags,
+            models=progress.models,
+        )
+
+    def waiting(self) -> list[Call]:
+        """Calls that MLflow does not hold yet."""
+        return [call for call, _ in self.calls(self.progress().offset)]
+
+    def remove(self) -> None:
+        """Removes the journal; the caller holds its lock."""
+        # The calls go first: without them a folder is no journal, whenever the process is killed.
+        (self.path / _CALLS).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+        _lock_file(self.reference).unlink(missing_ok=True)
+
+
+class Writer:
+    """Appends what a run records to its journal; one process at a time does.
+
+    Args:
+        reference: What the run is continued by; a journal that is left under it goes on.
+        store: Address of the store without credentials.
+        name: Name of the run.
+        run_id: MLflow's id of the run, if it is known.
+        continues: Whether the run may hold params and points already.
+        patience: Seconds to wait for another process that writes the run.
+
+    Raises:
+        TrackingError: If another process goes on writing the run.
+        OSError: If the disk does not take it.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        *,
+        store: str = "",
+        name: str = "",
+        run_id: str | None = None,
+        continues: bool = False,
+        patience: float = PATIENCE,
+    ) -> None:
+        folder().mkdir(parents=True, exist_ok=True)
+        self._gate = threading.Lock()
+        self._number = 0
+        self._lock = FileLock(_lock_file(reference), thread_local=False)
+        try:
+            self._lock.acquire(timeout=patience)
+        except Timeout:
+            raise TrackingError(f"run {reference} is still being written by another process") from None
+        try:
+            self.journal, self.fresh = self._open(reference, store, name, run_id, continues)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, reference: str, store: str, name: str, run_id: str | None, continues: bool) -> tuple[Journal, bool]:
+        path = folder() / reference
+        with contextlib.suppress(FileNotFoundError):
+            journal = Journal.read(path)
+            with (path / _CALLS).open("rb+") as file:  # what a killed process wrote of its last line
+                content = file.read()
+                file.truncate(content.rindex(b"\n") + 1)
+            self._number = content.count(b"\n")
+            return journal, False
+        shutil.rmtree(path, ignore_errors=True)  # a killed process may have left one without a head
+        path.mkdir()
+        journal = Journal(path, store, name, time.time(), run_id, continues)
+        head = {key: value for key, value in asdict(journal).items() if key != "path"}
+        self._write(path / _CALLS, f"{json.dumps(head)}\n")
+        return journal, True
+
+    @classmethod
+    def take_over(cls, journal: Journal) -> Writer | None:
+        """Writes a journal whose process has ended; ``None`` if one still writes it, or it has just been removed."""
+        try:
+            writer = cls(journal.reference, patience=0)
+        except TrackingError:
+            return None
+        if not writer.fresh:
+            return writer
+        writer.remove()
+        return None
 
     def append(self, *calls: Call) -> None:
-        """Puts calls on disk, with copies of the files that they store.
+        """Writes calls, with copies of the files that they store: no kill can lose them when this returns.
 
         Raises:
             OSError: If the disk does not take them; the journal is then as it was.
         """
-        lines = [self._line(call, len(self._lines) + number) for number, call in enumerate(calls)]
-        path = self.path / _CALLS
-        size = 0 if self._head else path.stat().st_size
-        try:
-            with path.open("a") as file:
-                file.writelines([self._head, *(f"{line}\n" for line in lines)])
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(FileNotFoundError):
-                os.truncate(path, size)  # half a line would spoil the next one
-            raise
-        self._head = ""
-        self._lines += lines
+        with self._gate:
+            lines = [self._line(call, self._number + number) for number, call in enumerate(calls)]
+            self._write(self.journal.path / _CALLS, "".join(lines))
+            self._number += len(lines)
 
     def _line(self, call: Call, number: int) -> str:
         line: dict[str, Any] = {"what": call.what, "about": dict(call.about)}
         if call.file is not None:
-            place = self.path / "files" / str(number) / call.file.name
+            place = self.journal.path / "files" / str(number) / call.file.name
             shutil.rmtree(place.parent, ignore_errors=True)
             place.parent.mkdir(parents=True)
-            if call.file.is_dir():
-                shutil.copytree(call.file, place)
-            else:
-                shutil.copyfile(call.file, place)
-            line["file"] = place.relative_to(self.path).as_posix()
-        return json.dumps(line)
+            # Copied, never linked: the caller may change the file the next moment.
+            (shutil.copytree if call.file.is_dir() else shutil.copyfile)(call.file, place)
+            line["file"] = place.relative_to(self.journal.path).as_posix()
+        return f"{json.dumps(line)}\n"
 
-    def waiting(self, most: int | None = None) -> list[Call]:
-        """The first calls that have not been delivered, so many at most, in order."""
-        return [self._call(line) for line in self._lines[self.delivered :][:most]]
+    def _write(self, path: Path, text: str) -> None:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        size = os.fstat(descriptor).st_size
+        try:
+            rest = memoryview(text.encode())
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except BaseException:  # also Ctrl-C: half a line would spoil the next one
+            os.ftruncate(descriptor, size)
+            raise
+        finally:
+            os.close(descriptor)
 
-    def deliver(self, store: Store) -> None:
-        """Makes the calls in order; what another process delivered in the second before its death is made again.
+    def sync(self) -> None:
+        """Has all that was written on disk, so that no power cut takes it.
 
         Raises:
-            StoreAwayError: If the store cannot be used now; the calls that are left stay.
-            TrackingError: If it refuses a call; this one and those behind it stay.
+            OSError: If the disk fails.
         """
-        done: list[Call] = []
-        noted = time.monotonic()
-        try:
-            while calls := self.waiting(_PORTION):
-                for call, made in gathered(calls):
-                    perform(store, self.target, call, again=True)
-                    self.delivered += made
-                    done.append(call)
-                    if made and time.monotonic() - noted > _PACE:
-                        self._note(done)
-                        done, noted = [], time.monotonic()
-        except Exception:
-            self._note(done)
-            raise
-
-    def _note(self, done: list[Call]) -> None:
-        scratch = self.path / f"{_PROGRESS}.new"
-        with scratch.open("w") as file:
-            file.write(json.dumps({"delivered": self.delivered, "target": _known(self.target)}))
-            file.flush()
+        with (self.journal.path / _CALLS).open("rb") as file:
             os.fsync(file.fileno())
-        scratch.replace(self.path / _PROGRESS)
-        for call in done:
-            if call.file is not None:
-                shutil.rmtree(call.file.parent, ignore_errors=True)
+        for path in self.journal.path.glob("files/**/*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
+                os.fsync(file.fileno())  # unless it has been delivered this moment
 
-    def counts(self) -> Counter[str]:
-        """How many metric values (``points``) and ``files`` wait, and how many calls in all."""
-        found: Counter[str] = Counter()
-        for call in self.waiting():
-            found["calls"] += 1
-            found["points"] += len(call.about.get("points", ()))
-            found["files"] += (call.file is not None) + len(call.about.get("texts", ()))
-        return found
+    def release(self) -> None:
+        """Lets the run go. What MLflow does not hold yet stays."""
+        self._lock.release()
 
     def remove(self) -> None:
-        """Removes the folder; everything has been delivered."""
-        # The calls go first: without them a folder is no journal, whenever the process is killed.
-        (self.path / _CALLS).unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Removes the journal and lets the run go."""
+        self.journal.remove()
+        self._lock.release()
 
-    def _call(self, line: str) -> Call:
-        content = json.loads(line)
-        file = self.path / content["file"] if "file" in content else None
-        return Call(content["what"], content["about"], file)
+
+def is_written(journal: Journal) -> bool:
+    """Whether a living process writes the run."""
+    if not _lock_file(journal.reference).exists():
+        return False
+    lock = FileLock(_lock_file(journal.reference))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def journals(label: str | None = None) -> list[Journal]:
     """All journals, those that began first in front; only those of one store, if it is named."""
-    found = []
-    for path in folder().glob(f"*/{_CALLS}") if folder().is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):  # delivered this moment
-            found.append(Journal.read(path.parent))
-    return sorted((one for one in found if label in (None, one.store)), key=lambda one: (one.began, one.path.name))
+    listed = []
+    for path in folder().glob(f"*/{_CALLS}"):
+        with contextlib.suppress(FileNotFoundError):  # delivered this moment, or just being made
+            listed.append(Journal.read(path.parent))
+    mine = (journal for journal in listed if label in (None, journal.store))
+    return sorted(mine, key=lambda journal: (journal.began, journal.reference))
 
 
-def _known(target: Target) -> dict[str, Any]:
-    """What the next process is told of a run; the rest it has to ask the store for."""
-    told = ("local_id", "run_id", "experiment_id", "tags", "models")
-    return {key: value for key, value in asdict(target).items() if key in told}
+def journal_of(run_id: str) -> Journal | None:
+    """The journal that is left of a run, by the run's reference or MLflow's id."""
+    for journal in journals():
+        if run_id in (journal.reference, journal.progress().run_id):
+            return journal
+    return None
+
+
+def _lock_file(reference: str) -> Path:
+    return folder() / f"{reference}.lock"

@@ -23,18 +23,18 @@ from tlresearch.tracking.manifest import hashes, local, model_address
 from tlresearch.tracking.store import Store, one_line, quiet
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as StoredRun
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import PyFuncModel
 
-    from tlresearch.tracking.run import TrackedRun
+    from tlresearch.tracking.run import Run
 
 NAME = "model"
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")
 
 
 def log_model(
-    run: TrackedRun,
+    run: Run,
     folder: Path,
     classes: Sequence[str],
     *,
@@ -44,7 +44,7 @@ def log_model(
     params: Mapping[str, object] | None = None,
     step: int = 0,
     extra_requirements: Sequence[str] = (),
-) -> str:
+) -> None:
     """Stores the model under ``model``; ``mlflow.pyfunc.load_model("runs:/<run id>/model")`` loads it.
 
     Args:
@@ -57,9 +57,6 @@ def log_model(
         params: Params shown there.
         step: Epoch the weights are from.
         extra_requirements: Packages beside the usual ones, such as ``timm``.
-
-    Returns:
-        Id of the logged model; empty if it could not be delivered yet.
     """
     now = int(time.time() * 1000)
     about = {
@@ -71,7 +68,7 @@ def log_model(
         "step": step,
         "extra": list(extra_requirements),
     }
-    return run.store_model(about, folder)
+    run.log_model(about, folder)
 
 
 def store_model(
@@ -125,7 +122,7 @@ def store_model(
     return str(logged.model_id), hashed
 
 
-def model_ids(run: Run) -> list[str]:
+def model_ids(run: StoredRun) -> list[str]:
     """Ids of the models that a run logged."""
     return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
 

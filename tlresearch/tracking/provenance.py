@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tlresearch.base.redact import redact_assignments, redact_command
 
 if TYPE_CHECKING:
-    from tlresearch.tracking.run import TrackedRun
+    from tlresearch.tracking.run import Run
 
 PACKAGES = (
     "tlresearch",
@@ -119,10 +119,10 @@ class Provenance:
             del record["code"]["diff"]
         return record
 
-    def log(self, run: TrackedRun) -> None:
+    def log(self, run: Run) -> None:
         """Writes the artifacts ``provenance/environment.json`` and ``provenance/diff.patch``, then tags.
 
-        Whoever finds the tags knows that the rest is there: see `TrackedRun.begun`.
+        Whoever finds the tags knows that the rest is there: see `JournalRun.begun`.
         """
         # Through JSON, so that tuples become lists.
         run.log_dict(json.loads(json.dumps(self.environment())), "provenance/environment.json")

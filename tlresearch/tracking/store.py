@@ -18,7 +18,7 @@ from tlresearch.base.errors import TrackingError
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.paths import home
 from tlresearch.base.redact import redact
-from tlresearch.tracking.database import check_reachable, sync_file
+from tlresearch.tracking.database import check_reachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,16 +109,6 @@ class Store:
                     raise
         self.experiments[experiment] = self.experiment_id(experiment)
         return self.client.create_run(self.experiments[experiment], **about)
-
-    def settle(self) -> None:
-        """Has what was written to a file on disk; a server looks after that itself.
-
-        Raises:
-            TrackingError: If the disk fails.
-        """
-        if self.uri.startswith("sqlite"):
-            with self.errors():
-                sync_file(Path(self.uri.removeprefix("sqlite:///")))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

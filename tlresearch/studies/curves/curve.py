@@ -17,7 +17,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.studies.curves.report import Curve, Point, as_markdown, curve_figure, remarks
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import JournalRun
 
 
 def fit_curve(
@@ -119,7 +119,7 @@ def _point(
     )
 
 
-def _log(run: TrackedRun, result: Curve) -> None:
+def _log(run: JournalRun, result: Curve) -> None:
     content = {**asdict(result), "remarks": remarks(result)}
     run.log_text(json.dumps(content, indent=1), "curve.json")
     run.log_text(as_markdown(result), "curve.md")

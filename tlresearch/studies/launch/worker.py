@@ -22,19 +22,20 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
     from tlresearch.studies.sweeps import study as studies
     from tlresearch.studies.sweeps.progress import SweepProgress
     from tlresearch.studies.sweeps.trials import Worker
-    from tlresearch.tracking.remote import RemoteTracker
-    from tlresearch.tracking.silent import SilentRun
+    from tlresearch.tracking.courier import beside
+    from tlresearch.tracking.run import SilentRun
+    from tlresearch.tracking.store import resolve_uri
 
     def alone() -> bool:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
 
     try:
-        with RemoteTracker(warm=True) as tracker:
+        with beside(resolve_uri(brief.base.config.tracking.uri)):
             study = studies.open_study(brief.config, brief.space, worker=brief.worker)
             parent = SilentRun(brief.parent, brief.config.name)
             quiet = SweepProgress(None, study, brief.config, 0, others=False)
             identity = Identity.own(brief.post)
-            worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, tracker, identity)
+            worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, identity)
             worker.run_all(wait=False, leave=alone)
     except UserError as error:
         return str(error)

@@ -43,7 +43,7 @@ from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.records import search
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import connect
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class _Reproducer:
         digest = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8] if overrides else "as written"
         self._tag = f"{name} {digest}"
         self._opened = contextlib.ExitStack()
-        self._run: TrackedRun | None = None
+        self._run: JournalRun | None = None
 
     def run(self, variants: Mapping[str, Loaded[ExperimentConfig]]) -> Reproduction:
         """Runs them and shows the table."""
@@ -218,7 +218,7 @@ class _Reproducer:
             for number in reference.numbers
         ]
 
-    def _parent(self, loaded: Loaded[ExperimentConfig]) -> TrackedRun:
+    def _parent(self, loaded: Loaded[ExperimentConfig]) -> JournalRun:
         """Opens the run that holds the verdict: that of an earlier reproduction, unless everything is run anew."""
         if self._run is not None:
             return self._run

@@ -16,7 +16,7 @@ from tlresearch.studies.seeds import fit_group
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.trials import TRIAL_TRACKING, trial_name
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import JournalRun
 
 CONFIRMS = "tlresearch.confirms"
 """Tag of a group and its runs: the study and the trial whose configuration they run again."""
@@ -43,7 +43,7 @@ def confirm(
     config: SweepConfig,
     base: Loaded[ExperimentConfig],
     study: Study,
-    parent: TrackedRun,
+    parent: JournalRun,
     progress: SweepProgress,
 ) -> list[Confirmed]:
     """Runs the best configurations of a study again; what was run before is not run again.

@@ -20,8 +20,7 @@ from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.tasks.build import needed_end
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import TrackedRun, open_run
-from tlresearch.tracking.silent import SilentRun
+from tlresearch.tracking.run import JournalRun, SilentRun, open_run
 from tlresearch.tracking.views import save_view
 
 RUN_ID = "run_id"
@@ -62,7 +61,7 @@ def check(sweep: Loaded[SweepConfig]) -> Plan:
 
 
 @contextmanager
-def opened(plan: Plan) -> Iterator[tuple[Study, TrackedRun]]:
+def opened(plan: Plan) -> Iterator[tuple[Study, JournalRun]]:
     """Opens the study and its MLflow run; a fresh database gets one of each, however many processes come at once.
 
     The run is open while the context lasts, and ends as it does.
@@ -133,7 +132,7 @@ def _same_sweep(study: Study, plan: Plan) -> None:
         )
 
 
-def _open_parent(plan: Plan, study: Study) -> TrackedRun:
+def _open_parent(plan: Plan, study: Study) -> JournalRun:
     config, tracking = plan.config, plan.base.config.tracking
     run_id = study.user_attrs.get(RUN_ID)
     parent = open_run(

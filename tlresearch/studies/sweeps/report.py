@@ -15,7 +15,7 @@ from rich.table import Table
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.tracking import sweep_figures
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import JournalRun
 
 if TYPE_CHECKING:
     from tlresearch.studies.sweeps.confirm import Confirmed
@@ -49,7 +49,7 @@ def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, 
 
 
 def log_study(
-    parent: TrackedRun,
+    parent: JournalRun,
     study: Study,
     config: SweepConfig,
     best: FrozenTrial,

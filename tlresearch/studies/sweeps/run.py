@@ -25,9 +25,9 @@ from tlresearch.studies.sweeps.confirm import Confirmed, confirm
 from tlresearch.studies.sweeps.joining import check, join, opened
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.trials import FinalRun, Worker
-from tlresearch.tracking.lost import close_lost
-from tlresearch.tracking.remote import RemoteTracker
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.courier import beside, settle
+from tlresearch.tracking.records import close_lost
+from tlresearch.tracking.store import connect, resolve_uri
 
 LAUNCHERS = {"local": run_locally, "ray": run_on_ray}
 """Where the workers of a sweep run."""
@@ -87,13 +87,13 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         _one_at_a_time(config),
-        RemoteTracker(warm=config.launcher == "local" and config.workers in (None, 1)) as tracker,
+        beside(resolve_uri(base.config.tracking.uri)),
         opened(plan) as (study, parent),
         SweepProgress(console, study, config, studies.give_back(study, Identity.own())) as progress,
     ):
-        worker = Worker(config, base, plan.space, study, parent, progress, tracker)
+        worker = Worker(config, base, plan.space, study, parent, progress)
         LAUNCHERS[config.launcher](worker)
-        tracker.finish()
+        settle(parent.store.uri)
         close_lost(parent.store, parent.run_id, studies.given_back(study))
         worker.check_complete()
         confirmed = confirm(config, base, study, parent, progress)
@@ -129,12 +129,12 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    with RemoteTracker(warm=True) as tracker:
+    with beside(resolve_uri(plan.base.config.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
         with SweepProgress(console, study, plan.config, retried, others=False) as progress:
             before = len(progress.shown)
-            Worker(plan.config, plan.base, plan.space, study, parent, progress, tracker, identity).run_all()
+            Worker(plan.config, plan.base, plan.space, study, parent, progress, identity).run_all()
     close_lost(connect(plan.base.config.tracking.uri), parent.run_id, studies.given_back(study))
     return len(progress.shown) - before
 

@@ -27,8 +27,7 @@ from tlresearch.run.fit import RunResult, Trial, discard, fit
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.storage import said_plainly
-from tlresearch.tracking.remote import RemoteTracker
-from tlresearch.tracking.run import TrackedRun
+from tlresearch.tracking.run import Run
 
 TRIAL_TRACKING = {
     "tracking.figures": False,
@@ -75,9 +74,8 @@ class Worker:
     base: Loaded[ExperimentConfig]
     space: dict[str, SpaceConfig]
     study: Study
-    parent: TrackedRun
+    parent: Run
     progress: SweepProgress
-    tracker: RemoteTracker | None = None
     identity: Identity = field(default_factory=Identity.own)
 
     def standing(self) -> studies.Standing:
@@ -168,7 +166,7 @@ class Worker:
             trial.set_user_attr("seconds", round(result.seconds, 2))
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, ended, tracker=self.tracker)
+        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, ended, deferred=True)
         experiment = revise(self.base, {**point, **TRIAL_TRACKING})
         try:
             result = fit(experiment, trial=setting)

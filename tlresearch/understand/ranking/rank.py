@@ -22,7 +22,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.run.training import device, prepare_process
-from tlresearch.tracking.run import TrackedRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.understand.ranking import scores
 from tlresearch.understand.ranking.features import FeaturePass, Features
 from tlresearch.understand.ranking.report import as_dict, boundary_figure
@@ -212,7 +212,7 @@ def _one_line(error: UserError) -> str:
 
 def _open(
     loaded: Loaded[ExperimentConfig], name: str, params: Mapping[str, Any], parent: str | None = None
-) -> TrackedRun:
+) -> JournalRun:
     config = loaded.config
     shown = {key: value for key, value in params.items() if key.split(".")[0] in ("data", "backbone", "ranking")}
     return open_run(
@@ -225,7 +225,7 @@ def _open(
     )
 
 
-def _record(run: TrackedRun, ranked: Ranked) -> None:
+def _record(run: JournalRun, ranked: Ranked) -> None:
     for boundary, row in enumerate(ranked.boundaries, 1):
         run.log_metrics({f"ranking/{method}": value for method, value in row.items()}, step=boundary)
     about = {
@@ -240,7 +240,7 @@ def _record(run: TrackedRun, ranked: Ranked) -> None:
     run.log_figure(boundary_figure([ranked]), "figures/boundaries.png")
 
 
-def _record_all(run: TrackedRun, ranking: Ranking) -> None:
+def _record_all(run: JournalRun, ranking: Ranking) -> None:
     run.log_dict(as_dict(ranking), "ranking.json")
     there = [one for one in ranking.backbones if not one.problem]
     if there:

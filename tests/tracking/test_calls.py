@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.tracking.outages import content
-from tlresearch.tracking.calls import Call, Target, perform
-from tlresearch.tracking.gathering import gathered
+from tlresearch.tracking.calls import Call, Target, merged, perform
 from tlresearch.tracking.store import connect
 
 POINT = 1_700_000_000_000  # milliseconds since 1970
@@ -39,7 +38,7 @@ CALLS = [
     Call("batch", {"tags": {"b": "2", "ä": "ö"}}),
     points(*(("long", float(step), step) for step in range(900))),
     Call("rename", {"name": "renamed"}),
-    Call("end", {"status": "FINISHED", "files": {}, "time": POINT}),
+    Call("end", {"status": "FINISHED", "files": {}, "tags": {}, "time": POINT}),
 ]
 
 
@@ -54,13 +53,13 @@ def held(calls: Iterable[Call]) -> dict[str, Any]:
 
 
 def test_a_run_holds_what_the_calls_write_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
-    assert held(call for call, _ in gathered(CALLS)) == held(CALLS)
+    assert held(call for call, _ in merged(CALLS)) == held(CALLS)
     # Both have said that a param was given another value.
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["key1: 1 -> other"] * 2
 
 
 def test_what_belongs_together_is_one_call_and_counted_when_all_of_it_is_made() -> None:
-    kinds = [(call.what, made) for call, made in gathered(CALLS)]
+    kinds = [(call.what, made) for call, made in merged(CALLS)]
     assert kinds == [
         ("create", 1),
         ("texts", 0),
@@ -76,4 +75,4 @@ def test_what_belongs_together_is_one_call_and_counted_when_all_of_it_is_made() 
 
 
 def test_nothing_becomes_nothing() -> None:
-    assert not list(gathered([]))
+    assert not list(merged([]))
