@@ -359,7 +359,7 @@ def test_an_address_from_a_variable_hides_its_password_wherever_it_stands(
 def test_logs_and_errors_of_any_library_are_clean(variable: str) -> None:
     code = (
         "import logging, sys; from tlresearch.config.load import load_text\n"
-        "from tlresearch.tracking.redact import protect_output; protect_output()\n"
+        "from tlresearch.base.redact import protect_output; protect_output()\n"
         f"loaded = load_text({GOOD!r} + 'description: \"${{oc.env:WHATEVER}}\"')\n"
         "log = logging.getLogger('anything'); value = loaded.config.description\n"
         "log.warning('connecting with %s', value)\n"
@@ -376,7 +376,7 @@ def test_logs_and_errors_of_any_library_are_clean(variable: str) -> None:
 
 def test_a_process_that_is_started_hides_the_same(variable: str) -> None:
     load_text(f"{GOOD}description: {variable}\n")
-    code = f"from tlresearch.tracking.redact import redact; print(redact('{CANARY}'))"
+    code = f"from tlresearch.base.redact import redact; print(redact('{CANARY}'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "***"
 
