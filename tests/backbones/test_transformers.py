@@ -21,8 +21,8 @@ from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.transformers import pool
 from tlresearch.backbones.transformers_families import MODEL_FAMILIES
-from tlresearch.backbones.weights import sha256
 from tlresearch.base.errors import MissingExtraError, UserError
+from tlresearch.base.files import sha256
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.text_tokenizer import PieceTokenizer, text_input
 from tlresearch.data.values import stack

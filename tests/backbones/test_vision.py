@@ -9,8 +9,8 @@ from torchvision import models
 
 from tlresearch.backbones import vision
 from tlresearch.backbones.vision import build_torchvision
-from tlresearch.backbones.weights import sha256
 from tlresearch.base.errors import UserError, WeightsError
+from tlresearch.base.files import sha256
 from tlresearch.data.base import Preprocessing
 
 REAL = os.environ.get("TLRESEARCH_WEIGHTS")

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tlresearch.backbones import weights
-from tlresearch.backbones.weights import check_hash, digest, load_stages, locate, read, sha256
+from tlresearch.backbones.weights import check_hash, digest, load_stages, locate, read
 from tlresearch.base.errors import UserError, WeightsError
+from tlresearch.base.files import sha256
 
 
 @pytest.fixture

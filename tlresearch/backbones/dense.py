@@ -18,8 +18,9 @@ from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.vision import SkipInit, download_published, find_published, locate_weights
-from tlresearch.backbones.weights import load_stages, read, sha256
+from tlresearch.backbones.weights import load_stages, read
 from tlresearch.base.errors import UserError
+from tlresearch.base.files import sha256
 from tlresearch.data.base import Preprocessing
 
 log = logging.getLogger(__name__)

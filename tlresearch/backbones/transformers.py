@@ -26,9 +26,10 @@ from tlresearch.backbones.transformers_loading import (
     quiet,
 )
 from tlresearch.backbones.transformers_stage import ModelStage
-from tlresearch.backbones.weights import digest, sha256
+from tlresearch.backbones.weights import digest
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
+from tlresearch.base.files import sha256
 from tlresearch.data.text_tokenizer import TextPreprocessing
 
 log = logging.getLogger(__name__)

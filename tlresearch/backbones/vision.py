@@ -22,9 +22,9 @@ from tlresearch.backbones.weights import (
     is_url,
     load_stages,
     locate,
-    sha256,
 )
 from tlresearch.base.errors import UserError, WeightsError, nearest
+from tlresearch.base.files import sha256
 from tlresearch.data.base import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")

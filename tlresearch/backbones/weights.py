@@ -16,17 +16,12 @@ from torch import Tensor, nn
 
 from tlresearch.backbones.base import WeightsRecord
 from tlresearch.base.errors import WeightsError, one_line
+from tlresearch.base.files import sha256
 from tlresearch.base.paths import find_weights
 
 log = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -18,8 +18,9 @@ from torch.nn import functional
 from tlresearch.backbones.base import End, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
-from tlresearch.backbones.weights import load_stages, locate, sha256
+from tlresearch.backbones.weights import load_stages, locate
 from tlresearch.base.errors import UserError, WeightsError, nearest
+from tlresearch.base.files import sha256
 from tlresearch.base.paths import find_data, find_weights
 from tlresearch.data.text_tokenizer import LONGEST, TextPreprocessing, WordTokenizer, split_words
 

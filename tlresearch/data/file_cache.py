@@ -6,11 +6,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from tlresearch.base.files import write
 from tlresearch.base.paths import home
 from tlresearch.data.table import Checked
 
@@ -61,14 +61,7 @@ class FileCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump({"version": _VERSION, "files": self._entries}, file)
-                os.replace(temporary, self._path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write(self._path, json.dumps({"version": _VERSION, "files": self._entries}))
         except OSError as error:
             logger.debug("the file cache %s was not written: %s", self._path, error)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlresearch.base.errors import DataError, MissingExtraError, one_line
+from tlresearch.base.files import sha256
 from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
 
@@ -168,8 +169,7 @@ def _read(path: Path, *_: int) -> _Volume:
     low, high = np.percentile(values, _OUTLIERS)
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _Volume(values, digest, ((low + high) / 2, max(high - low, 1e-6)))
+    return _Volume(values, sha256(path), ((low + high) / 2, max(high - low, 1e-6)))
 
 
 def _load(path: Path) -> Any:

@@ -8,7 +8,6 @@ so that runs and groups are compared on the same samples. `data.split_seed: ${se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.statistics import Summary, summary
 from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
@@ -194,14 +194,10 @@ def alone(identity: str, what: str) -> Iterator[None]:
     Raises:
         UserError: If another process holds it.
     """
-    folder = home() / "groups"
-    folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    with (folder / f"{key}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds") from None
+    with locked(home() / "groups" / f"{key}.lock", 0) as held:
+        if not held:
+            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds")
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlresearch.base.errors import TrackingError
 from tlresearch.base.exclusive import exclusive
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import check_reachable
@@ -241,7 +241,7 @@ def _connect(uri: str, *, check: bool) -> Store:
         if uri.startswith("sqlite"):
             path = Path(uri.removeprefix("sqlite:///"))
             artifacts = path.parent / "artifacts"
-            with _locked(path.parent / f".{path.name}.lock"):
+            with locked(path.parent / f".{path.name}.lock"):
                 with contextlib.closing(sqlite3.connect(path)) as connection:
                     # Readers and several writers at once, and fewer syncs; the setting stays in the file.
                     connection.execute("PRAGMA journal_mode=WAL")
@@ -278,14 +278,6 @@ def _cure(uri: str, error: Exception) -> str:
     if uri.startswith("http") and ("Max retries" in text or "timed out" in text or "Connection" in text):
         return "it does not answer; is the server running (mlflow server), and is the address right?"
     return text
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
