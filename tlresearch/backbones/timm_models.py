@@ -16,7 +16,7 @@ from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.cutting import Cut, Granularity, cut
 from tlresearch.backbones.tracing import TraceError
 from tlresearch.backbones.weights import digest, is_url, load_stages, locate
-from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
+from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.data.base import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool, options: dict[str,
     except Exception as error:  # the hub client and its HTTP library have many
         if not pretrained:
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise WeightsError(
             f"backbone.weights: the weights of timm/{name} cannot be downloaded ({reason}); download them "
             "elsewhere, then give the file as backbone.weights=FILE"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tlresearch.backbones.weights import check_hash, locate, read
-from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
+from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.base.paths import find_weights
 from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
 
@@ -54,7 +54,7 @@ def load_config(transformers: Any, model: str, place: str, revision: str | None,
     except Exception as error:  # of the hub client, its HTTP library, and every config class
         raise WeightsError(
             f"backbone.name: hf/{model} is neither a folder with config.json under TLRESEARCH_WEIGHTS nor to be had "
-            f"from the hub ({reason_of(error)})"
+            f"from the hub ({first_line(error)})"
         ) from None
     unknown = [name for name in settings if name in unused]
     if unknown:
@@ -75,7 +75,9 @@ def load_tokenizer(transformers: Any, model: str, place: str, revision: str | No
         with quiet():
             loaded = transformers.AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"backbone.name: hf/{model} has no tokenizer that can be loaded ({reason_of(error)})") from None
+        raise UserError(
+            f"backbone.name: hf/{model} has no tokenizer that can be loaded ({first_line(error)})"
+        ) from None
     if not loaded.is_fast:
         raise UserError(f"backbone.name: hf/{model} has no fast tokenizer; save one beside it as tokenizer.json")
     if len(loaded) > config.vocab_size:
@@ -117,7 +119,7 @@ def load_model(
         )
     except Exception as error:  # of the hub client, its HTTP library, and damaged files
         raise WeightsError(
-            f"backbone.weights: those of hf/{model} cannot be loaded ({reason_of(error)}); they must be safetensors, "
+            f"backbone.weights: those of hf/{model} cannot be loaded ({first_line(error)}); they must be safetensors, "
             "from the hub or in a folder"
         ) from None
     mismatched = [str(name) for name in info["mismatched_keys"]]
@@ -146,8 +148,3 @@ def quiet() -> Iterator[None]:
         hub.setLevel(hub_level)
         if bar:
             theirs.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, which says what went wrong."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import WeightsRecord
-from tlresearch.base.errors import WeightsError, one_line
+from tlresearch.base.errors import WeightsError, first_line
 from tlresearch.base.files import sha256
 from tlresearch.base.paths import find_weights
 
@@ -137,7 +137,7 @@ def read(path: Path) -> dict[str, Tensor]:
             "since anything else in it could run code (save its state_dict, or use .safetensors)"
         ) from None
     except Exception as error:  # of a damaged file torch raises whatever its broken part leads to
-        reason = one_line(str(error).strip().partition("\n")[0] or error)
+        reason = first_line(error)
         raise WeightsError(f"backbone.weights: {path} is not a weights file that can be read ({reason})") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlresearch.base.errors import DataError, MissingExtraError, UserError, nearest
+from tlresearch.base.errors import DataError, MissingExtraError, UserError, first_line, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, Table
@@ -72,7 +72,7 @@ def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         found: Any = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(dataset, **options)
     except Exception as error:  # of the hub client, its HTTP library, and every file format
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise DataError(f"data.dataset: '{dataset}' cannot be loaded: {reason}") from None
     return found if isinstance(found, Mapping) else {"train": found}
 

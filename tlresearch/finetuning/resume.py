@@ -19,7 +19,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.base.files import take_lock, write
 from tlresearch.base.paths import home
 from tlresearch.base.ranks import is_leader
@@ -179,6 +179,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # whatever damage leads to
         # Torch's own advice would be to unpickle it.
-        reason = "it holds more than tensors" if "weights_only" in str(error) else str(error).partition("\n")[0]
+        reason = "it holds more than tensors" if "weights_only" in str(error) else first_line(error)
         log.warning("the checkpoint %s is damaged (%s): the run starts from the beginning", path, reason)
         return None

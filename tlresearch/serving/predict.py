@@ -13,11 +13,11 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.serving.base import RawPredictor, Shown
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
-from tlresearch.tracking.store import connect, one_line
+from tlresearch.tracking.store import connect
 
 FORMATS = (".csv", ".jsonl")
 PRINTED = 20
@@ -221,9 +221,9 @@ def _read(
         try:
             sample = predictor.raw.open(source.path) if source.path else predictor.raw.sample(source.name)
         except OSError as error:
-            unreadable[source.name] = error.strerror or one_line(error)
+            unreadable[source.name] = error.strerror or first_line(error)
         except ValueError as error:
-            unreadable[source.name] = one_line(error)
+            unreadable[source.name] = first_line(error)
         else:
             yield source, sample
 

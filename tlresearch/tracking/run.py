@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import yaml
 
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.redact import redact
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking import values
@@ -30,7 +30,7 @@ from tlresearch.tracking.ending import OpenRuns, TerminationGuard
 from tlresearch.tracking.journal import Progress, Writer, folder, journal_of
 from tlresearch.tracking.manifest import Manifest
 from tlresearch.tracking.provenance import VERSION
-from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line, resolve_uri
+from tlresearch.tracking.store import Store, StoreAwayError, connect, resolve_uri
 from tlresearch.tracking.system import SystemMetrics
 
 if TYPE_CHECKING:
@@ -541,7 +541,7 @@ class JournalRun:
         if self.status != "RUNNING" or self._status_after(error) == "FINISHED" or error is None:
             return
         try:
-            self.set_tags({FAILURE: f"{type(error).__name__}: {one_line(error)}"})
+            self.set_tags({FAILURE: f"{type(error).__name__}: {first_line(error)}"})
             if isinstance(error, Exception):
                 self.log_text("".join(traceback.format_exception(error)), "failure.txt")
         except TrackingError as trouble:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.files import locked
 from tlresearch.base.paths import home
@@ -173,18 +173,9 @@ _PLAIN_REASONS = {
 """What an outage is called, by what its long text contains."""
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, without secrets and of readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("(raised as a result of"):  # SQLAlchemy's advice, in front of the error
-        lines = lines[1:]
-    text = redact(lines[0] if lines else type(error).__name__)
-    return text if len(text) <= 400 else f"{text[:400]}…"
-
-
 def _reason(error: BaseException, *, gone: bool) -> str:
     found = [plain for part, plain in _PLAIN_REASONS.items() if part in str(error)] if gone else []
-    return found[0] if found else one_line(error)
+    return found[0] if found else first_line(error)
 
 
 def resolve_uri(configured: str | None = None) -> str:
@@ -265,12 +256,12 @@ def _connect(uri: str, *, check: bool) -> Store:
         raise
     except Exception as error:
         # SQLAlchemy and requests raise errors of their own: a missing driver, a bad address, a database that is down.
-        raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {one_line(error)}") from None
+        raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {first_line(error)}") from None
     return Store(uri, client, artifacts)
 
 
 def _cure(uri: str, error: Exception) -> str:
-    text = one_line(error)
+    text = first_line(error)
     if "out-of-date database schema" in str(error).lower() or "detected out-of-date" in str(error).lower():
         return f"it was written by an older MLflow; run: mlflow db upgrade {redact(uri)}"
     if "401" in text or "403" in text:

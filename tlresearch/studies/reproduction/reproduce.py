@@ -21,6 +21,7 @@ from tlresearch.base.errors import (
     TrackingError,
     UserError,
     WeightsError,
+    one_line,
 )
 from tlresearch.base.paths import find_yaml
 from tlresearch.config import checks
@@ -177,13 +178,16 @@ class _Reproducer:
             self._parent(loaded)
             return self._judged(variant, loaded, group)
         except _NOT_HERE as error:
-            return self._not_run(variant, loaded, _one_line(error))
+            return self._not_run(variant, loaded, one_line(error))
         except TrackingError:
             raise
         except Exception as error:
             # One broken variant must not end a night of reproductions; its traceback is in MLflow and in the log.
             log.exception("%s: variant %s failed", self.name, variant)
-            return [replace(row, verdict="failed") for row in self._not_run(variant, loaded, _one_line(error))]
+            return [
+                replace(row, verdict="failed")
+                for row in self._not_run(variant, loaded, f"{type(error).__name__}: {one_line(error)}")
+            ]
 
     def _judged(self, variant: str, loaded: Loaded[ExperimentConfig], group: GroupResult) -> list[Row]:
         trainer, reference = loaded.config.trainer, _reference(loaded)
@@ -279,9 +283,3 @@ def _reference(loaded: Loaded[ExperimentConfig]) -> ReferenceConfig:
     if loaded.config.reference is None:
         raise ValueError("only experiments with a reference are reproduced.")
     return loaded.config.reference
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    prefix = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{prefix}{' '.join(line.strip() for line in text[:3])}" if text else type(error).__name__

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.config.load import Loaded, MissingFilesError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
@@ -34,7 +34,7 @@ from tlresearch.tracking.manifest import damaged, local, model_address, read_man
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect, one_line
+from tlresearch.tracking.store import Store, connect
 from tlresearch.understand.comparison.differences import Inputs, input_differences, read_record
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backb
         with local(store, address) as file:
             found = measure(config, data, backbone, file, split)
     except Exception as error:  # a damaged file raises whatever its broken part leads to
-        return Check("trained weights", "failed", f"cannot be used: {one_line(error)}")
+        return Check("trained weights", "failed", f"cannot be used: {first_line(error)}")
     return _agree("trained weights", split, found, logged, len(data.splits[split]))
 
 
@@ -219,7 +219,7 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbon
             with local(store, model_address(store, models[-1])) as folder:
                 found = measure(plain, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
-        return Check("model", "failed", f"cannot be used: {one_line(error)}")
+        return Check("model", "failed", f"cannot be used: {first_line(error)}")
     return _agree("model", split, found, logged, len(data.splits[split]))
 
 

@@ -15,10 +15,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import connect_arguments
-from tlresearch.tracking.store import one_line
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def _outage(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, (OperationalError, InterfaceError)):
             # Of SQLite also "database is locked": one that is on a slow or shared disk, or has too many writers.
-            return one_line(cause.orig or cause)
+            return first_line(cause.orig or cause)
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -19,7 +19,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.errors import ConfigError, UserError, first_line
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.liveness import Identity, is_gone
 from tlresearch.base.paths import home
@@ -271,7 +271,7 @@ def _opening(url: str) -> Iterator[None]:
         yield
     except Exception as error:
         if type(error).__module__.startswith("sqlalchemy") or isinstance(error, (ImportError, OSError)):
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"storage: {redact(url)} cannot be opened: {redact(reason)}") from None
         raise
 
@@ -293,5 +293,5 @@ def _component(
     try:
         return table[config.name or default](**fixed, **config.options)
     except (TypeError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError([f"{key}.options: {config.name} refuses them: {reason}"], "sweep") from None

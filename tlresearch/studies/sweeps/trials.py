@@ -15,7 +15,7 @@ from optuna.pruners import NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tlresearch.base.errors import ConfigError, RunFailedError, UserError
+from tlresearch.base.errors import ConfigError, RunFailedError, UserError, first_line
 from tlresearch.base.liveness import Identity
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
@@ -176,9 +176,7 @@ class Worker:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
                 raise  # not this trial's fault: when it has been mended, the same command tries the trial again
             discard(experiment, setting)
-            trial.set_user_attr(
-                studies.FAILURE, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            trial.set_user_attr(studies.FAILURE, f"{type(error).__name__}: {first_line(error)}")
             raise TrialFailedError(str(error)) from error
         if result.status == "pruned":
             raise optuna.TrialPruned

@@ -15,9 +15,9 @@ import yaml
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
-from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.errors import UserError, one_line
 from tlresearch.base.paths import data_folder
-from tlresearch.config.load import Loaded, MissingFilesError, load_experiment, load_text
+from tlresearch.config.load import Loaded, load_experiment, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
@@ -90,7 +90,7 @@ def rank(
                     what, overrides, name, given.get(name, "default"), settings.get(name, "{}")
                 )
             except UserError as error:
-                found.append(Ranked(name, problem=_one_line(error)))
+                found.append(Ranked(name, problem=one_line(error)))
                 continue
             data = build_data(loaded.config.data, preprocessing=backbone.preprocessing, seed=loaded.config.seed)
             _check(data)
@@ -203,11 +203,6 @@ def _texts(values: Mapping[str, Any]) -> list[str]:
 def _check(data: Data) -> None:
     if data.kind not in ("binary", "multiclass"):
         raise UserError(f"rank: needs one class per sample, but the targets of {data.name} are {data.kind}")
-
-
-def _one_line(error: UserError) -> str:
-    lines = error.problems if isinstance(error, (ConfigError, MissingFilesError)) else str(error).splitlines()
-    return "; ".join(line.strip() for line in lines)
 
 
 def _open(
