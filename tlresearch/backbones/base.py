@@ -29,11 +29,13 @@ class WeightsRecord:
         source: Enum name, file name, URL or run id; ``"random"`` if nothing was loaded.
         sha256: Hash of the loaded file, or of the tensors if there was no file; empty for random weights.
         random_stages: Names of the stages that hold at least one parameter or buffer that was not loaded.
+        prefix: What stands in front of the tensors' names in the file, such as ``state_dict.module.``.
     """
 
     source: str = "random"
     sha256: str = ""
     random_stages: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 class StagedBackbone(nn.Module):

@@ -27,6 +27,7 @@ def build_timm(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -36,6 +37,7 @@ def build_timm(
         model: Name in timm, with or without a tag (``resnet18.a1_in1k``).
         weights: ``default``, a tag, ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: How finely it is cut.
         options: Further arguments of `timm.create_model`.
 
@@ -74,7 +76,7 @@ def build_timm(
         file = locate(weights, weights_sha256)
         head = published.get("classifier")
         heads = (head,) if isinstance(head, str) else tuple(head or ())
-        record = replace(load_stages(pieces.stages, file, ignore=heads), source=weights)
+        record = replace(load_stages(pieces.stages, file, ignore=heads, prefix=weights_prefix), source=weights)
     return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
 
 

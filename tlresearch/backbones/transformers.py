@@ -119,6 +119,7 @@ def build_transformer(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
     end: End = "pooled",
@@ -129,6 +130,7 @@ def build_transformer(
         model: Name on the hub, or a folder with ``config.json`` and tokenizer (see `find_weights`).
         weights: ``default`` for the model's own, ``None`` for random weights, a file, or another folder.
         weights_sha256: SHA-256 the weights file must have.
+        weights_prefix: What stands in front of the tensors' names in a weights file; by default it is found.
         granularity: Of no effect; a stage is a single layer.
         options: ``pooling`` (cls, mean or last), ``revision`` on the hub, and settings of the model's configuration,
             such as ``hidden_dropout_prob``.
@@ -163,7 +165,7 @@ def build_transformer(
             network, missing, file = kind(config, **arguments).float(), None, None
         else:
             network, missing, file = load_model(
-                kind, config, arguments, place, revision, weights, weights_sha256, model
+                kind, config, arguments, place, revision, weights, weights_sha256, weights_prefix, model
             )
     network.train()  # as all other backbones are; loading leaves it in eval mode
     preprocessing: Any = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tlresearch.backbones.weights import check_hash, locate, read
+from tlresearch.backbones.weights import check_hash, locate, read_for
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.base.paths import find_weights
 from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
@@ -100,6 +100,7 @@ def load_model(
     revision: str | None,
     weights: str,
     expected: str | None,
+    prefix: str | None,
     model: str,
 ) -> tuple[nn.Module, set[str], Path | None]:
     """Loads weights; returns the model, the names of what was missing, and the file where there is one."""
@@ -112,7 +113,9 @@ def load_model(
     if file.is_file():
         check_hash(file, expected)
     if not place:
-        arguments["state_dict"] = read(file)
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in kind(config, **given).state_dict().items()}
+        arguments["state_dict"], _ = read_for(file, shapes, prefix)
     try:
         network, info = kind.from_pretrained(
             place or None, revision=revision, use_safetensors=True, **given, **arguments

@@ -41,6 +41,7 @@ def build_torchvision(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -50,6 +51,7 @@ def build_torchvision(
         model: Name in `torchvision.models`.
         weights: Enum name, ``default``, ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: How finely it is cut.
         options: Further arguments of the model's constructor.
 
@@ -87,7 +89,7 @@ def build_torchvision(
     if published is not None and file is not None:
         record = WeightsRecord(str(published), sha256(file))
     elif file is not None:
-        record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY)
+        record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY, prefix=weights_prefix)
         record = replace(record, source=str(weights))
     return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
 

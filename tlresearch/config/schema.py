@@ -84,6 +84,7 @@ class BackboneConfig:
     name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, hf/<name or folder>, log_mel/<image backbone>, small_cnn, mnist_cnn, word_cnn, speech_embedding, or a dotted path.")
     weights: str | None = setting("default", "Enum name such as IMAGENET1K_V1, 'default', null (random), a local file, or a URL.")
     weights_sha256: str | None = setting(None, "SHA-256 the weights file must have; required for a URL.")
+    weights_prefix: str | None = setting(None, "What stands in front of the names of the backbone's tensors in a weights file, such as `teacher.module.`; where there is only one such prefix it is found.")
     checkpoint: str | None = setting(None, "An earlier run of ours to start from, instead of `weights`: its MLflow run id, or latest:<run name>.")
     granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
     in_channels: int | None = setting(None, "Input channels, if not those of the weights: 1 sums the first convolution over its inputs, more repeat it in turn, scaled to the same response.", at_least=1)

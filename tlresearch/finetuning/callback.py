@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.weights import load_tensors
 from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning import param_groups
 from tlresearch.finetuning.best import BestWeights, pack, unpack
@@ -36,6 +37,9 @@ class Tunable(Protocol):
 
     def changing_state(self) -> dict[str, Tensor]:
         """Returns the tensors that training can change."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all its tensors."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
         """Puts tensors back."""
@@ -131,7 +135,8 @@ class FreezeScheduleCallback(L.Callback):
         if self.best is not None:
             self.best.restore(task)
         elif self.weights is not None:
-            task.load_state_dict(dict(self.weights()), strict=False)
+            # Frozen stages are as they were.
+            load_tensors(task, self.weights(), "the result of training", required=())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain containers and tensors only."""

@@ -149,6 +149,8 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
     }
     if weights.random_stages:
         tags["tlresearch.random_stages"] = ", ".join(weights.random_stages)
+    if weights.prefix:
+        tags["tlresearch.weights_prefix"] = weights.prefix
     if weights.source.startswith("run "):
         tags["tlresearch.parent_run"] = weights.source.removeprefix("run ")
     run.set_tags(tags)

@@ -51,16 +51,17 @@ def servable(task: Task, data: Data) -> bool:
 
 def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Data) -> None:
     """Writes a task's network and what it needs to predict into a folder: safetensors and JSON."""
+    preprocessing = data.preprocessing or task.backbone.preprocessing
     description = {
         "backbone": {
             "name": config.backbone.name,
             "granularity": config.backbone.granularity,
-            "in_channels": config.backbone.in_channels,
+            "in_channels": preprocessing.channels,  # a run that went on from another may have taken over its channels
         },
         "options": dict(config.backbone.options),
         "classes": list(data.classes),
         "kind": data.kind,
-        "preprocessing": asdict(data.preprocessing or task.backbone.preprocessing),
+        "preprocessing": asdict(preprocessing),
     }
     save_predictor_files(folder, task, description)
 

@@ -135,7 +135,7 @@ def save_dense_predictor(folder: Path, config: ExperimentConfig, task: Task, dat
         (folder / FILES).mkdir()
         recipe = task.backbone.save_files(folder / FILES)
     description = {
-        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": backbone.in_channels},
+        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": data.preprocessing.channels},
         "task": {"name": config.task.name, "dropout": config.task.dropout, "options": dict(config.task.options)},
         "classes": list(data.classes),
         "preprocessing": asdict(data.preprocessing),

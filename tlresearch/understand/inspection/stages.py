@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
@@ -21,7 +20,13 @@ from tlresearch.data.loading import collate
 from tlresearch.data.values import leaves, to_device
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run import training
-from tlresearch.studies.reproduction.present import as_it_was, present_data, present_weights, recorded_config
+from tlresearch.studies.reproduction.present import (
+    as_it_was,
+    load_trained,
+    present_data,
+    present_weights,
+    recorded_config,
+)
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task
 from tlresearch.tracking.manifest import local
@@ -102,7 +107,7 @@ def reopen(store: Store, run: Run) -> Finished:
     data = present_data(config, before)
     task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
     with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
-        task.load_state_dict(load_file(file), strict=False)
+        load_trained(task, file)
     return Finished(config, data, before, task)
 
 
