@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from tests.backbones.text_models import CONFIGS, save_model
-from tlresearch.activations.plan import code_of
+from tlresearch.activations.code import code_of
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.transformers import pool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlresearch.activations.code import code_of, code_under
 from tlresearch.activations.inference import Inference, frozen
-from tlresearch.activations.plan import code_of
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.channels import channel_axes
@@ -128,7 +127,7 @@ def _key(backbone: StagedBackbone, about: Mapping[str, Any], rows: Sequence[int]
         **about,
         "samples": hashlib.sha256(repr(list(rows)).encode()).hexdigest(),
         "boundary": "all, averaged",
-        "pooling": hashlib.sha256(inspect.getsource(pooled).encode()).hexdigest(),
+        "code": code_under(["tlresearch.activations.features", "tlresearch.data.build"]),
         "stages": list(backbone.stage_names),
         "weights": [{"code": code_of(s), **digests(iter(s.state_dict().items()))} for s in backbone.stages],
         "torch": torch.__version__,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import GraphModule
 
+from tlresearch.activations.code import code_behind, code_of, code_under
 from tlresearch.activations.entry import Stored
 from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.splits import BoundarySplit
@@ -136,7 +133,13 @@ class FrozenPrefix:
     def _inputs(self, name: SplitName) -> Stored | None:
         """What `load` gives of every sample; for a split without it, the inputs, if they do not change."""
         split = self.splits[name].split
-        key = {"data": self._data["data"], "split": name, "boundary": 0, "stages": []}
+        key: dict[str, Any] = {
+            "data": self._data["data"],
+            "split": name,
+            "boundary": 0,
+            "stages": [],
+            "code": code_behind(split),
+        }
         threads = 1
         if isinstance(split, TwoStepSplit):
             load, key["load"] = split.load, split.load_key  # which tells all of the preprocessing that it does
@@ -175,7 +178,7 @@ class FrozenPrefix:
         return self.store.get(self._key(name, boundary, view), len(self.splits[name]), compute)
 
     def _key(self, name: SplitName, boundary: int, view: int) -> dict[str, Any]:
-        """What activations depend on. Versions are in it: another torch may round differently."""
+        """What activations depend on, code and versions too: another torch may round, or Pillow decode, differently."""
         split = self.splits[name]
         key = {
             **self._data,
@@ -183,6 +186,7 @@ class FrozenPrefix:
             "boundary": boundary,
             "stages": list(self.backbone.stage_names[:boundary]),
             "weights": self._stages[:boundary],
+            "code": [code_behind(split.split), code_under(["tlresearch.activations.inference"])],
             "torch": torch.__version__,
             "precision": self.how.precision,
             "memory_format": self.how.memory_format,
@@ -191,21 +195,3 @@ class FrozenPrefix:
             augment = split.split.augment_key if isinstance(split.split, TwoStepSplit) else ""
             key |= {"view": view, "augment": augment}
         return key
-
-
-def code_of(module: nn.Module) -> str:
-    """Returns a hash of what a module computes, weights aside: its layers with their settings, and their code."""
-    sources = {layer.code if isinstance(layer, GraphModule) else _source(type(layer)) for layer in module.modules()}
-    return hashlib.sha256("\n".join([repr(module), *sorted(sources)]).encode()).hexdigest()
-
-
-_sources: dict[type, str] = {}
-
-
-def _source(kind: type) -> str:
-    if kind not in _sources:
-        try:
-            _sources[kind] = inspect.getsource(kind)
-        except (OSError, TypeError):  # made in a notebook's cell that is gone, or in C
-            _sources[kind] = kind.__qualname__
-    return _sources[kind]

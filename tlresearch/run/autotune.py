@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tlresearch.activations.code import code_of
 from tlresearch.activations.inference import Inference, arranged, autocast, frozen
-from tlresearch.activations.plan import code_of
 from tlresearch.backbones.base import evaluating
 from tlresearch.base.files import locked, write
 from tlresearch.base.paths import home
