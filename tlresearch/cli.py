@@ -37,6 +37,7 @@ from tlresearch.commands import (
     verify,
     worker,
 )
+from tlresearch.commands.shared import store_of
 
 COMMANDS = (
     run,
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        with _each_warning_once():
+        with _each_warning_once(), store_of(options):
             return command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

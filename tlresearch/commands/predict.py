@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = (
     "tlresearch predict 3f2a9c1b photos/ --out predictions.csv\n"
@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="file for all columns of the answers, .csv or .jsonl, or a folder for pictures")
     parser.add_argument("--batch", type=int, default=32, help="samples that are read and run at once (default 32)")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = "tlresearch report 3f2a9c1b\ntlresearch report hymenoptera/lr_x_unfreeze_depth --out study.html"
 
@@ -14,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("what", help="name of a sweep, or run id, unique beginning of it, or run name")
     parser.add_argument("--out", type=Path, help="file to write (default reports/NAME-ID.html)")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:
