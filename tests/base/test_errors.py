@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from tlresearch.base.errors import ConfigError, first_line, one_line
+from tlresearch.base.errors import ConfigError, first_line, nearest, one_line
 
 
 def test_all_lines_become_one() -> None:
@@ -32,3 +32,8 @@ def test_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_PASSWORD", "correct-horse")
     for line in (one_line("it said correct-horse"), first_line(ValueError("it said correct-horse\nmore"))):
         assert line == "it said ***"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("AdamW", "adamw"), ("adam_w", "adamw"), ("Adam", "adam")])
+def test_the_nearest_word_is_the_one_in_other_letters(word: str, meant: str) -> None:
+    assert nearest(word, ["sgd", "adam", "adamw"]) == f" (did you mean '{meant}'?)"

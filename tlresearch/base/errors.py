@@ -108,7 +108,8 @@ def nearest(word: str, known: Sequence[str], *, count: int = 1) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the known words closest to `word`, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    by_case = {name.lower(): name for name in reversed(known)}
+    close = [by_case[name] for name in difflib.get_close_matches(word.lower(), by_case, n=count, cutoff=0.5)]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from tlresearch.base.errors import MissingFileError, nearest
 from tlresearch.base.paths import find_data, find_weights
 from tlresearch.config.device_checks import device_problems
@@ -318,3 +320,12 @@ def _condition(path: str, text: str, sweep: SweepConfig) -> Iterator[str]:
         yield f"{path}: must compare a key with a value, such as 'freeze.unfreeze_depth > 0', but got '{text}'"
     elif match["key"] not in sweep.space:
         yield f"{path}: '{match['key']}' is not in the space{nearest(match['key'], list(sweep.space))}"
+    elif match["sign"] not in ("==", "!="):
+        values = [*sweep.space[match["key"]].choices, yaml.safe_load(match["value"])]
+        odd = [value for value in values if value != "all" and (isinstance(value, bool) or not _is_number(value))]
+        if odd:
+            yield f"{path}: '{match['sign']}' compares numbers, but '{odd[0]}' is none; use == or !="
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import warnings
 import weakref
@@ -274,6 +275,14 @@ def _opening(url: str) -> Iterator[None]:
             reason = first_line(error)
             raise UserError(f"storage: {redact(url)} cannot be opened: {redact(reason)}") from None
         raise
+
+
+def grid_points(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> int | None:
+    """Trials after which a grid is exhausted: its points and what is enqueued; ``None`` for another sampler."""
+    if sweep.sampler.name != "grid":
+        return None
+    choices = sweep.sampler.options.get("search_space") or {key: dimension.choices for key, dimension in space.items()}
+    return math.prod(len(values) for values in choices.values()) + len(sweep.enqueue)
 
 
 def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, seed: int) -> BaseSampler:
