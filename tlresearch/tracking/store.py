@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.exclusive import exclusive
@@ -23,6 +24,7 @@ from tlresearch.tracking.database import check_reachable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class Store:
             if not gone and not isinstance(error, (MlflowException, OSError)):
                 raise
             kind = StoreAwayError if gone else TrackingError
-            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}") from None
+            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}{_through(self.uri)}") from None
 
 
 class StoreAwayError(TrackingError):
@@ -260,15 +262,29 @@ def _connect(uri: str, *, check: bool) -> Store:
     return Store(uri, client, artifacts)
 
 
-def _cure(uri: str, error: Exception) -> str:
+def _cure(uri: str, error: MlflowException) -> str:
+    from requests import ConnectionError, Timeout
+
     text = first_line(error)
     if "out-of-date database schema" in str(error).lower() or "detected out-of-date" in str(error).lower():
         return f"it was written by an older MLflow; run: mlflow db upgrade {redact(uri)}"
-    if "401" in text or "403" in text:
-        return "it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if uri.startswith("http") and ("Max retries" in text or "timed out" in text or "Connection" in text):
-        return "it does not answer; is the server running (mlflow server), and is the address right?"
-    return text
+    if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return f"it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{_through(uri)}"
+    # MLflow raises its own error while it handles that of requests.
+    if isinstance(error.__context__, (ConnectionError, Timeout)):
+        return f"it does not answer; is the server running (mlflow server), and is the address right?{_through(uri)}"
+    return f"{text}{_through(uri)}"
+
+
+def _through(uri: str) -> str:
+    """Says so if requests to a server go through a proxy that the environment names: its answers look like ours."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(uri, get_environ_proxies(uri)) if uri.startswith("http") else None
+    if proxy is None:
+        return ""
+    host = urlsplit(uri).hostname
+    return f" It was asked through the proxy {redact(proxy)} of the environment; to ask it directly set NO_PROXY={host}"
 
 
 @contextlib.contextmanager
