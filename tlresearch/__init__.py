@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tlresearch.run.fit import fit as fit
     from tlresearch.studies.seeds import GroupResult as GroupResult
     from tlresearch.studies.seeds import fit_group as fit_group
-    from tlresearch.studies.sweeps.run import SweepResult as SweepResult
+    from tlresearch.studies.sweeps.result import SweepResult as SweepResult
     from tlresearch.studies.sweeps.run import run as run_sweep
 
 # GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
@@ -27,7 +27,7 @@ _WHERE = {
     "fit_group": ("tlresearch.studies.seeds", "fit_group"),
     "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),
     "run_sweep": ("tlresearch.studies.sweeps.run", "run"),
-    "SweepResult": ("tlresearch.studies.sweeps.run", "SweepResult"),
+    "SweepResult": ("tlresearch.studies.sweeps.result", "SweepResult"),
 }
 
 

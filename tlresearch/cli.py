@@ -38,6 +38,7 @@ from tlresearch.commands import (
     worker,
 )
 from tlresearch.commands.shared import store_of
+from tlresearch.show.signs import survive_encodings
 
 COMMANDS = (
     run,
@@ -66,6 +67,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 (a result not reached) or 2 (bad input)."""
+    survive_encodings()
     options = _parse(arguments)
     protect_output()
     if os.getcwd() not in sys.path:

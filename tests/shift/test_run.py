@@ -12,7 +12,6 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import DataError
 from tlresearch.config.load import load_text
 from tlresearch.run.fit import Trial, fit
-from tlresearch.run.summary import run_summary
 from tlresearch.run.training import gaps
 from tlresearch.shift.evaluate import RECORD
 from tlresearch.studies.reproduction.repeat import repeat_run
@@ -69,7 +68,7 @@ def test_a_run_reports_metrics_drop_and_distances_of_every_set(
 
     gap = metrics["train/accuracy"] - metrics["val/accuracy"]
     assert metrics["gap/accuracy"] == pytest.approx(gap)
-    Console(width=140).print(run_summary(result))
+    Console(width=140).print(result)
     shown = capsys.readouterr().out
     assert "train - val" in shown
     assert f"{gap:+.4f}" in shown

@@ -43,6 +43,9 @@ FIGURES = {
     "history": sweep_figures.history([(0, 0.5, "complete"), (1, None, "failed"), (2, 0.4, "pruned")], "x", "minimize"),
     "history of nothing": sweep_figures.history([], "x"),
     "importance": sweep_figures.importance({"optimizer.lr": 0.7, "freeze.unfreeze_depth": 0.3}, "val/accuracy"),
+    "parallel axes": sweep_figures.parallel_axes(
+        [({"a": 1, "b": "x"}, 0.1), ({"a": 100}, 0.3), ({"a": 5, "b": True}, 0.3)], "val/loss", maximize=False
+    ),
     "importance of nothing": sweep_figures.importance({}, "val/accuracy"),
 }
 

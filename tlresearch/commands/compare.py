@@ -20,13 +20,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Compares recorded runs."""
+    from tlresearch.show.terminal import show
     from tlresearch.understand.comparison.compare import compare_runs, compare_sweep
-    from tlresearch.understand.comparison.table import print_comparison
 
     if bool(options.runs) == bool(options.sweep):
         raise UserError("compare: name two or more runs, or --sweep NAME")
-    console = console_of_leader()
     comparison = compare_sweep(options.sweep, top=options.top) if options.sweep else compare_runs(options.runs)
-    print_comparison(console, comparison)
-    console.print(f"side by side in the UI (make ui): {comparison.url}", highlight=False, soft_wrap=True)
+    show(console_of_leader(), comparison.page)
     return 0

@@ -26,14 +26,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Shows a backbone's stages and costs, an experiment's plan, or what fine-tuning did to the stages of a run."""
+    from tlresearch.show.terminal import show
     from tlresearch.understand.inspection.inspect import inspect_anything
 
-    inspect_anything(
-        options.what,
-        [word for word in options.overrides if not word.startswith(STORE_KEY)],
-        console_of_leader(),
-        saliency=options.saliency,
-        items=[name for name in options.items.split(",") if name],
-        picture=options.picture,
-    )
+    console = console_of_leader()
+    with console.status(f"looking at {options.what}"):
+        page = inspect_anything(
+            options.what,
+            [word for word in options.overrides if not word.startswith(STORE_KEY)],
+            saliency=options.saliency,
+            items=[name for name in options.items.split(",") if name],
+            picture=options.picture,
+        )
+    show(console, page)
     return 0

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Writes one HTML page about a run or study, which a colleague opens without MLflow."""
-    from tlresearch.report.writing import write_report
+    from tlresearch.understand.report import write_report
 
     file = write_report(options.what, options.out)
     console_of_leader().print(

@@ -49,8 +49,6 @@ def command(options: argparse.Namespace) -> int:
     result = published.reproduce(
         options.what, options.overrides, variants=options.variant, again=options.again, console=console
     )
-    if result.run_id:
-        console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
     return int(not result.reached)
 
 

@@ -53,9 +53,9 @@ def store_of(options: argparse.Namespace) -> Iterator[None]:
 
 def console_of_leader() -> Console:
     """Returns the terminal, which is shown no secret; of several processes of one run, only the first writes to it."""
-    from rich.console import Console
+    from tlresearch.show.terminal import open_console
 
-    return Console(file=cast(Any, _Clean(sys.stdout)), quiet=not is_leader())
+    return open_console(cast(Any, _Clean(sys.stdout)), quiet=not is_leader())
 
 
 def warn_if_open(host: str) -> None:

@@ -28,8 +28,10 @@ from tlresearch.run import faults, results, training
 from tlresearch.run.autotune import tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
+from tlresearch.run.summary import run_page
 from tlresearch.shift.evaluate import evaluate_shift, log_shift
 from tlresearch.shift.sets import build_sets
+from tlresearch.show.page import Page, Shown
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What a run came to.
 
     Attributes:
@@ -66,6 +68,12 @@ class RunResult:
     url: str
     config: str
     task: Task
+
+    @property
+    def page(self) -> Page:
+        """Metrics of the selected epoch, split by split."""
+        ended = f"{self.status}, epoch {self.epoch + 1} of {len(self.history)}, {self.seconds:.1f} s"
+        return run_page(f"{self.name}: {ended}", self.metrics, self.run_id)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_ex
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.fit import Trial, fit
 from tlresearch.run.results import pin_latest
+from tlresearch.show.elements import Column, Command, Note, Table, numbers
+from tlresearch.show.metrics import folded
+from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
 from tlresearch.tracking.manifest import read_text
@@ -40,7 +43,7 @@ _CONFIG = "experiment.yaml"
 
 
 @dataclass(frozen=True)
-class GroupResult:
+class GroupResult(Shown):
     """What a group came to.
 
     Attributes:
@@ -64,6 +67,23 @@ class GroupResult:
     commit: str
     started: float
     hardware: str
+
+    @property
+    def page(self) -> Page:
+        """Mean, spread and interval of each metric."""
+        seeds = ", ".join(str(run.seed) for run in self.runs)
+        # Distances of further test sets stage by stage (`shift/set/stages/…`) are in MLflow.
+        means = {name: value.mean for name, value in self.metrics.items() if name.count("/") <= 2}
+        names, lines = folded(means)
+        parts = ("mean", "std", "low", "high")
+        table = Table(
+            (Column("metric"), *numbers(parts, ".4f")),
+            tuple((name, *(getattr(self.metrics[name], part) for part in parts)) for name in names),
+            title=f"{self.name}: {len(self.runs)} seeds ({seeds}), {self.seconds:.1f} s",
+            note="std over seeds; low and high: 95 % bootstrap interval of the mean",
+        )
+        notes = (Note(line, "faint") for line in lines)
+        return page_of("", table, *notes, Command("make ui", f"MLflow run {self.run_id}"))
 
 
 def fit_group(

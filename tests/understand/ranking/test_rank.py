@@ -90,7 +90,8 @@ def test_a_typed_command_shows_the_table_and_says_what_is_missing(
     assert costs is not None
     assert "…" not in shown  # nothing is cut off
     parameters = 9 * (8 + 8 * 16 + 16 * 32 + 32 * 32) + 2 * (8 + 16 + 32 + 32)  # four convolutions, each with its norm
-    assert f" {parameters / 1e6:.2f} M " in shown
+    assert f" {parameters / 1e6:.2f} " in shown
+    assert "parameters (M)" in shown
     assert "not ranked: torchvision/resnet18" in shown
     assert "proposed unfreeze depth 4" in shown
     assert main(["rank", experiment, "--backbones", "small_cnn", "--weights", "small_cnn=nowhere.pth"]) == 1

@@ -29,17 +29,10 @@ from tlresearch.config.load import Loaded, Overrides, load_variants, override_te
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.results import pin_checkpoint
+from tlresearch.show import markdown
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import present_data, present_weights
-from tlresearch.studies.reproduction.scoreboard import (
-    Reproduction,
-    Row,
-    as_markdown,
-    as_page,
-    as_record,
-    as_tables,
-    counts,
-    remarks,
-)
+from tlresearch.studies.reproduction.scoreboard import Reproduction, Row, as_record, counts, scoreboard
 from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
 from tlresearch.tracking.provenance import collect
@@ -134,7 +127,7 @@ def reproduce_all(
     results = []
     for path in published:
         results.append(reproduce(path, again=again, slow=slow, console=console))
-        page.write_text(as_page(results, collect(sys.argv)))
+        page.write_text(markdown.render(scoreboard(results, collect(sys.argv))))
     return results
 
 
@@ -159,7 +152,7 @@ class _Reproducer:
                 return self._shown(Reproduction(self.name, tuple(rows)))
             result = Reproduction(self.name, tuple(rows), self._run.run_id, self._run.url)
             self._run.log_dict(as_record(result), "reproduction.json")
-            self._run.log_text(as_markdown([result]), "reproduction.md")
+            self._run.log_text(markdown.render(result.page), "reproduction.md")
             self._run.set_tags({VERDICT: counts(rows)})
         return self._shown(result)
 
@@ -246,9 +239,7 @@ class _Reproducer:
 
     def _shown(self, result: Reproduction) -> Reproduction:
         if self.console is not None:
-            self.console.print(as_tables(result))
-            for line in remarks(result.rows):
-                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            show(self.console, result.page)
         return result
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
@@ -20,6 +19,9 @@ from tlresearch.data.base import Data
 from tlresearch.run.training import settle
 from tlresearch.serving.base import WEIGHTS
 from tlresearch.serving.measure import measure_served
+from tlresearch.show.elements import Cell, Column, Table, Tone
+from tlresearch.show.page import Page, Shown, page_of
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import (
     as_it_was,
     inputs_of,
@@ -45,7 +47,7 @@ State = Literal["ok", "failed", "not recorded"]
 TOLERANCE = 1e-3
 """Largest difference of a metric, absolute and relative: the weights may run in other batches and on another device."""
 
-_COLOURS = {"ok": "green", "failed": "red", "not recorded": "yellow"}
+_TONES: dict[State, Tone] = {"ok": "good", "failed": "bad", "not recorded": "warning"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What the checks of a run came to.
 
     Attributes:
@@ -81,6 +83,13 @@ class Verification:
     def exit_code(self) -> int:
         """0 if no check failed, else 1."""
         return int(any(check.state == "failed" for check in self.checks))
+
+    @property
+    def page(self) -> Page:
+        """A row per check."""
+        rows = tuple((check.name, Cell(check.state, tone=_TONES[check.state]), check.detail) for check in self.checks)
+        columns = (Column("check"), Column("result"), Column("detail"))
+        return page_of("", Table(columns, rows, title=f"{self.name}  run {self.run_id[:8]}"))
 
 
 def verify_run(run: str, *, console: Console | None = None) -> Verification:
@@ -102,18 +111,8 @@ def verify_run(run: str, *, console: Console | None = None) -> Verification:
         loaded = error.loaded  # the check of data or weights says so
     verification = Verification(run_id, name, tuple(_checks(store, found, loaded)))
     if console is not None:
-        console.print(as_table(verification))
+        show(console, verification.page)
     return verification
-
-
-def as_table(verification: Verification) -> Table:
-    """The checks as a table."""
-    title = f"{verification.name}  run {verification.run_id[:8]}"
-    table = Table("check", "result", "", title=title, title_justify="left", header_style="bold")
-    for check in verification.checks:
-        colour = _COLOURS[check.state]
-        table.add_row(check.name, f"[{colour}]{check.state}[/{colour}]", check.detail)
-    return table
 
 
 def _checks(store: Store, run: Run, loaded: Loaded[ExperimentConfig]) -> Iterator[Check]:

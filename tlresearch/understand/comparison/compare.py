@@ -1,20 +1,24 @@
-"""Recorded runs side by side: the params that differ, their metrics, the best highlighted. Needs no torch."""
+"""Recorded runs side by side: the params that differ, their metrics, the best starred, and the page of it. No torch."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from tlresearch.base.errors import TrackingError
+from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone
+from tlresearch.show.metrics import folded
+from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.addresses import compare_url
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.groups import SeedRun, finished, is_group
 from tlresearch.tracking.records import children, find_run, study_runs
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.comparison.significance import Paired, paired_tests
+from tlresearch.understand.comparison.significance import LEVEL, Paired, paired_tests
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,6 +43,14 @@ _HIDDEN_METRICS = (
 _HIDDEN_PARAMS = ("tracking.", "name", "group.")
 _FALLING = ("loss", "error", "drop", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_IN_URL = 30
+_MOST_NOTED = 4  # of more runs only the last value of each metric is shown, without the best one beside it
+_TONES: Mapping[State, Tone] = {
+    "finished": "good",
+    "pruned": "warning",
+    "failed": "bad",
+    "killed": "bad",
+    "running": "plain",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Runs side by side.
 
     Attributes:
@@ -103,6 +115,108 @@ class Comparison:
     tests: tuple[Paired, ...] = ()
     best: Mapping[str, str] = field(default_factory=dict)
     """Run id with the best last value, by metric; pruned and failed runs do not compete."""
+
+    @property
+    def page(self) -> Page:
+        """The runs with what differs, below them whether the differences are more than noise."""
+        values = {
+            name: min(row.metrics[name].last for row in self.rows if name in row.metrics) for name in self.metrics
+        }
+        names, folds = folded(values, keep=next(iter(self.metrics), ""))
+        elements: list[Element] = [self._table(names), *(Note(line, "faint") for line in folds)]
+        elements += [_noise(self.tests)] if self.tests else []
+        return page_of("", *elements, Facts((("side by side in the UI (make ui)", self.url),)))
+
+    def _table(self, names: Sequence[str]) -> Table:
+        """A row per run; the most telling columns first."""
+        noted = len(self.rows) <= _MOST_NOTED
+        columns: dict[str, tuple[Column, list[Entry]]] = {}
+        if any(row.state != "finished" for row in self.rows):
+            columns["state"] = Column("state"), [Cell(row.state, tone=_TONES[row.state]) for row in self.rows]
+        for name in names:
+            better: Better = "lower" if self.directions[name] == "minimize" else "higher"
+            columns[name] = Column(name, ".4g", better=better), [self._metric(row, name, noted) for row in self.rows]
+        params = {
+            key: (Column(self._short(key), align="right"), [_param(cell) for cell in cells])
+            for key, cells in self.differing.items()
+        }
+        # The first metric is what the runs are compared by; what they differ in explains it.
+        first = [key for key in columns if key == "state" or key == next(iter(names), "")]
+        ordered = {key: columns.pop(key) for key in first} | params | columns
+        ordered["duration"] = Column("duration", align="right"), [_duration(row.seconds) for row in self.rows]
+        meaning = ["last value" + (" (best over all epochs @ its epoch)" if noted else "")]
+        if any(row.members for row in self.rows):
+            interval = " (95 % bootstrap interval of the mean)" if noted else ""
+            meaning.append(f"of a group mean ± standard deviation over its seeds{interval}")
+        if self.left_out:
+            meaning.append(f"{self.left_out} more trials are not shown")
+        return Table(
+            (Column("run"), *(column for column, _ in ordered.values())),
+            tuple(
+                (Cell(row.name, note=row.run_id[:8]), *(entries[number] for _, entries in ordered.values()))
+                for number, row in enumerate(self.rows)
+            ),
+            title=self.title,
+            note=f"metrics: {'; '.join(meaning)}",
+        )
+
+    def _metric(self, row: Row, name: str, noted: bool) -> Entry:
+        if name not in row.metrics:
+            return None
+        value, starred = row.metrics[name], self.best.get(name) == row.run_id
+        if value.over_seeds is not None:
+            seeds = value.over_seeds
+            # Two digits of the spread: more of the mean would say nothing.
+            digits = min(6, max(0, 1 - math.floor(math.log10(seeds.std)))) if seeds.std > 0 else 4
+            note = f"{seeds.low:.{digits}f} to {seeds.high:.{digits}f}" if noted else ""
+            return Cell(seeds.mean, seeds.std, note, starred=starred, format=f".{digits}f")
+        elsewhere = not math.isclose(value.best, value.last, rel_tol=1e-9) and not math.isnan(value.best)
+        return Cell(
+            value.last, note=f"{value.best:.4g} @ {value.best_step}" if noted and elsewhere else "", starred=starred
+        )
+
+    def _short(self, key: str) -> str:
+        """A param without its section, where no other ends alike."""
+        last = key.rpartition(".")[2]
+        return last if sum(param.rpartition(".")[2] == last for param in self.differing) == 1 else key
+
+
+def _noise(tests: Sequence[Paired]) -> Table:
+    """A row per paired test: the difference, its interval, how likely it is by chance, and what to make of it."""
+    rows: list[tuple[Entry, ...]] = []
+    for paired in tests:
+        test, names = paired.test, f"{paired.first} - {paired.second}"
+        if test is None:
+            rows.append((names, paired.metric, "", "", "", Cell(f"not tested: {paired.reason}", tone="faint")))
+            continue
+        difference = Cell(test.difference, note=f"{test.low:+.4f} to {test.high:+.4f}")
+        words = Cell("within noise") if paired.within_noise else Cell("more than noise", tone="strong")
+        rows.append((names, paired.metric, difference, test.p_value, paired.over, words))
+    columns = (
+        Column("runs"),
+        Column("difference of"),
+        Column("mean (95 %)", "+.4f"),
+        Column("p", ".2g"),
+        Column("over"),
+        Column("verdict"),
+    )
+    notes = dict.fromkeys(paired.note for paired in tests if paired.note)
+    return Table(columns, tuple(rows), title=f"more than noise? (p below {LEVEL:g})", note="; ".join(notes)).filled()
+
+
+def _param(text: str | None) -> Entry:
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        text = text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from tlresearch.run.training import device, prepare_process
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.understand.ranking import scores
 from tlresearch.understand.ranking.features import FeaturePass, Features
-from tlresearch.understand.ranking.report import as_dict, boundary_figure
-from tlresearch.understand.ranking.result import Ranked, Ranking
+from tlresearch.understand.ranking.result import Ranked, Ranking, boundary_figure
 from tlresearch.understand.ranking.source_head import source_probabilities
 
 log = logging.getLogger(__name__)
@@ -236,7 +235,7 @@ def _record(run: JournalRun, ranked: Ranked) -> None:
 
 
 def _record_all(run: JournalRun, ranking: Ranking) -> None:
-    run.log_dict(as_dict(ranking), "ranking.json")
+    run.log_dict(asdict(ranking), "ranking.json")
     there = [one for one in ranking.backbones if not one.problem]
     if there:
         run.log_figure(boundary_figure(there), "figures/boundaries.png")

@@ -13,9 +13,9 @@ from tlresearch.base.errors import UserError
 from tlresearch.base.statistics import paired_test, summary
 from tlresearch.cli import main
 from tlresearch.run import fit as experiment
+from tlresearch.show import markdown
 from tlresearch.studies import seeds
-from tlresearch.studies.curves.curve import fit_curve
-from tlresearch.studies.curves.report import Curve, Payoff, Point, as_markdown, payoffs, remarks
+from tlresearch.studies.curve import Curve, Payoff, Point, fit_curve, payoffs, remarks
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect
 
@@ -114,7 +114,7 @@ def test_a_schedule_pays_where_the_interval_of_the_gain_lies_above_zero() -> Non
     assert payoff.point is not None
     assert (payoff.point.labels, payoff.not_at) == (5, (10,))
     assert "full: better than probe from 5 per class on (+0.133, +0.100 to +0.200), but not with 10" in remarks(found)
-    assert "+0.133 *" in as_markdown(found)
+    assert "★ +0.133 (+0.100 to +0.200)" in markdown.render(found.page)
 
 
 def test_nothing_is_claimed_where_no_interval_does() -> None:
