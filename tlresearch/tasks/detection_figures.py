@@ -11,7 +11,7 @@ from torch import Tensor
 from tlresearch.data.base import Data, Preprocessing, SplitName
 from tlresearch.data.transforms import Evaluation
 from tlresearch.tasks.segmentation_figures import shown
-from tlresearch.tracking.figures import new_figure
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,6 @@ def detections_figure(
         predictions: Detections by position in the split; see `Detections`.
     """
     from matplotlib import colormaps
-    from matplotlib.patches import Patch
 
     assert isinstance(data.preprocessing, Preprocessing)
     evaluation = Evaluation(data.preprocessing)
@@ -53,8 +52,7 @@ def detections_figure(
         right.set_title(f"detected with a score of at least {SURE}", fontsize=8, loc="left")
         left.set_axis_off()
         right.set_axis_off()
-    handles = [Patch(color=colour, label=name) for name, colour in zip(data.classes, palette, strict=True)]
-    figure.legend(handles=handles[:20], loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    class_legend(figure, data.classes, palette)
     return figure
 
 

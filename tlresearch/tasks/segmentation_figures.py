@@ -11,7 +11,7 @@ from torch import Tensor
 from tlresearch.data.base import Data, Preprocessing, SplitName
 from tlresearch.data.framing import IGNORE
 from tlresearch.data.transforms import Evaluation
-from tlresearch.tracking.figures import new_figure
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,6 @@ def overlay_figure(data: Data, split: SplitName, predictions: Mapping[int, Tenso
         predictions: Predicted class numbers ``(H, W)`` by position in the split.
     """
     from matplotlib import colormaps
-    from matplotlib.patches import Patch
 
     assert isinstance(data.preprocessing, Preprocessing)
     evaluation = Evaluation(data.preprocessing)
@@ -48,8 +47,7 @@ def overlay_figure(data: Data, split: SplitName, predictions: Mapping[int, Tenso
         row[2].set_title(f"predicted, {right.mean() if right.size else 1:.1%} right", fontsize=8, loc="left")
         for axes in row:
             axes.set_axis_off()
-    handles = [Patch(color=colour, label=name) for name, colour in zip(data.classes, palette, strict=True)]
-    figure.legend(handles=handles[:20], loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    class_legend(figure, data.classes, palette)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,7 +188,8 @@ def parallel_axes(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str
         axes.plot(
             *zip(*points, strict=True), color=colours(ranks[result] / max(1, len(ranks) - 1)), linewidth=1.7, alpha=0.9
         )
-    axes.set_xticks(range(len(names) + 1), [*(name.rpartition(".")[2].replace("_", " ") for name in names), metric])
+    labels = [*(name.rpartition(".")[2].replace("_", " ") for name in names), metric.replace("/", "/ ")]
+    axes.set_xticks(range(len(labels)), [textwrap.fill(label, 16).replace("/ ", "/") for label in labels])
     axes.tick_params(axis="x", length=0, labelsize=9, pad=16)
     axes.set_yticks([])
     axes.set_ylim(-0.04, 1.04)

@@ -185,7 +185,7 @@ def stages_figure(changes: Sequence[StageChange]) -> Figure:
     bars = [bar for bar in bars if not all(map(math.isnan, bar[1]))]
     panels = len(bars) + trained
     figure = figures.new_figure(4.0 * panels, max(2.8, 1.6 + 0.3 * len(changes)))
-    names = [one.name for one in changes]
+    names = figures.shortened([change.name for change in changes])
     rows = range(len(changes))
     for number, (title, values, colour) in enumerate(bars, 1):
         axes = figure.add_subplot(1, panels, number)
@@ -208,9 +208,9 @@ def stages_figure(changes: Sequence[StageChange]) -> Figure:
             points = [(epoch, norm) for epoch, norm in one.gradients if norm > 0]
             if points:
                 shade = colours(number / max(1, len(changes) - 1))
-                axes.plot(*zip(*points, strict=True), color=shade, marker="o", markersize=3, label=one.name)
+                axes.plot(*zip(*points, strict=True), color=shade, marker="o", markersize=3, label=names[number])
         axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(names) // 20)
         figures.whole_numbers(axes)
     return figure
 
