@@ -30,10 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Predicts raw files by the model of a run: classes, entities, transcripts, masks, boxes."""
-    from tlresearch.serving.predict import predict, print_predicted
+    from tlresearch.serving.predict import predict
+    from tlresearch.show.terminal import show
 
     texts = [line for text in options.text for line in (sys.stdin if text == "-" else [text])]
     texts = [text.strip() for text in texts]
     predicted = predict(options.run, options.files, texts=texts, out=options.out, batch=options.batch)
-    print_predicted(console_of_leader(), predicted)
+    show(console_of_leader(), predicted.page)
     return predicted.exit_code

@@ -20,9 +20,10 @@ from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
 from tlresearch.export.models import EXPORTED, Exportable
-from tlresearch.export.outcome import Export, Shipped, show
+from tlresearch.export.outcome import Export, Shipped
 from tlresearch.export.prune import prune_head
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import present_data, recorded_config
 from tlresearch.tracking.loaders import SETTINGS
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
@@ -119,7 +120,7 @@ def export_run(
     _leave(result, about)
     _record(store, result)
     if console is not None:
-        show(console, result)
+        show(console, result.page)
     return result
 
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tlresearch.base.errors import UserError, first_line
 from tlresearch.serving.base import RawPredictor, Shown
+from tlresearch.show import page as pages
+from tlresearch.show.elements import Column, Facts, Note, Table
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
 from tlresearch.tracking.store import connect
@@ -40,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(pages.Shown):
     """What came of predicting.
 
     Attributes:
@@ -61,6 +60,32 @@ class Predicted:
     def exit_code(self) -> int:
         """1 if an input could not be read."""
         return int(bool(self.unreadable))
+
+    @property
+    def page(self) -> pages.Page:
+        """The answers (the first ones, where a file holds all), and what could not be read."""
+        limit = PRINTED if self.out else len(self.answers)
+        rows = tuple(
+            (_short(source), _plain(prediction), "" if probability is None else probability)
+            for source, (prediction, probability) in self.answers[:limit]
+        )
+        rest = len(self.answers) - limit
+        table = Table(
+            (Column("input"), Column("prediction"), Column("probability", ".3f")),
+            rows,
+            title=self.model,
+            note=f"… and {rest} more" if rest > 0 else "",
+        )
+        facts, notes = [], []
+        if self.out:
+            pictures = f", {self.pictures} pictures in {pictures_folder(self.out)}" if self.pictures else ""
+            facts.append(Facts((("written", f"{len(self.answers)} rows in {self.out}{pictures}"),)))
+        if self.unreadable:
+            notes.append(Note(f"{len(self.unreadable)} could not be read:", "bad"))
+            notes += [Note(f"  {name}: {reason}") for name, reason in list(self.unreadable.items())[:_NAMED]]
+        if len(self.unreadable) > _NAMED:
+            notes.append(Note(f"  … and {len(self.unreadable) - _NAMED} more"))
+        return pages.page_of("", table, *facts, *notes)
 
 
 def predict(
@@ -106,30 +131,6 @@ def predict(
             raise UserError(f"none of {len(sources)} inputs is a readable {predictor.raw.name}; {name}: {reason}")
     written = (writer.file, writer.pictures) if writer else (None, 0)
     return Predicted(found.name, tuple(answers), unreadable, *written)
-
-
-def print_predicted(console: Console, predicted: Predicted) -> None:
-    """Prints the answers as a table (the first ones, where a file holds all), and what could not be read."""
-    limit = PRINTED if predicted.out else len(predicted.answers)
-    table = Table(title=predicted.model, title_justify="left", header_style="bold")
-    table.add_column("input", overflow="fold")
-    table.add_column("prediction", overflow="fold")
-    table.add_column("probability", justify="right")
-    for source, (prediction, probability) in predicted.answers[:limit]:
-        table.add_row(_short(source), _plain(prediction), "" if probability is None else f"{probability:.3f}")
-    console.print(table, markup=False)
-    if len(predicted.answers) > limit:
-        console.print(f"… and {len(predicted.answers) - limit} more")
-    if predicted.out:
-        pictures = f", {predicted.pictures} pictures in {pictures_folder(predicted.out)}" if predicted.pictures else ""
-        rows = f"{len(predicted.answers)} rows in {predicted.out}{pictures}"
-        console.print(rows, highlight=False, markup=False, soft_wrap=True)
-    if predicted.unreadable:
-        console.print(f"{len(predicted.unreadable)} could not be read:", style="red")
-        for name, reason in list(predicted.unreadable.items())[:_NAMED]:
-            console.print(f"  {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
-        if len(predicted.unreadable) > _NAMED:
-            console.print(f"  … and {len(predicted.unreadable) - _NAMED} more")
 
 
 class Writer:

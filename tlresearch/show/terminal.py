@@ -202,7 +202,7 @@ class _Grid:
 
     def turned(self) -> _Grid:
         """The same with a column for each row."""
-        heads = (self.heads[0], *(row[0].text for row in self.rows))
+        heads = (self.heads[0], *(f"{row[0].text} {row[0].note}".rstrip() for row in self.rows))
         columns = range(1, len(self.heads))
         rows = tuple((_Part(self.heads[at]), *(row[at] for row in self.rows)) for at in columns)
         return _Grid(heads, rows, ("left", *["right"] * len(self.rows)))
@@ -276,12 +276,14 @@ def _fitted(grid: _Grid, width: int, *, wider: bool) -> tuple[list[_Grid], list[
             return [way], []
     stacked = stacked.narrow()
     parts = _split(stacked, width)
-    if len(parts) * (len(grid.rows) + 2) <= _MOST_LINES:
+    height = 1 + any(part.note for row in grid.rows for part in row)
+    if len(parts) * (height * len(grid.rows) + 3) <= _MOST_LINES:
         return [stacked.only(part) for part in parts], []
     if wider:
         return [grid], []
-    first = _portions(stacked, width)[0]
-    return [stacked.only(first)], [grid.heads[at] for at in range(len(grid.heads)) if at not in first]
+    first = _portions(grid.narrow(), width)[0]  # with many rows, notes below would double them
+    hidden = [head.partition("\u00a0")[0] for at, head in enumerate(grid.heads) if at not in first]
+    return [grid.narrow().only(first)], hidden
 
 
 def _split(grid: _Grid, width: int) -> list[list[int]]:
@@ -321,7 +323,8 @@ def _grid(table: Table, say: Callable[[str], str]) -> _Grid:
                     f"{say('★')} {text}" if cell.starred else text,
                     say(cell.note),
                     style,
-                    whole=not isinstance(cell.value, str) or table.columns[position].side == "right",
+                    whole=not isinstance(cell.value, str)
+                    or (table.columns[position].side == "right" and len(text) <= _WRAPPED[0]),
                 )
             )
         rows.append(tuple(parts))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from tlresearch.base.errors import TrackingError
 from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone
-from tlresearch.show.metrics import folded
+from tlresearch.show.metrics import folded, without_ends
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.addresses import compare_url
 from tlresearch.tracking.calls import STATE
@@ -44,6 +45,7 @@ _HIDDEN_PARAMS = ("tracking.", "name", "group.")
 _FALLING = ("loss", "error", "drop", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_IN_URL = 30
 _MOST_NOTED = 4  # of more runs only the last value of each metric is shown, without the best one beside it
+_BETTER: Mapping[Direction, Better] = {"minimize": "lower", "maximize": "higher"}
 _TONES: Mapping[State, Tone] = {
     "finished": "good",
     "pruned": "warning",
@@ -122,7 +124,8 @@ class Comparison(Shown):
         values = {
             name: min(row.metrics[name].last for row in self.rows if name in row.metrics) for name in self.metrics
         }
-        names, folds = folded(values, keep=next(iter(self.metrics), ""))
+        kept = without_ends(values)  # ends of intervals stand beside their values in the report of a run
+        names, folds = folded({name: values[name] for name in kept}, keep=next(iter(self.metrics), ""))
         elements: list[Element] = [self._table(names), *(Note(line, "faint") for line in folds)]
         elements += [_noise(self.tests)] if self.tests else []
         return page_of("", *elements, Facts((("side by side in the UI (make ui)", self.url),)))
@@ -134,11 +137,13 @@ class Comparison(Shown):
         if any(row.state != "finished" for row in self.rows):
             columns["state"] = Column("state"), [Cell(row.state, tone=_TONES[row.state]) for row in self.rows]
         for name in names:
-            better: Better = "lower" if self.directions[name] == "minimize" else "higher"
+            better = _BETTER.get(self.directions[name])
             columns[name] = Column(name, ".4g", better=better), [self._metric(row, name, noted) for row in self.rows]
+        # What the search varied comes before what sets a baseline apart from all trials.
+        varied = sorted(self.differing, key=lambda key: -len(set(self.differing[key])))
         params = {
-            key: (Column(self._short(key), align="right"), [_param(cell) for cell in cells])
-            for key, cells in self.differing.items()
+            key: (Column(self._short(key), align="right"), [_param(cell) for cell in self.differing[key]])
+            for key in varied
         }
         # The first metric is what the runs are compared by; what they differ in explains it.
         first = [key for key in columns if key == "state" or key == next(iter(names), "")]
@@ -151,9 +156,9 @@ class Comparison(Shown):
         if self.left_out:
             meaning.append(f"{self.left_out} more trials are not shown")
         return Table(
-            (Column("run"), *(column for column, _ in ordered.values())),
+            (Column("run"), Column("id", align="right"), *(column for column, _ in ordered.values())),
             tuple(
-                (Cell(row.name, note=row.run_id[:8]), *(entries[number] for _, entries in ordered.values()))
+                (row.name, row.run_id[:8], *(entries[number] for _, entries in ordered.values()))
                 for number, row in enumerate(self.rows)
             ),
             title=self.title,
@@ -207,6 +212,8 @@ def _noise(tests: Sequence[Paired]) -> Table:
 def _param(text: str | None) -> Entry:
     if text is None:
         return None
+    if re.fullmatch("[0-9a-f]{32}", text):
+        return text[:8]  # a run's id, as everywhere in tables
     with contextlib.suppress(ValueError):
         text = text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
     return text if len(text) <= 60 else f"{text[:57]}..."
