@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tlresearch.shift.distances import DISTANCES
 from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, numbers
-from tlresearch.show.metrics import folded, measured
+from tlresearch.show.metrics import folded, measured, without_ends
 from tlresearch.show.page import Page, page_of
 
 SPLITS = ("train", "val", "test")
@@ -42,7 +42,8 @@ def _names(metrics: Mapping[str, float]) -> tuple[list[str], list[str]]:
     watched = [name for name in names if any(f"{split}/{name}" in metrics for split in ("train", "val"))]
     # What the test alone has beside a value, such as its interval or the value of each class, is in MLflow.
     names = [name for name in names if name in watched or not name.startswith(tuple(f"{w}_" for w in watched))]
-    return folded({n: next(metrics[f"{s}/{n}"] for s in SPLITS[::-1] if f"{s}/{n}" in metrics) for n in names})
+    last = {n: next(metrics[f"{s}/{n}"] for s in SPLITS[::-1] if f"{s}/{n}" in metrics) for n in names}
+    return folded({name: last[name] for name in without_ends(last)})
 
 
 def _present(metrics: Mapping[str, float], key: str) -> Entry:
