@@ -21,7 +21,7 @@ FLOORS = [
     ["backbones"],
     ["finetuning"],
     ["activations"],
-    ["tasks"],
+    ["tasks", "shift.sets"],
     ["serving", "run.progress", "understand.comparison", "studies.sweeps.storage", "studies.sweeps.study"],
     ["run.autotune"],
     ["run.results", "run.devices", "run.training"],

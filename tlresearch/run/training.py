@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import lightning as L
@@ -29,14 +29,84 @@ from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheck
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.run.devices.memory import keep_freed_memory
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
+from tlresearch.shift.sets import TestSet
 from tlresearch.tasks.base import Task
-from tlresearch.tracking.run import Run
 
 ONE_THREAD = 10_000_000
 """Multiply-adds of a step on stored vectors, such as a linear head's, below which one thread does it.
 
 It is over before another thread has woken up; the other cores are left to whoever records the run.
 """
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an experiment is made of.
+
+    Attributes:
+        backbone: The backbone, a part of the task.
+        data: The data, with the backbone's preprocessing.
+        schedule: What is trained when.
+        task: What is trained: backbone, head, loss and metrics.
+        sets: Further test sets; none unless the run ends with the test.
+    """
+
+    backbone: StagedBackbone
+    data: Data
+    schedule: FreezeSchedule
+    task: Task
+    sets: Sequence[TestSet]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it is trained.
+
+    Attributes:
+        config: The config, with what `auto` has become.
+        prefix: The data as each phase reads it, through the activation cache.
+        plan: The freeze schedule at work, with the history of metrics.
+        trainer: Lightning's trainer, which evaluates too.
+        say: Told in one line what a user should know.
+    """
+
+    config: ExperimentConfig
+    prefix: FrozenPrefix
+    plan: FreezeScheduleCallback
+    trainer: L.Trainer
+    say: Callable[[str], None]
+
+
+def prepare(
+    config: ExperimentConfig,
+    built: Built,
+    folder: RunFolder,
+    *,
+    listeners: Sequence[Listener],
+    callbacks: Sequence[L.Callback],
+    before_checkpoint: Callable[[], object],
+    say: Callable[[str], None],
+    ours: bool = True,
+) -> Training:
+    """Builds everything that training needs beside the task.
+
+    Args:
+        config: The config, with what `auto` has become.
+        built: What is trained, and on what.
+        folder: Where checkpoints are written.
+        listeners: Told of each epoch, in this order.
+        callbacks: Further callbacks of the trainer, which come after the freeze schedule's.
+        before_checkpoint: Called before a checkpoint is written.
+        say: Told in one line what a user should know.
+        ours: Whether the processes of several devices were started by `processes.others`.
+    """
+    prefix = build_prefix(config, built.data, built.backbone, say)
+    plan = build_plan(config, built.schedule, built.task, prefix, listeners)
+    if config.trainer.checkpoint_every:
+        often = config.trainer.checkpoint_every, config.trainer.checkpoint_seconds
+        callbacks = [*callbacks, EpochCheckpoint(folder.checkpoint, *often, before_checkpoint)]
+    trainer = build_trainer(config, plan, built.task, folder, callbacks, ours=ours)
+    return Training(config, prefix, plan, trainer, say)
 
 
 def prepare_process(config: ExperimentConfig) -> None:
@@ -129,10 +199,9 @@ def build_trainer(
     plan: FreezeScheduleCallback,
     task: Task,
     folder: RunFolder,
-    tracked: Run,
-    progress: L.Callback | None,
+    callbacks: Sequence[L.Callback],
     *,
-    ours: bool = True,
+    ours: bool,
 ) -> L.Trainer:
     """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them.
 
@@ -140,17 +209,11 @@ def build_trainer(
     """
     options = config.trainer
     task.arrange(options.memory_format)
-    callbacks: list[L.Callback] = [FiniteLoss(), plan]
+    ordered: list[L.Callback] = [FiniteLoss(), plan, *callbacks]
     if config.regularize.ema > 0:
         average = WeightAverage(config.regularize.ema, task.changing_state)
         plan.weights = average.current
-        callbacks.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
-    if progress is not None:
-        callbacks.append(progress)
-    if options.checkpoint_every:
-        callbacks.append(
-            EpochCheckpoint(folder.checkpoint, options.checkpoint_every, options.checkpoint_seconds, tracked.flush)
-        )
+        ordered.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -160,7 +223,7 @@ def build_trainer(
         gradient_clip_val=options.gradient_clip,
         accumulate_grad_batches=options.accumulate,
         deterministic=options.deterministic,
-        callbacks=callbacks,
+        callbacks=ordered,
         plugins=[SealedCheckpoints(), *([LightningEnvironment()] if ours and options.devices > 1 else [])],
         default_root_dir=folder.path,
         logger=False,
@@ -186,17 +249,17 @@ def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, An
     }
 
 
-def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig, folder: RunFolder) -> None:
+def train(how: Training, task: Task, folder: RunFolder) -> None:
     """Trains, from the checkpoint in the folder if there is a sound one."""
     checkpoint = read_checkpoint(folder.checkpoint)
     if checkpoint is None:
         folder.forget()
     threads = torch.get_num_threads()
     try:
-        trainer.fit(
-            trained_copy(trainer, task),
-            _loader(config, prefix, "train"),
-            _loader(config, prefix, "val"),
+        how.trainer.fit(
+            trained_copy(how.trainer, task),
+            _loader(how, "train"),
+            _loader(how, "val"),
             ckpt_path=folder.checkpoint if checkpoint else None,
             weights_only=True,
         )
@@ -207,18 +270,18 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
         raise
     finally:
         torch.set_num_threads(threads)  # phases change it
-    take_result(trainer, task)
+    take_result(how.trainer, task)
 
 
-def evaluate_test(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> dict[str, float]:
+def evaluate_test(how: Training, task: Task) -> dict[str, float]:
     """Evaluates the test split: once, with the selected weights."""
-    trainer.test(task, _loader(config, prefix, "test"), verbose=False)
+    how.trainer.test(task, _loader(how, "test"), verbose=False)
     return {f"test/{name}": value for name, value in task.results["test"].items()}
 
 
-def look_again(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> None:
+def evaluate_validation(how: Training, task: Task) -> None:
     """Evaluates validation with the selected weights: figures and predictions are then of them, not of the last."""
-    trainer.validate(task, _loader(config, prefix, "val"), verbose=False)
+    how.trainer.validate(task, _loader(how, "val"), verbose=False)
 
 
 def selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
@@ -243,14 +306,14 @@ def gaps(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) -> DataLoader[Any]:
-    training = split == "train"
-    share = config.data.batch_size // config.trainer.devices  # of the batch: checked to be a whole number
+def _loader(how: Training, split: SplitName) -> DataLoader[Any]:
+    data, training = how.config.data, split == "train"
+    share = data.batch_size // how.config.trainer.devices  # of the batch: checked to be a whole number
     return make_loader(
-        prefix.splits[split],
-        batch_size=share if training else config.data.eval_batch_size,
+        how.prefix.splits[split],
+        batch_size=share if training else data.eval_batch_size,
         shuffle=training,
-        seed=config.seed,
-        workers=0 if prefix.serves(split) else config.data.workers,
-        sampling=config.data.sampling,
+        seed=how.config.seed,
+        workers=0 if how.prefix.serves(split) else data.workers,
+        sampling=data.sampling,
     )

@@ -24,7 +24,7 @@ from tlresearch.base.paths import home
 from tlresearch.base.statistics import Summary, summary
 from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
 from tlresearch.run.results import pin_latest
 from tlresearch.show.elements import Column, Command, Note, Table, numbers
 from tlresearch.show.metrics import folded
@@ -132,8 +132,8 @@ def fit_group(
                     continue
                 if console is not None:
                     console.print(f"  seed {seed}", highlight=False)
-                trial = Trial(group.run_id, f"seed {seed}", {GROUP: identity, SEED: str(seed)}, test=True)
-                result = fit(revise(loaded, {"seed": seed}), trial=trial, console=console)
+                role = Role(f"seed {seed}", group.run_id, {GROUP: identity, SEED: str(seed)}, test=True)
+                result = fit(revise(loaded, {"seed": seed}), role=role, console=console)
                 done[seed] = SeedRun(seed, result.run_id, result.metrics, result.history, round(result.seconds, 2))
                 log_finished(group, list(done.values()))
             runs = [done[seed] for seed in wanted]

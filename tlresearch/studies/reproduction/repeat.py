@@ -13,7 +13,7 @@ from tlresearch.base.errors import UserError
 from tlresearch.config.load import Loaded
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.callback import EpochReport, Listener, RunPrunedError
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
 from tlresearch.show import markdown
 from tlresearch.show.elements import Badge, Cell, Column, Facts, Section, Table, Text, Tone
 from tlresearch.show.page import Page, Shown
@@ -154,15 +154,14 @@ def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None
         console.print(f"[bold]repeats {name}[/bold]  run {run_id[:8]}, from its record alone", highlight=False)
     _check_inputs(loaded, record, anyway=anyway, console=console)
     history = read_history(store, old)
-    trial = Trial(
-        parent=None,
-        name=f"{name} repeated",
+    role = Role(
+        f"{name} repeated",
         tags={REPRODUCES: run_id},
         listener=_until(old, history),
         test=any(metric.startswith(("test/", "shift/")) for metric in history),
         repeats=run_id,
     )
-    result = fit(loaded, trial=trial, console=console)
+    result = fit(loaded, role=role, console=console)
 
     with store.errors():
         new = store.client.get_run(result.run_id)

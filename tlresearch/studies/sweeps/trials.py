@@ -23,7 +23,7 @@ from tlresearch.config.search_space import suggest
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.run.devices.memory import lasting_objects_spared
-from tlresearch.run.fit import RunResult, Trial, discard, fit
+from tlresearch.run.fit import Role, RunResult, discard, fit
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.storage import said_plainly
@@ -166,16 +166,16 @@ class Worker:
             trial.set_user_attr("seconds", round(result.seconds, 2))
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, ended, deferred=True)
+        role = Role(trial_name(trial.number, point), self.parent.run_id, tags, report, ended, deferred=True)
         experiment = revise(self.base, {**point, **TRIAL_TRACKING})
         try:
-            result = fit(experiment, trial=setting)
+            result = fit(experiment, role=role)
         except UpdateFinishedTrialError:
             raise
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
                 raise  # not this trial's fault: when it has been mended, the same command tries the trial again
-            discard(experiment, setting)
+            discard(experiment, role)
             trial.set_user_attr(studies.FAILURE, f"{type(error).__name__}: {first_line(error)}")
             raise TrialFailedError(str(error)) from error
         if result.status == "pruned":
@@ -219,7 +219,7 @@ class Worker:
         if before is None or before["identity"] != identity:
             self.progress.note(f"final run: {name}")
             tags = {"tlresearch.study": self.config.name, "tlresearch.final": name}
-            result: RunResult = fit(experiment, trial=Trial(self.parent.run_id, name, tags, test=True))
+            result: RunResult = fit(experiment, role=Role(name, self.parent.run_id, tags, test=True))
             before = {"identity": identity, "run_id": result.run_id, "metrics": result.metrics}
             self.study.set_user_attr(key, before)
         return FinalRun(name, before["run_id"], before["metrics"])
