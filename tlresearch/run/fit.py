@@ -155,7 +155,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         _run_folder(loaded, role) as folder,
         _open_run(loaded, role, folder) as tracked,
-        faults.named(config, folder, tracked),
+        faults.named(config, folder, tracked) as watch,
         others(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
     ):
         _record_beginning(tracked, loaded, role, folder)
@@ -172,6 +172,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
             built,
             folder,
             listeners=[listener for listener in listeners if listener],
+            watch=watch,
             callbacks=[progress] if progress else [],
             before_checkpoint=tracked.flush,
             say=progress.note if progress else log.info,
@@ -310,11 +311,12 @@ def _train(how: Training, built: Built, folder: RunFolder, tracked: Run) -> bool
 def _evaluate(how: Training, built: Built, role: Role, tracked: Run) -> dict[str, float]:
     """Evaluates the test split, or validation again where figures are to show the selected weights."""
     selected_last = training.selected(how.plan)[1] == len(how.plan.history) - 1
-    if role.test and "test" in built.data.splits:
-        results.count_test(tracked)
-        return training.evaluate_test(how, built.task)
-    if how.config.tracking.figures and not selected_last:
-        training.evaluate_validation(how, built.task)
+    with how.watch.computing("evaluation"):
+        if role.test and "test" in built.data.splits:
+            results.count_test(tracked)
+            return training.evaluate_test(how, built.task)
+        if how.config.tracking.figures and not selected_last:
+            training.evaluate_validation(how, built.task)
     return {}
 
 
@@ -322,16 +324,17 @@ def _evaluate_further(
     how: Training, built: Built, tracked: Run, metrics: dict[str, float], epoch: int
 ) -> dict[str, float]:
     """Evaluates the further test sets, and records what they and the gaps come to."""
-    shifted = evaluate_shift(
-        how.trainer,
-        built.task,
-        how.config,
-        data=built.data,
-        sets=built.sets,
-        phase=built.schedule.phases[-1],
-        metrics=metrics,
-        say=how.say,
-    )
+    with how.watch.computing("evaluation"):
+        shifted = evaluate_shift(
+            how.trainer,
+            built.task,
+            how.config,
+            data=built.data,
+            sets=built.sets,
+            phase=built.schedule.phases[-1],
+            metrics=metrics,
+            say=how.say,
+        )
     if is_leader():
         log_shift(tracked, how.config, shifted, metrics)
     further = training.gaps(metrics)

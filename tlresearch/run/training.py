@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.inference import Inference
@@ -58,6 +60,33 @@ class Built:
     sets: Sequence[TestSet]
 
 
+class BatchWatch(L.Callback):
+    """Knows which batches a run computes, so that memory that runs out is put down to their size.
+
+    Attributes:
+        batches: Batches of which size: ``training`` or ``evaluation``; empty while the run is set up or timed, which
+            takes both.
+    """
+
+    batches: Literal["", "training", "evaluation"] = ""
+
+    @contextlib.contextmanager
+    def computing(self, batches: Literal["training", "evaluation"]) -> Iterator[None]:
+        """Notes which batches a block computes; after an error the note stays, for whoever handles it."""
+        before, self.batches = self.batches, batches
+        yield
+        self.batches = before
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves the training batches, also in the middle of `Trainer.fit`."""
+        self.batches = "evaluation"
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Comes back to them."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.batches = "training"
+
+
 @dataclass(frozen=True)
 class Training:
     """How it is trained.
@@ -67,6 +96,7 @@ class Training:
         prefix: The data as each phase reads it, through the activation cache.
         plan: The freeze schedule at work, with the history of metrics.
         trainer: Lightning's trainer, which evaluates too.
+        watch: Told which batches are computed.
         say: Told in one line what a user should know.
     """
 
@@ -74,6 +104,7 @@ class Training:
     prefix: FrozenPrefix
     plan: FreezeScheduleCallback
     trainer: L.Trainer
+    watch: BatchWatch
     say: Callable[[str], None]
 
 
@@ -83,6 +114,7 @@ def prepare(
     folder: RunFolder,
     *,
     listeners: Sequence[Listener],
+    watch: BatchWatch,
     callbacks: Sequence[L.Callback],
     before_checkpoint: Callable[[], object],
     say: Callable[[str], None],
@@ -95,18 +127,20 @@ def prepare(
         built: What is trained, and on what.
         folder: Where checkpoints are written.
         listeners: Told of each epoch, in this order.
+        watch: Told which batches are computed.
         callbacks: Further callbacks of the trainer, which come after the freeze schedule's.
         before_checkpoint: Called before a checkpoint is written.
         say: Told in one line what a user should know.
         ours: Whether the processes of several devices were started by `processes.others`.
     """
     prefix = build_prefix(config, built.data, built.backbone, say)
-    plan = build_plan(config, built.schedule, built.task, prefix, listeners)
+    plan = build_plan(config, built, prefix, listeners, watch)
+    callbacks = [watch, *callbacks]
     if config.trainer.checkpoint_every:
         often = config.trainer.checkpoint_every, config.trainer.checkpoint_seconds
         callbacks = [*callbacks, EpochCheckpoint(folder.checkpoint, *often, before_checkpoint)]
     trainer = build_trainer(config, plan, built.task, folder, callbacks, ours=ours)
-    return Training(config, prefix, plan, trainer, say)
+    return Training(config, prefix, plan, trainer, watch, say)
 
 
 def prepare_process(config: ExperimentConfig) -> None:
@@ -170,7 +204,7 @@ def no_cache(config: ExperimentConfig) -> str:
 
 
 def build_plan(
-    config: ExperimentConfig, schedule: FreezeSchedule, task: Task, prefix: FrozenPrefix, listeners: Sequence[Listener]
+    config: ExperimentConfig, built: Built, prefix: FrozenPrefix, listeners: Sequence[Listener], watch: BatchWatch
 ) -> FreezeScheduleCallback:
     """Builds the callback that runs the freeze schedule; with each phase data and threads become those of the phase."""
     options = config.trainer
@@ -179,13 +213,14 @@ def build_plan(
 
     def enter(phase: Phase) -> None:
         torch.set_num_threads(threads)
-        prefix.enter(phase)
-        trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+        with watch.computing("evaluation"):  # frozen stages run ahead, in batches of that size
+            prefix.enter(phase)
+        trained = sum(parameter.numel() for parameter in built.task.parameters() if parameter.requires_grad)
         if prefix.yields_vectors and trained * config.data.batch_size < ONE_THREAD:
             torch.set_num_threads(1)
 
     return FreezeScheduleCallback(
-        schedule,
+        built.schedule,
         seed=config.seed,
         select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
         early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
@@ -256,13 +291,14 @@ def train(how: Training, task: Task, folder: RunFolder) -> None:
         folder.forget()
     threads = torch.get_num_threads()
     try:
-        how.trainer.fit(
-            trained_copy(how.trainer, task),
-            _loader(how, "train"),
-            _loader(how, "val"),
-            ckpt_path=folder.checkpoint if checkpoint else None,
-            weights_only=True,
-        )
+        with how.watch.computing("training"):
+            how.trainer.fit(
+                trained_copy(how.trainer, task),
+                _loader(how, "train"),
+                _loader(how, "val"),
+                ckpt_path=folder.checkpoint if checkpoint else None,
+                weights_only=True,
+            )
     except SystemExit as leaving:
         # Lightning turns Ctrl-C into an exit; here it stays what it was, so that every caller can tell.
         if isinstance(leaving.__context__, KeyboardInterrupt):
