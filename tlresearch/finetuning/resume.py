@@ -97,6 +97,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets the folder go; without an error it is removed, since the run has ended and MLflow holds its result."""
         if self._lock is not None:
+            os.environ.pop(SHARED, None)
             self._lock.release()
             if kind is None:
                 shutil.rmtree(self.path, ignore_errors=True)

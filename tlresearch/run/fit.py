@@ -22,7 +22,7 @@ from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
-from tlresearch.run import faults, results, training
+from tlresearch.run import faults, process, results, training
 from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
@@ -155,11 +155,11 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         _run_folder(loaded, role) as folder,
         _open_run(loaded, role, folder) as tracked,
+        process.prepared(config),
         faults.named(config, folder, tracked) as watch,
         others(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
     ):
         _record_beginning(tracked, loaded, role, folder)
-        training.prepare_process(config)
         built = _build(config, role)
         resumed = _resume(folder, tracked, built)
         config, tuned = _tune(config, built, folder)

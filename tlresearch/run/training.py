@@ -1,11 +1,8 @@
-"""Training under a freeze schedule: the process, the trainer and its callbacks, the loaders."""
+"""Training under a freeze schedule: the trainer and its callbacks, the loaders."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -23,13 +20,11 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
-from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
 from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
-from tlresearch.run.devices.memory import keep_freed_memory
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
 from tlresearch.shift.sets import TestSet
 from tlresearch.tasks.base import Task
@@ -141,26 +136,6 @@ def prepare(
         callbacks = [*callbacks, EpochCheckpoint(folder.checkpoint, *often, before_checkpoint)]
     trainer = build_trainer(config, plan, built.task, folder, callbacks, ours=ours)
     return Training(config, prefix, plan, trainer, watch, say)
-
-
-def prepare_process(config: ExperimentConfig) -> None:
-    """Sets what holds for the whole process: quiet libraries, threads, determinism, seed."""
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
-    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    if device(config.trainer).type == "cpu":
-        keep_freed_memory()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    elif config.trainer.devices > 1 and device(config.trainer).type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // config.trainer.devices)))
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    # Filling new memory would cost time and only shows bugs of reading what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    seed_all(config.seed)
 
 
 def device(config: TrainerConfig) -> torch.device:

@@ -23,6 +23,7 @@ from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run import results, training
+from tlresearch.run.process import prepared
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tracking import records
@@ -128,15 +129,19 @@ def measure(
     Returns:
         Metrics without the name of the split.
     """
-    training.prepare_process(config)
-    schedule = build_schedule(config, backbone.stage_names)
-    task = build_task(config, backbone, data, schedule)
-    load_trained(task, trained)
+    with prepared(config):
+        task = build_task(config, backbone, data, build_schedule(config, backbone.stage_names))
+        load_trained(task, trained)
+        return _evaluate(config, data, task, split)
+
+
+def _evaluate(config: ExperimentConfig, data: Data, task: Task, split: Literal["val", "test"]) -> dict[str, float]:
+    last = build_schedule(config, task.backbone.stage_names).phases[-1]
     part: Split = data.splits[split]
-    boundary = schedule.phases[-1].boundary
-    if split == "val" and boundary and schedule.phases[-1].frozen_norm == "eval" and not training.no_cache(config):
+    boundary = last.boundary
+    if split == "val" and boundary and last.frozen_norm == "eval" and not training.no_cache(config):
         how = Inference(config.cache.precision, config.cache.memory_format)
-        part = AheadSplit(part, frozen(backbone, how, torch.device("cpu"), stop=boundary), boundary)
+        part = AheadSplit(part, frozen(task.backbone, how, torch.device("cpu"), stop=boundary), boundary)
     task.arrange(config.trainer.memory_format)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,

@@ -52,6 +52,7 @@ def run(
     folder = home() / "sweeps" / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with (
+        studies.quiet_optuna(),
         _one_at_a_time(config),
         beside(resolve_uri(base.config.tracking.uri)),
         opened(plan) as (study, parent),
@@ -95,7 +96,7 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    with beside(resolve_uri(plan.base.config.tracking.uri)):
+    with studies.quiet_optuna(), beside(resolve_uri(plan.base.config.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
         with SweepProgress(console, study, plan.config, retried, others=False) as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 import warnings
@@ -24,6 +23,7 @@ from tlresearch.base.errors import ConfigError, UserError, first_line
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.liveness import Identity, is_gone
 from tlresearch.base.paths import home
+from tlresearch.base.quiet import quiet
 from tlresearch.base.redact import redact
 from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
 from tlresearch.data.seeding import derive_seed
@@ -76,6 +76,11 @@ class Standing:
     surplus: frozenset[int]
 
 
+def quiet_optuna() -> contextlib.AbstractContextManager[None]:
+    """Optuna without a line per trial, its database without one per table; what is experimental is our choice."""
+    return quiet("optuna", "alembic", categories=[ExperimentalWarning])
+
+
 def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: int = 0) -> Study:
     """Opens the study of a sweep, or makes it.
 
@@ -88,9 +93,6 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         UserError: If the storage cannot be reached.
         ConfigError: If sampler or pruner refuse their options, or the study was made with another direction.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)
     storage = _storage(sweep)
     study = optuna.create_study(
         study_name=sweep.name,

@@ -19,7 +19,7 @@ from tlresearch.data.base import Data, SampleKey, SplitName
 from tlresearch.data.loading import collate
 from tlresearch.data.values import leaves, to_device
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.run import training
+from tlresearch.run.process import prepared
 from tlresearch.show.elements import Column, Table
 from tlresearch.studies.reproduction.present import (
     as_it_was,
@@ -105,10 +105,10 @@ def reopen(store: Store, run: Run) -> Finished:
             "tracking.weights=true, or inspect one of the sweep's final runs"
         )
     config = as_it_was(loaded, run, read_record(store, run)).config
-    training.prepare_process(config)
-    before = present_weights(config)
-    data = present_data(config, before)
-    task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
+    with prepared(config):
+        before = present_weights(config)
+        data = present_data(config, before)
+        task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
     with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
         load_trained(task, file)
     return Finished(config, data, before, task)

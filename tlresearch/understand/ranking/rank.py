@@ -21,7 +21,8 @@ from tlresearch.config.load import Loaded, load_experiment, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
-from tlresearch.run.training import device, prepare_process
+from tlresearch.run.process import prepared
+from tlresearch.run.training import device
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.understand.ranking import scores
 from tlresearch.understand.ranking.features import FeaturePass, Features
@@ -178,8 +179,8 @@ def _candidate(
 ) -> tuple[Loaded[ExperimentConfig], StagedBackbone]:
     chosen = {"backbone.name": name, "backbone.weights": weights, "backbone.weights_sha256": None}
     loaded = _load(what, [*overrides, *_texts({**PLAIN, **chosen}), f"backbone.options={options}"])
-    prepare_process(loaded.config)  # random weights are drawn from the seed, as a run draws them
-    return loaded, build_backbone(loaded.config.backbone)
+    with prepared(loaded.config):  # random weights are drawn from the seed, as a run draws them
+        return loaded, build_backbone(loaded.config.backbone)
 
 
 def _load(what: str, overrides: Sequence[str]) -> Loaded[ExperimentConfig]:
