@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -77,6 +78,10 @@ class Worker:
     parent: Run
     progress: SweepProgress
     identity: Identity = field(default_factory=Identity.own)
+
+    @functools.cached_property
+    def _base_of_trials(self) -> Loaded[ExperimentConfig]:
+        return revise(self.base, TRIAL_TRACKING)
 
     def standing(self) -> studies.Standing:
         """How far the study is, after trials of workers that are gone have been given back."""
@@ -167,7 +172,7 @@ class Worker:
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
         role = Role(trial_name(trial.number, point), self.parent.run_id, tags, report, ended, deferred=True)
-        experiment = revise(self.base, {**point, **TRIAL_TRACKING})
+        experiment = revise(self._base_of_trials, point)
         try:
             result = fit(experiment, role=role)
         except UpdateFinishedTrialError:
