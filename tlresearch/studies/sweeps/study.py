@@ -15,7 +15,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -101,7 +100,7 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         direction=sweep.objective.direction,
         load_if_exists=True,
     )
-    weakref.finalize(study, storage.engine.dispose)  # Optuna would leave its connections to the garbage collector
+    weakref.finalize(study, storage.disconnect)  # Optuna would leave its connections to the garbage collector
     if study.direction.name.lower() != sweep.objective.direction:
         raise ConfigError(
             [
@@ -258,7 +257,7 @@ def alone(sweep: SweepConfig, what: str, *, wait: bool = True) -> Iterator[bool]
         yield held
 
 
-def _storage(sweep: SweepConfig) -> RDBStorage:
+def _storage(sweep: SweepConfig) -> PatientStorage:
     url = storage_url(sweep)
     # A file is used by processes of one machine, which can see whether another one lives; a server's are told.
     heartbeat = None if url.startswith("sqlite") else max(1, int(sweep.lost_after / 6))
