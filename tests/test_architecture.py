@@ -24,7 +24,7 @@ FLOORS = [
     ["tasks", "shift.sets"],
     ["serving", "run.progress", "understand.comparison", "studies.sweeps.storage", "studies.sweeps.study"],
     ["run.autotune"],
-    ["run.results", "run.devices", "run.training", "run.process"],
+    ["run.results", "run.devices", "run.training", "run.process", "run.shared"],
     ["run.faults"],
     ["shift"],
     ["run.summary"],

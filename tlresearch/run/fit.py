@@ -16,7 +16,6 @@ from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.build import build_data
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
@@ -26,6 +25,7 @@ from tlresearch.run import faults, process, results, training
 from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
+from tlresearch.run.shared import Shared
 from tlresearch.run.summary import run_page
 from tlresearch.run.training import Built, Training
 from tlresearch.shift.evaluate import evaluate_shift, log_shift
@@ -88,6 +88,7 @@ class Role:
         test: Whether the test split and further test sets are evaluated: never while a study still selects.
         repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
         deferred: Whether nobody waits for MLflow: what the run records is shipped beside the training.
+        shared: What it has in common with other runs of this process; ``None`` shares nothing.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Role:
     test: bool = False
     repeats: str = ""
     deferred: bool = False
+    shared: Shared | None = None
 
     @property
     def identity(self) -> str:
@@ -248,8 +250,9 @@ def _record_beginning(
 
 def _build(config: ExperimentConfig, role: Role) -> Built:
     """Builds backbone, data, freeze schedule and task."""
-    backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
-    data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
+    shared, fetch = role.shared or Shared(), partial(results.fetch, config.tracking)
+    backbone = shared.backbone(config, lambda: build_with_lineage(config.backbone, fetch, needed_end(config.task)))
+    data = shared.data(config, backbone)
     sets = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if role.test else ()
     schedule = build_schedule(config, backbone.stage_names)
     backbone.recomputing = config.trainer.gradient_checkpointing

@@ -25,6 +25,7 @@ from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.run.devices.memory import lasting_objects_spared
 from tlresearch.run.fit import Role, RunResult, discard, fit
+from tlresearch.run.shared import Shared
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.storage import said_plainly
@@ -78,6 +79,7 @@ class Worker:
     parent: Run
     progress: SweepProgress
     identity: Identity = field(default_factory=Identity.own)
+    shared: Shared = field(default_factory=Shared)
 
     @functools.cached_property
     def _base_of_trials(self) -> Loaded[ExperimentConfig]:
@@ -171,7 +173,15 @@ class Worker:
             trial.set_user_attr("seconds", round(result.seconds, 2))
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        role = Role(trial_name(trial.number, point), self.parent.run_id, tags, report, ended, deferred=True)
+        role = Role(
+            trial_name(trial.number, point),
+            self.parent.run_id,
+            tags,
+            report,
+            ended,
+            deferred=True,
+            shared=self.shared,
+        )
         experiment = revise(self._base_of_trials, point)
         try:
             result = fit(experiment, role=role)
@@ -180,6 +190,7 @@ class Worker:
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
                 raise  # not this trial's fault: when it has been mended, the same command tries the trial again
+            self.shared.forget()
             discard(experiment, role)
             trial.set_user_attr(studies.FAILURE, f"{type(error).__name__}: {first_line(error)}")
             raise TrialFailedError(str(error)) from error
