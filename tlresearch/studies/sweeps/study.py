@@ -92,14 +92,15 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         UserError: If the storage cannot be reached.
         ConfigError: If sampler or pruner refuse their options, or the study was made with another direction.
     """
-    storage = _storage(sweep)
-    study = optuna.create_study(
-        study_name=sweep.name,
-        storage=storage,
-        pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
-        direction=sweep.objective.direction,
-        load_if_exists=True,
-    )
+    with quiet_optuna():
+        storage = _storage(sweep)
+        study = optuna.create_study(
+            study_name=sweep.name,
+            storage=storage,
+            pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
+            direction=sweep.objective.direction,
+            load_if_exists=True,
+        )
     weakref.finalize(study, storage.disconnect)  # Optuna would leave its connections to the garbage collector
     if study.direction.name.lower() != sweep.objective.direction:
         raise ConfigError(
@@ -111,7 +112,8 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         )
     trials = len(study.get_trials(deepcopy=False))
     # A sampler that began anew with the same seed would draw the points of the first start again.
-    study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
+    with quiet_optuna():
+        study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
     if not trials:
         for point in sweep.enqueue:
             study.enqueue_trial(point)
@@ -187,7 +189,8 @@ def give_back(study: Study, identity: Identity) -> int:
         if _abandoned(trial, identity):
             with contextlib.suppress(UpdateFinishedTrialError):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    optuna.storages.fail_stale_trials(study)
+    with quiet_optuna():
+        optuna.storages.fail_stale_trials(study)
     failed = given_back(study)
     if not failed:
         return 0
