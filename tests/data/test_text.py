@@ -153,13 +153,13 @@ def test_words() -> None:
             {"label_column": "labels"},
             r"no column 'labels' \(did you mean 'label'\?\)",
         ),
-        ("a.tsv", "text\tlabel\nx\tpos\ty\n", {}, r"a.tsv:2 has 3 fields, but 2"),
-        ("a.tsv", "text\tlabel\nx\t\ny\tpos\n", {}, r"lines without a text or a label \(1\): a.tsv:2"),
+        ("a.tsv", "text\tlabel\nx\tpos\ty\n", {}, r"a.tsv, line 2 has 3 values, but the header has 2"),
+        ("a.tsv", "text\tlabel\nx\t\ny\tpos\n", {}, r"a.tsv: rows with nothing in column 'label' \(1\): line 2"),
         ("a.tsv", "text\tlabel\n \tpos\ny\tneg\n", {}, r"unreadable texts \(1\): a.tsv:2: the text is empty"),
-        ("a.jsonl", '{"text": 1}\n', {}, r"a.jsonl has no column 'label'"),
-        ("a.jsonl", "{]\n", {}, r"a.jsonl:1 is not JSON"),
+        ("a.jsonl", '{"text": 1}\n', {}, r"a.jsonl, line 1: no column 'label'"),
+        ("a.jsonl", "{]\n", {}, r"a.jsonl, line 1 is not JSON"),
         ("a.conll", "Anna B-per\nParis\n", {"name": "conll"}, r"lines with fewer than 2 columns \(1\): line 2"),
-        ("a.conll", "Anna Person\n", {"name": "conll"}, r"tags of another form \(1\): 'Person'"),
+        ("a.conll", "Anna Person\nB B-x\n", {"name": "conll"}, r"tags of another form \(1\): 'Person'"),
     ],
 )
 def test_refused(name: str, content: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_refused(name: str, content: str, options: dict[str, Any], message: str,
 
 def test_other_refusals(tmp_path: Path) -> None:
     (tmp_path / "latin.tsv").write_bytes("text\tlabel\ncaf\xe9\tpos\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="line 2: not a text in UTF-8"):
         build(tmp_path / "latin.tsv")
     file = write(tmp_path / "a.tsv", "".join(f"{text}\t{label}\n" for text, label in ROWS))
     columns = {"text_column": "0", "label_column": "1"}

@@ -20,7 +20,6 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.channels import channel_axes
 from tlresearch.backbones.sequences import mean_of
 from tlresearch.data.base import SampleKey, Split
-from tlresearch.data.loading import collate
 from tlresearch.data.values import Value, leaves, unstack
 from tlresearch.finetuning.param_groups import digests
 
@@ -70,13 +69,12 @@ def stage_features(
     def compute() -> Iterator[Sequence[Value]]:
         ran.append(True)
         split = source()
-        together = getattr(split, "__getitems__", None)
         backbone.to(device)
         axes = channel_axes(backbone)
         stages = [frozen(backbone, how, device, number, number + 1) for number in range(len(backbone.stages))]
         for first in range(0, len(rows), batch_size):
             keys = [SampleKey(row, 0) for row in rows[first : first + batch_size]]
-            value = collate(together(keys) if together else [split[key] for key in keys]).inputs
+            value = split.__getitems__(keys).inputs
             began = perf_counter()
             found: dict[str, Tensor] = {}
             for number, stage in enumerate(stages):

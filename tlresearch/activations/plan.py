@@ -15,7 +15,7 @@ from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.splits import BoundarySplit
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.data.base import Data, SampleKey, SplitName, TwoStepSplit
+from tlresearch.data.base import Data, SampleKey, SplitName
 from tlresearch.data.values import Value, unstack
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.finetuning.schedule import Phase
@@ -131,28 +131,21 @@ class FrozenPrefix:
         split.boundary, split.activations = boundary, tuple(views)
 
     def _inputs(self, name: SplitName) -> Stored | None:
-        """What `load` gives of every sample; for a split without it, the inputs, if they do not change."""
+        """What `load` gives of every sample, where that is worth keeping."""
         split = self.splits[name].split
-        key: dict[str, Any] = {
+        key = {
             "data": self._data["data"],
             "split": name,
             "boundary": 0,
             "stages": [],
+            "load": split.load_key,  # which tells all of the preprocessing that it does
             "code": code_behind(split),
         }
-        threads = 1
-        if isinstance(split, TwoStepSplit):
-            load, key["load"] = split.load, split.load_key  # which tells all of the preprocessing that it does
-            threads = torch.get_num_threads()
-        elif split.deterministic:
-            load, key = lambda index: split[SampleKey(index, 0)][0], {**key, **self._data, "load": "inputs"}
-        else:
-            return None
 
         def compute() -> Iterator[Sequence[Value]]:
-            with ThreadPoolExecutor(threads) as pool:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 for first in range(0, len(split), self.batch_size):
-                    yield list(pool.map(load, range(first, min(first + self.batch_size, len(split)))))
+                    yield list(pool.map(split.load, range(first, min(first + self.batch_size, len(split)))))
 
         return self.store.get(key, len(split), compute) if key["load"] else None
 
@@ -192,6 +185,5 @@ class FrozenPrefix:
             "memory_format": self.how.memory_format,
         }
         if not split.deterministic:
-            augment = split.split.augment_key if isinstance(split.split, TwoStepSplit) else ""
-            key |= {"view": view, "augment": augment}
+            key |= {"view": view, "augment": split.augment_key}
         return key

@@ -9,6 +9,7 @@ from torchvision.transforms import functional as F
 
 from tlresearch.data.base import Preprocessing
 
+_LONGEST = 64  # times the shorter side of a picture that is resized by it; photos and panoramas have up to 10
 IGNORE = 255
 """Class number of pixels that count neither in the loss nor in a metric."""
 
@@ -27,7 +28,7 @@ def framed(
     """
     if wanted.crop is None or wanted.fit == "crop":
         if wanted.resize is not None:
-            image = F.resize(image, [wanted.resize], interpolation, antialias=antialias)
+            image = F.resize(_without_ends(image), [wanted.resize], interpolation, antialias=antialias)
         return image if wanted.crop is None else F.center_crop(image, [wanted.crop, wanted.crop])
     height, width = inner_size(wanted, image.shape[-2], image.shape[-1])
     image = F.resize(image, [height, width], interpolation, antialias=antialias)
@@ -36,6 +37,17 @@ def framed(
     whole = fill.view(-1, 1, 1).repeat(1, wanted.crop, wanted.crop).expand(*image.shape[:-2], -1, -1).clone()
     whole[..., :height, :width] = image
     return whole
+
+
+def _without_ends(image: Tensor) -> Tensor:
+    """Cuts the ends off a sliver: of a failed crop of 1 x 6000 pixels, resizing would make 256 x 1536000.
+
+    The centre crop that follows sees none of them.
+    """
+    height, width = image.shape[-2:]
+    longest = _LONGEST * min(height, width)
+    top, left = (max(0, side - longest) // 2 for side in (height, width))
+    return image[..., top : height - top, left : width - left]
 
 
 def framed_mask(mask: Tensor, wanted: Preprocessing) -> Tensor:

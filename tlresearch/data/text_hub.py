@@ -9,8 +9,9 @@ from typing import Any
 from tlresearch.base.errors import DataError, MissingExtraError, UserError, first_line, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import SPLIT_ALIASES, Table
-from tlresearch.data.text_table import Label, label_table, tag_table
+from tlresearch.data.rows import Label
+from tlresearch.data.table import Table, splits_among
+from tlresearch.data.text_table import label_table, tag_table
 
 
 def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapping[str, Any]) -> Table:
@@ -32,8 +33,9 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
     labels: list[Any] = []
     splits: list[SplitName] = []
     classes: tuple[str, ...] | None = None
+    meant = splits_among(loaded, dataset)
     for split, part in loaded.items():
-        if split not in SPLIT_ALIASES:
+        if split not in meant:
             continue
         for column in (text_column, label_column):
             if column not in part.column_names:
@@ -48,7 +50,7 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
         names += [f"{split}/{index}" for index in range(len(values))]
         texts += part[text_column][:]
         labels += [_names(value, classes) for value in values]
-        splits += [SPLIT_ALIASES[split]] * len(values)
+        splits += [meant[split]] * len(values)
     if not names:
         raise DataError(f"{dataset} has no labelled split called train, validation or test; it has {', '.join(loaded)}")
     given = splits if len(set(splits)) > 1 else None

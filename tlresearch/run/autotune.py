@@ -21,7 +21,6 @@ from tlresearch.base.files import locked, write
 from tlresearch.base.paths import home
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, SampleKey
-from tlresearch.data.loading import collate
 from tlresearch.data.values import to_device
 from tlresearch.finetuning.param_groups import apply_modes, apply_phase
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase
@@ -191,7 +190,7 @@ class _Bench:
         if boundary not in self._batches:
             split = self._data.splits["train"]
             keys = [SampleKey(index, 0) for index in range(min(self._samples, len(split)))]
-            batch = to_device(collate([split[key] for key in keys]), self._device)
+            batch = to_device(split.__getitems__(keys), self._device)
             with torch.no_grad(), evaluating(self._task.backbone):
                 inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
             self._batches[boundary] = Batch(inputs, batch.targets, batch.indices, boundary)

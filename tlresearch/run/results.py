@@ -171,6 +171,8 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
     run.log_text(data.fingerprint.listing, records.DATA_FILES)
     if data.skipped:
         run.log_dict(dict(data.skipped), "data/skipped.json")
+    if data.passed:
+        run.log_dict(dict(data.passed), "data/passed_over.json")
 
 
 def log_computation(run: Run, about: Mapping[str, Any], tuned: Tuned) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,7 +33,9 @@ class Predictor(ClassPredictor):
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, classes: Sequence[str], kind: TargetKind
     ) -> None:
-        super().__init__(network, RawImages(preprocessing.channels), classes, kind)
+        super().__init__(
+            network, RawImages(preprocessing.channels, preprocessing.windows, preprocessing.orientation), classes, kind
+        )
         self.preprocessing = preprocessing
         self.evaluation = Evaluation(preprocessing)
 
@@ -72,10 +73,4 @@ def load_predictor(folder: Path) -> Predictor:
     classes = description["classes"]
     backbone = build_backbone(BackboneConfig(**description["backbone"], weights=None, options=description["options"]))
     network = with_weights(folder, backbone, linear_head(backbone.out_features, len(classes)))
-    return Predictor(network, image_preprocessing(description["preprocessing"]), classes, description["kind"])
-
-
-def image_preprocessing(fields: dict[str, Any]) -> Preprocessing:
-    """Reads a preprocessing from JSON, which has lists for tuples."""
-    read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    return Preprocessing(**read)
+    return Predictor(network, Preprocessing.from_fields(description["preprocessing"]), classes, description["kind"])

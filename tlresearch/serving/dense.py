@@ -45,7 +45,7 @@ class DensePredictor(RawPredictor):
     def __init__(
         self, backbone: StagedBackbone, head: nn.Module, preprocessing: Preprocessing, classes: Sequence[str]
     ) -> None:
-        super().__init__(RawImages(preprocessing.channels))
+        super().__init__(RawImages(preprocessing.channels, preprocessing.windows, preprocessing.orientation))
         self.backbone = backbone.eval()
         self.head = head.eval()
         self.evaluation = Evaluation(preprocessing)
@@ -149,10 +149,7 @@ def load_dense_predictor(folder: Path) -> DensePredictor:
     """Reads what `save_dense_predictor` wrote; nothing is unpickled and nothing downloaded."""
     description = json.loads((folder / DESCRIPTION).read_text())
     task, classes = TaskConfig(**description["task"]), description["classes"]
-    fields: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in description["preprocessing"].items()
-    }
-    preprocessing = Preprocessing(**fields)
+    preprocessing = Preprocessing.from_fields(description["preprocessing"])
     assert preprocessing.crop is not None
     network = nn.Module()
     recipe = description["backbone"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from tlresearch.base.errors import UserError, first_line
+from tlresearch.data.folders import list_files, summary
 from tlresearch.serving.base import RawPredictor, Shown
 from tlresearch.show import page as pages
 from tlresearch.show.elements import Column, Facts, Note, Table
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
 from tlresearch.tracking.store import connect
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".jsonl")
 PRINTED = 20
@@ -204,10 +208,12 @@ def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
     for given in files:
         path = Path(given).expanduser()
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
-            if not inside:
+            inside = list_files(path, suffixes)
+            if inside.passed:
+                log.warning("%s: %d files to predict, %s", given, len(inside.names), summary(inside.passed))
+            if not inside.names:
                 raise UserError(f"{given} holds no files that this model reads ({' '.join(suffixes)})")
-            yield from (Source(str(file), file) for file in sorted(inside))
+            yield from (Source(str(path / name), path / name) for name in sorted(inside.names, key=Path))
         elif path.exists():
             yield Source(given, path)
         else:

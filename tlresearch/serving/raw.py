@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tlresearch.data import audio_decoding, decoding
 from tlresearch.data.audio_files import EXTENSIONS
+from tlresearch.data.base import Orientation, Window
+from tlresearch.data.files import PICTURES
+from tlresearch.data.volumes import VOLUMES
 
 LONGEST_PATH = 1000  # longer text is a whole file
 _ARRAY = b"\x93NUMPY"
@@ -110,18 +112,23 @@ class RawImages(RawInput):
 
     Args:
         channels: Channels of the network's input.
+        windows: See `Preprocessing.windows`.
+        orientation: See `Preprocessing.orientation`.
     """
 
-    name, column, suffixes, dims = "image", "image", (*IMG_EXTENSIONS, ".npy"), (2, 3)
+    name, column, dims = "image", "image", (2, 3)
+    suffixes = (*(ending for ending in PICTURES if ending not in VOLUMES), ".npy")
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, windows: Sequence[Window] = (), orientation: Orientation = "exif") -> None:
         self.channels = channels
+        self.windows = windows
+        self.orientation = orientation
 
     def decode(self, content: bytes) -> Tensor:
         """Decodes an image file as training does, or an array ``(H, W)`` or ``(H, W, C)`` in a ``.npy`` file."""
         if content.startswith(_ARRAY):
             return self.value(np.load(io.BytesIO(content), allow_pickle=False))
-        return decoding.decode(content, self.channels)
+        return decoding.decode(content, self.channels, self.windows, self.orientation)
 
     def value(self, given: Any) -> Tensor:
         """Takes an array uint8 ``(H, W)`` or ``(H, W, C)``."""

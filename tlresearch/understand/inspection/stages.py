@@ -16,7 +16,6 @@ from tlresearch.backbones.lineage import TRAINED
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SampleKey, SplitName
-from tlresearch.data.loading import collate
 from tlresearch.data.values import leaves, to_device
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run.process import prepared
@@ -255,8 +254,7 @@ def inputs_of(data: Data, split: Literal["train", "val", "test"], rows: Sequence
     """Returns the network's input for some samples of a split."""
     part = data.splits[split]
     keys = [SampleKey(row, 0) for row in rows]
-    together = getattr(part, "__getitems__", None)
-    return to_device(collate(together(keys) if together else [part[key] for key in keys]).inputs, torch.device("cpu"))
+    return to_device(part.__getitems__(keys).inputs, torch.device("cpu"))
 
 
 def _statistics(stage: nn.Module) -> Iterator[Tensor]:
