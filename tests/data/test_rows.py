@@ -127,7 +127,7 @@ def test_numbers_of_json_are_labels_by_their_value(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"image": f"{n}", "label": value}) for n, value in enumerate(values)))
     assert labels(path) == ["1", "1", "2", "2", "True", ["1", "x"]]
     for nothing in ("NaN", "null", '""', '"\u00a0"'):
-        path.write_text('{"image": "a", "label": "x"}\n\n{"image": "b", "label": %s}' % nothing)
+        path.write_text(f'{{"image": "a", "label": "x"}}\n\n{{"image": "b", "label": {nothing}}}')
         with pytest.raises(DataError, match=r"rows with nothing in column 'label' \(1\): line 3"):
             labels(path)
     path.write_text('{"image": "a", "label": "x", "label": "y"}')

@@ -17,6 +17,7 @@ from tlresearch.data.base import Data, Preprocessing, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import EpochSampler, make_loader
 from tlresearch.data.text import IGNORED, aligned
+from tlresearch.data.text_files import read_conll
 from tlresearch.data.text_tokenizer import Encoded, TextPreprocessing, WordTokenizer, split_words
 
 WORDS = WordTokenizer(["good", "bad", "film", "a", "paris", "in", "anna"])
@@ -236,3 +237,18 @@ def test_real_data_counts(data_dir: Path) -> None:
     assert len(data.classes) == 13
     data = build(data_dir / "sst2", text_column="0", label_column="1")
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 6920, "val": 872, "test": 1821}
+
+
+@pytest.mark.parametrize(
+    ("tags", "classes"),
+    [
+        (("B-x", "L-x", "O", "U-y"), ("O", "B-x", "E-x", "S-y")),
+        (("x", "x", "O", "y"), ("O", "I-x", "I-y")),
+        (("I-x", "I-x", "O", "I-y"), ("O", "I-x", "I-y")),
+        (("B-x", "E-x", "O", "S-y"), ("O", "B-x", "E-x", "S-y")),
+    ],
+)
+def test_tags_of_every_scheme(tags: tuple[str, ...], classes: tuple[str, ...], tmp_path: Path) -> None:
+    lines = "".join(f"{word} {tag}\n" for word, tag in zip("abcd", tags, strict=True))
+    (tmp_path / "t.conll").write_text(f"{lines}\n" * 4)
+    assert read_conll(tmp_path / "t.conll", {}).classes == classes

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tlresearch.base.errors import one_line
@@ -101,12 +102,15 @@ class FileMasks:
             return numbers, part.digest
         try:
             content = (self.root / self.names[index]).read_bytes()
-            pixels = read_pixels(
-                content, lambda image: np.array(image.convert(_PLAIN.get(image.mode, image.mode))), self.orientation
-            )
+            pixels = read_pixels(content, _plain, self.orientation)
         except (OSError, ValueError) as error:
             raise ValueError(f"its mask {self.names[index]} cannot be read: {one_line(error, 200)}") from None
         return pixels.astype(np.int64), hashlib.sha256(content).hexdigest()
+
+
+def _plain(image: Image.Image) -> np.ndarray:
+    """Pixels without transparency: palette numbers where there is a palette, but of GIF, whose encoders number anew."""
+    return np.array(image.convert("RGB" if image.format == "GIF" else _PLAIN.get(image.mode, image.mode)))
 
 
 class ArrayMasks:
