@@ -115,25 +115,26 @@ def read_voc(
         try:
             whole = ElementTree.parse(files[stem]).getroot()
             size = _declared(whole.findtext("size/height"), whole.findtext("size/width"))
-            for element in whole.iter("object"):
-                hard = element.findtext("difficult", "0").strip() == "1"
-                marked += hard
-                if not (hard and difficult == "leave_out"):
-                    objects.append(_voc_object(element))
+            hard = [element.findtext("difficult", "0").strip() == "1" for element in whole.iter("object")]
+            marked += sum(hard)
+            every = zip(whole.iter("object"), hard, strict=True)
+            objects = [_voc_object(element) for element, is_hard in every if difficult == "keep" or not is_hard]
         except (ElementTree.ParseError, ValueError, OSError) as error:
             read.problems[name] = f"its annotation {files[stem].name} cannot be read: {one_line(error, 200)}"
         read.names.append(name)
         read.objects.append(objects)
         read.declared.append(size)
-    if marked and difficult == "keep":
-        logger.warning(
-            "%s: %d objects marked as difficult are objects like any other; data.options.difficult=leave_out leaves "
-            "them out", root.name, marked,
-        )  # fmt: skip
-    elif marked:
-        read.left_out["difficult objects"] = marked
+    _say_difficult(read, marked, difficult, root.name)
     read.classes = sorted({label for objects in read.objects for label, _ in objects})
     return read
+
+
+def _say_difficult(read: Annotations, marked: int, difficult: str, name: str) -> None:
+    if difficult == "leave_out":
+        read.left_out["difficult objects"] = marked
+    elif marked:
+        cure = "data.options.difficult=leave_out leaves them out"
+        logger.warning("%s: %d objects marked as difficult are objects like any other; %s", name, marked, cure)
 
 
 def _voc_object(element: ElementTree.Element) -> Object:

@@ -158,9 +158,7 @@ def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
 
 
 def _built(table: Table, config: DataConfig, modality: Modality, preprocessing: Any, seed: int) -> Data:
-    dense = table.plane is not None
-    # Classes of dense targets are chosen where they are read.
-    prepared = prepare(table, replace(config, classes=[]) if dense and table.kind != "masks" else config)
+    prepared = prepare(table, config)
     if isinstance(preprocessing, Preprocessing):
         preprocessing = replace(
             resized(preprocessing, config.image_size, config.resize),
@@ -171,7 +169,7 @@ def _built(table: Table, config: DataConfig, modality: Modality, preprocessing: 
     return Data(
         name=table.name,
         splits=splits,
-        classes=table.classes if dense else prepared.classes,
+        classes=prepared.classes,
         kind=prepared.kind,
         fingerprint=prepared.fingerprint,
         preprocessing=preprocessing,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -293,7 +293,7 @@ def image_splits(
 
 def _dense_splits(
     table: Table,
-    plane: Any,
+    plane: Callable[[Mapping[int, Size]], PlaneTargets],
     prepared: Prepared,
     config: DataConfig,
     preprocessing: Preprocessing,

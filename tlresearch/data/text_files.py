@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
-from tlresearch.data.folders import is_hidden
+from tlresearch.data.folders import is_hidden, list_files
 from tlresearch.data.rows import ENDINGS, Label, read_rows, read_text
 from tlresearch.data.table import SPLITS, Table, refuse, split_of, splits_among
 from tlresearch.data.text_table import label_table, tag_table
@@ -57,6 +57,7 @@ def read_text_table(
         labels += rows.labels(label_column)
         splits += rows.splits(split_column) if split_column else [split or "train"] * len(rows.lines)
         passed += rows.passed
+    passed += _beside(root, [path for _, path in paths])
     given = None if len(paths) == 1 and not split_column else splits
     table = label_table(root.stem, names=names, texts=texts, labels=labels, splits=given)
     return replace(table, passed=passed)
@@ -109,7 +110,8 @@ def read_conll(
             tags.append([row[-1 if tag_column is None else tag_column].strip() for row in rows])
             splits.append(split or "train")
     given = None if len(paths) == 1 else splits
-    return tag_table(root.stem, names=names, sentences=sentences, tags=tags, splits=given)
+    table = tag_table(root.stem, names=names, sentences=sentences, tags=tags, splits=given)
+    return replace(table, passed=_beside(root, [path for _, path in paths]))
 
 
 def split_files(
@@ -146,6 +148,15 @@ def split_files(
             f"{root} has no file for train; name the files, such as data.files={{train: a.tsv, val: b.tsv}}"
         )
     return [(split, named[split]) for split in SPLITS if split in named]
+
+
+def _beside(root: Path, read: Sequence[Path]) -> Counter[str]:
+    """Files of a folder that are none of those that are read, by their ending."""
+    if not root.is_dir():
+        return Counter()
+    files = list_files(root, ("",), deep=False)
+    further = {root / name for name in files.names} - set(read)
+    return files.passed + Counter(path.suffix.lower() or "without an ending" for path in further)
 
 
 def _short(root: Path, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
     labels: list[Any] = []
     splits: list[SplitName] = []
     classes: tuple[str, ...] | None = None
+    passed: dict[str, int] = {}
     meant = splits_among(loaded, dataset)
     for split, part in loaded.items():
         if split not in meant:
+            passed[f"entries of '{split}'"] = len(part)
             continue
         for column in (text_column, label_column):
             if column not in part.column_names:
@@ -46,7 +49,8 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
         classes = _class_names(part.features[label_column])
         values = part[label_column][:]
         if all(value in (-1, None) for value in values):
-            continue  # a test split whose labels are kept secret
+            passed[f"entries of '{split}' without a label"] = len(values)  # those of a test that are kept secret
+            continue
         names += [f"{split}/{index}" for index in range(len(values))]
         texts += part[text_column][:]
         labels += [_names(value, classes) for value in values]
@@ -56,8 +60,9 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
     given = splits if len(set(splits)) > 1 else None
     short = Path(dataset).name
     if isinstance(texts[0], list):
-        return tag_table(short, names=names, sentences=texts, tags=labels, splits=given)
-    return label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
+        return replace(tag_table(short, names=names, sentences=texts, tags=labels, splits=given), passed=passed)
+    table = label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
+    return replace(table, passed=passed)
 
 
 def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
