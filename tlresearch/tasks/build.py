@@ -14,7 +14,6 @@ from tlresearch.backbones.base import End, StagedBackbone, evaluating
 from tlresearch.base.errors import ConfigError, load_object
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
 from tlresearch.data.base import Batch, Data, Preprocessing, SampleKey, TargetKind
-from tlresearch.data.loading import collate
 from tlresearch.data.mixing import mix_batch
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
@@ -191,7 +190,7 @@ def _check_batch_of_one(
     hooks = [layer.register_forward_pre_hook(look) for layer in norms]
     try:
         with torch.no_grad(), evaluating(backbone):
-            backbone(collate([data.splits["train"][SampleKey(0, 0)]]).inputs)
+            backbone(data.splits["train"].__getitems__([SampleKey(0, 0)]).inputs)
     finally:
         for hook in hooks:
             hook.remove()
