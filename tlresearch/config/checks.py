@@ -78,7 +78,7 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *shift_problems(config.data, _data),
         *_backbone(config.backbone),
         *_known("task.name", config.task.name, TASKS),
-        *_freeze(config.freeze),
+        *freeze_problems(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),
         *device_problems(config),
@@ -175,7 +175,8 @@ def _backbone(backbone: BackboneConfig) -> Iterator[str]:
         yield "backbone.checkpoint: replaces backbone.weights; give one of them"
 
 
-def _freeze(freeze: FreezeConfig) -> Iterator[str]:
+def freeze_problems(freeze: FreezeConfig) -> Iterator[str]:
+    """Yields what is wrong with a freeze section."""
     yield from _one_of("freeze.schedule", freeze.schedule, SCHEDULES)
     yield from _depth("freeze.unfreeze_depth", freeze.unfreeze_depth)
     needs = {"depth": "unfreeze_depth", "surgical": "stages", "phases": "phases"}

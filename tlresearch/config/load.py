@@ -201,6 +201,22 @@ def load_text(text: str, overrides: Overrides = (), source: str = "config") -> L
     return _load(ExperimentConfig, _sections(text, source), overrides, source)
 
 
+def load_schedule(values: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """Loads the sections ``freeze``, ``optimizer`` and ``scheduler`` alone, for a module of somebody else's.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems: list[str] = []
+    tree = OmegaConf.structured(ExperimentConfig)
+    merge(tree, ExperimentConfig, values, "", problems)
+    config = _resolve(tree, ExperimentConfig, problems)
+    problems += [*_range_problems(config), *checks.freeze_problems(config.freeze)]
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, SampleKey
 from tlresearch.data.values import to_device
 from tlresearch.finetuning.param_groups import apply_modes, apply_phase
+from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase
 from tlresearch.tasks.base import Task
 
@@ -160,8 +161,9 @@ class _Bench:
             precision, memory_format = way
             batch = self._batch(phase.boundary)
             task = copy.deepcopy(self._task).to(self._device)
-            apply_phase(phase, task.backbone, task.head)
-            apply_modes(phase, task.backbone, task.head)
+            parts = staged_parts(task.backbone, task.head)
+            apply_phase(phase, parts)
+            apply_modes(phase, parts)
             if memory_format == "channels_last":
                 task.backbone.to(memory_format=torch.channels_last)
 

@@ -24,6 +24,7 @@ from tlresearch.data.transforms import resized
 from tlresearch.data.values import Value, leaves
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
+from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers
@@ -209,7 +210,7 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
     rules = []
     for index, (phase, start) in enumerate(zip(schedule.phases, schedule.starts, strict=True)):
         end = start + phase.epochs
-        apply_phase(phase, backbone, nn.Identity())
+        apply_phase(phase, staged_parts(backbone, nn.Identity()))
         sizes = [sum(p.numel() for p in stage.parameters() if p.requires_grad) for stage in backbone.stages]
         first = schedule.rates(index, schedule.starts, start + min(phase.warmup_epochs, phase.epochs))
         last = schedule.rates(index, schedule.starts, end - 1e-6)
