@@ -10,10 +10,24 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from tests.finetuning.foreign import (
     QUIET,
@@ -28,6 +42,8 @@ from tests.finetuning.foreign import (
     moved,
 )
 from tlresearch import FreezeSchedule
+from tlresearch.base.errors import ConfigError
+from tlresearch.finetuning.parts import find_parts
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in QUIET]
 
@@ -222,6 +238,245 @@ def test_validation_twice_an_epoch_resumes_exactly(tmp_path: Path) -> None:
         tmp_path, 16, {"monitor": "val_loss"}, trainer={"val_check_interval": 3}
     )
     assert weights == again
+
+
+def refused(module: L.LightningModule, plan: FreezeSchedule, *more: L.Callback, **options: Any) -> str:
+    """The one line that is said before the first step."""
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(None, [plan, *more], **{"max_epochs": 4, **options}).fit(module, *loaders())
+    assert len(caught.value.problems) == 1
+    return caught.value.problems[0]
+
+
+class Tied(Photos):
+    """The second stage shares its weights with the first one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.layer1[1].weight = self.encoder.stem[1].weight
+
+
+class Frozen(Photos):
+    """A stage that the module has frozen itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.stem.requires_grad_(False)
+
+
+def only_head(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.classifier.parameters(), lr=0.1)  # type: ignore[union-attr]
+
+
+def two_optimizers(module: nn.Module) -> Any:
+    return [only_head(module), torch.optim.SGD(module.encoder.parameters(), lr=0.1)]  # type: ignore[union-attr]
+
+
+def a_strangers_weights(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([*module.parameters(), nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+BAD: dict[str, tuple[Callable[[], str], str]] = {
+    "nothing of that name": (
+        lambda: refused(Photos(), schedule(stages=["encoder.steam", *STAGES[1:]])),
+        "stages[0]: 'encoder.steam' is no submodule of Photos (did you mean 'encoder.stem'?)",
+    ),
+    "a pattern that matches nothing": (
+        lambda: refused(Photos(), schedule(stages=["body.*"])),
+        "stages[0]: 'body.*' is no submodule of Photos; it has encoder, classifier",
+    ),
+    "named twice": (
+        lambda: refused(Photos(), schedule(stages=["encoder.stem", *STAGES])),
+        "stages: 'encoder.stem' is named twice; each submodule is in one stage",
+    ),
+    "one within another": (
+        lambda: refused(Photos(), schedule(stages=["encoder", "encoder.layer2"])),
+        "stages: 'encoder.layer2' is in 'encoder' and in 'encoder.layer2'; each submodule is in one stage",
+    ),
+    "in no stage": (
+        lambda: refused(Photos(), schedule(stages=STAGES[:2])),
+        "'encoder.layer2': in no stage, though training would move it; add it to a stage in `stages`, or to `head`",
+    ),
+    "no stages": (
+        lambda: refused(Photos(), FreezeSchedule("lp_ft", head="classifier")),
+        "stages: Photos needs it: names of its submodules, such as ['encoder.layer1', 'encoder.layer2']",
+    ),
+    "no head": (
+        lambda: refused(Photos(), FreezeSchedule("lp_ft", stages=STAGES)),
+        "head: Photos needs it: names of its submodules, such as 'fc'",
+    ),
+    "no submodule": (
+        lambda: refused(Photos(), schedule(stages=[nn.Linear(1, 1)])),
+        "stages[0]: the Linear is no submodule of Photos",
+    ),
+    "tied weights": (
+        lambda: refused(Tied(), schedule()),
+        "'encoder.stem.1.weight' is in the stages encoder.stem and encoder.layer1; what shares weights belongs to one "
+        "stage",
+    ),
+    "frozen by the module": (
+        lambda: refused(Frozen(), schedule()),
+        "'encoder.stem' has no parameter that needs a gradient: the module freezes it itself; take out the line that "
+        "does, the schedule will freeze it",
+    ),
+    "an optimizer that lacks parameters": (
+        lambda: refused(Photos(only_head), schedule()),
+        "configure_optimizers: the optimizer lacks 'encoder.stem.0.weight', 'encoder.stem.0.bias', "
+        "'encoder.stem.1.weight' and 9 more; give it all parameters of the module (self.parameters()), the schedule "
+        "says which are trained when",
+    ),
+    "parameters of nothing": (
+        lambda: refused(Photos(a_strangers_weights), schedule()),
+        "configure_optimizers: 1 parameters of the optimizer are of no submodule of Photos; make what they belong to "
+        "an attribute of it",
+    ),
+    "two optimizers": (
+        lambda: refused(TwoOptimizers(two_optimizers), schedule()),
+        "configure_optimizers: a freeze schedule needs one optimizer, but TwoOptimizers has 2",
+    ),
+    "LBFGS": (
+        lambda: refused(Photos(lambda module: torch.optim.LBFGS(module.parameters())), schedule()),
+        "configure_optimizers: LBFGS takes one parameter group; use another optimizer",
+    ),
+    "longer than max_epochs": (
+        lambda: refused(Photos(), schedule(epochs=9)),
+        "epochs: the schedule has 9 epochs, but the trainer's max_epochs is 4; shorten the one or raise the other",
+    ),
+    "more phases than epochs": (
+        lambda: refused(Photos(), schedule(), max_epochs=2),
+        "freeze.epochs: `gradual` has 4 phases on this backbone and needs at least 4 epochs, but got 2; raise it, or "
+        "write the phases yourself with `schedule: phases`",
+    ),
+    "two sources of rates": (
+        lambda: refused(Photos(with_scheduler(SCHEDULERS["a function"])), schedule(lr=0.1)),
+        "lr: the module's scheduler (LambdaLR) sets the rates; leave lr out, or the scheduler",
+    ),
+    "a scheduler that Lightning cannot resume": (
+        lambda: refused(Photos(on_plateau), schedule()),
+        "configure_optimizers: Lightning writes checkpoints before ReduceLROnPlateau steps, so a resumed run would "
+        "miss a step; end a phase with `until` instead",
+    ),
+    "weight averaging": (
+        lambda: refused(Photos(), schedule(), StochasticWeightAveraging(swa_lrs=1e-2)),
+        "StochasticWeightAveraging: it sets its own rates, averages over phases and moves the statistics of frozen "
+        "norm layers; leave it out",
+    ),
+    "another that freezes": (
+        lambda: refused(Photos(), schedule(), NothingFrozen()),
+        "NothingFrozen: it freezes and unfreezes too; keep one of the two",
+    ),
+    "no such stage in a phase": (
+        lambda: refused(Photos(), schedule([{"stages": ["layer9"], "epochs": 1}])),
+        "freeze.phases[0].stages: there is no stage 'layer9' (did you mean 'encoder.layer2'?); stages: encoder.stem, "
+        "encoder.layer1, encoder.layer2",
+    ),
+}
+
+
+class TwoOptimizers(Photos):
+    """As a GAN has them."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        raise AssertionError
+
+
+class NothingFrozen(BaseFinetuning):
+    """Lightning's own, doing nothing."""
+
+    def freeze_before_training(self, pl_module: L.LightningModule) -> None:
+        pass
+
+    def finetune_function(self, pl_module: L.LightningModule, epoch: int, optimizer: Any) -> None:
+        pass
+
+
+def on_plateau(module: nn.Module) -> Any:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ReduceLROnPlateau(optimizer), "monitor": "val_loss"}}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_before_the_first_step(case: str) -> None:
+    make, line = BAD[case]
+    assert make() == line
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: schedule("graduall"), "freeze.schedule: 'graduall' is unknown (did you mean 'gradual'?)"),
+        (lambda: schedule("lp_ft", probe=3), "freeze.probe: unknown key (did you mean 'probe_epochs'?)"),
+        (lambda: schedule("lora"), "schedule: 'lora' is for backbones of experiments; add adapters to the module"),
+        (
+            lambda: schedule([{"unfreeze_depth": 0, "epochs": 1, "lr": 0.1, "name": "x"}]),
+            "lr: is needed, since phase 'x'",
+        ),
+        (lambda: schedule([{"unfreeze_depth": 0}]), "freeze.phases[0].epochs: give it or fraction"),
+    ],
+)
+def test_a_bad_schedule_is_refused_when_it_is_written(make: Callable[[], FreezeSchedule], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.problems[0].startswith(line)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, [], max_epochs=1).fit(Photos(), *loaders())
+    with pytest.raises(ConfigError, match="was written without a freeze schedule"):
+        make_trainer(None, [schedule()], max_epochs=4).fit(Photos(), *loaders(), ckpt_path=tmp_path / "last.ckpt")
+    other = tmp_path / "other"
+    whole = FreezeSchedule("full", stages=["encoder"], head="classifier")
+    make_trainer(other, [whole], max_epochs=1).fit(Photos(), *loaders())
+    with pytest.raises(
+        ConfigError, match=r"the checkpoint has the stages encoder, head, but the schedule encoder\.stem"
+    ):
+        make_trainer(None, [schedule()], max_epochs=4).fit(Photos(), *loaders(), ckpt_path=other / "last.ckpt")
+
+
+def named(module: L.LightningModule, stages: Any, head: Any = "classifier") -> dict[str, list[str]]:
+    """Parameters of each stage, as `find_parts` finds them."""
+    return {name: [key for key, _ in part.named_parameters()] for name, part in find_parts(module, stages, head)}
+
+
+def test_stages_are_names_patterns_submodules_or_a_mapping() -> None:
+    module = Photos()
+    by_name = named(module, STAGES)
+    assert list(by_name) == [*STAGES, "head"]
+    assert named(module, ["encoder.stem", "encoder.layer*"]) == by_name
+    assert named(module, [module.encoder.stem, module.encoder.layer1, module.encoder.layer2]) == by_name
+    assert named(module, STAGES, module.classifier) == by_name
+    both = named(module, {"low": ["encoder.stem", "encoder.layer1"], "high": "encoder.layer2"})
+    assert both == {
+        "low": [*by_name["encoder.stem"], *by_name["encoder.layer1"]],
+        "high": by_name["encoder.layer2"],
+        "head": by_name["head"],
+    }
+    assert list(named(module, [["encoder.stem", "encoder.layer1"], "encoder.layer2"])) == [*STAGES[::2], "head"]
+
+
+class Token(Photos):
+    """A parameter of the encoder's own, one that never trains, and a teacher beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.shift = nn.Parameter(torch.zeros(1))
+        self.encoder.layer1.register_parameter("fixed", nn.Parameter(torch.ones(4), requires_grad=False))
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.encoder.shift)
+
+
+def test_a_parameter_can_be_in_a_stage_and_what_the_module_keeps_fixed_stays_so() -> None:
+    module = Token()
+    before = copy(module)
+    stages = {"stem": ["encoder.stem", "encoder.shift"], "rest": ["encoder.layer1", "encoder.layer2"]}
+    make_trainer(None, [schedule("full", stages=stages)], max_epochs=1).fit(module, *loaders())
+    still = set(before) - moved(before, copy(module))
+    assert still == {"encoder.layer1.fixed", "teacher.weight", "teacher.bias"}
 
 
 def unbroken_and_resumed(
