@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tlresearch.backbones.stages import stages as stages
     from tlresearch.finetuning.foreign import FreezeSchedule as FreezeSchedule
     from tlresearch.run.fit import RunResult as RunResult
     from tlresearch.run.fit import fit as fit
@@ -31,6 +32,7 @@ __all__ = [
     "fit",
     "fit_group",
     "run_sweep",
+    "stages",
 ]
 
 _WHERE = {
@@ -42,6 +44,7 @@ _WHERE = {
     "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),
     "run_sweep": ("tlresearch.studies.sweeps.run", "run"),
     "SweepResult": ("tlresearch.studies.sweeps.result", "SweepResult"),
+    "stages": ("tlresearch.backbones.stages", "stages"),
 }
 
 

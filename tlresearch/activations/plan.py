@@ -100,7 +100,9 @@ class FrozenPrefix:
         if phase.boundary == 0:
             return 0
         reason = ""
-        if phase.frozen_norm != "eval":
+        if not self.backbone.can_stop:
+            reason = "the backbone runs only as a whole"
+        elif phase.frozen_norm != "eval":
             reason = f"frozen_norm is {phase.frozen_norm}, so the frozen stages depend on the batch"
         elif name == "train" and self._mixes:
             reason = "mixup and cutmix mix raw inputs"

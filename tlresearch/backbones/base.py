@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +19,9 @@ End = Literal["pooled", "sequence", "maps"]
 """What a backbone gives at its end, as the task needs it: a tensor ``(batch, out_features)``; hidden states
 ``{"hidden": (batch, length, out_features), "mask": (batch, length)}``; or feature
 maps ``(batch, C, H, W)`` by name, finest first."""
+
+Way = Literal["own", "graph", "structure", "children"]
+"""How a network was taken apart; see `stages.py`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class StagedBackbone(nn.Module):
         out_features: Width of the output, a tensor of shape ``(batch, out_features)``.
         preprocessing: What the inputs must look like: `Preprocessing` of images, or what other samples have instead.
         weights: Where the weights came from.
+        way: How the network was taken apart.
+        reasons: Why ways that are better were not taken.
     """
 
     recomputing = False
@@ -62,6 +67,8 @@ class StagedBackbone(nn.Module):
         out_features: int,
         preprocessing: Any,
         weights: WeightsRecord | None = None,
+        way: Way = "own",
+        reasons: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.stage_names = tuple(stages)
@@ -69,6 +76,13 @@ class StagedBackbone(nn.Module):
         self.out_features = out_features
         self.preprocessing = preprocessing
         self.weights = weights or WeightsRecord()
+        self.way = way
+        self.reasons = tuple(reasons)
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether the backbone can be run up to a boundary and from there, so that activations can be stored."""
+        return self.way != "children"
 
     def forward(self, x: Value, start: int = 0, stop: int | None = None) -> Any:
         """Runs the stages ``start`` to ``stop - 1``.
@@ -114,3 +128,30 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Runs a block and undoes what it changes in a module: attributes, and what buffers hold.
+
+    Some networks keep what they computed for an input's size as an attribute or a buffer. A pass on fake tensors would
+    leave fake tensors there.
+    """
+    layers = list(module.modules())
+    attributes = [dict(layer.__dict__) for layer in layers]
+    buffers = [dict(layer._buffers) for layer in layers]
+    contents = [
+        (buffer, buffer._version, buffer.clone()) for held in buffers for buffer in held.values() if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for layer, held, own in zip(layers, attributes, buffers, strict=True):
+            layer.__dict__.clear()
+            layer.__dict__.update(held)
+            layer._buffers.clear()
+            layer._buffers.update(own)
+        with torch.no_grad():
+            for buffer, version, content in contents:
+                if buffer._version != version:
+                    buffer.copy_(content)

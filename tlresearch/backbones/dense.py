@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision import models
 
-from tlresearch.backbones.base import StagedBackbone, WeightsRecord
+from tlresearch.backbones.base import StagedBackbone, WeightsRecord, unchanged
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.vision import SkipInit, download_published, find_published, locate_weights
@@ -186,9 +186,10 @@ def _add(found: _Pieces, prefix: str, body: nn.Module, taps: Mapping[str, str]) 
 def _sides(children: Iterable[nn.Module]) -> list[int]:
     """Side of each layer's output for an image of 256 pixels."""
     sides = []
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    layers = nn.ModuleList(children)
+    with torch.no_grad(), unchanged(layers), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x = mode.from_tensor(torch.zeros(2, 3, 256, 256))
-        for child in children:
+        for child in layers:
             x = child(x)
             sides.append(int(x.shape[-1]))
     return sides
@@ -228,7 +229,8 @@ class _SsdNeck(nn.Module):
 
 def _measure(pieces: _Pieces, channels: int, side: int) -> tuple[dict[int, FeatureMap], tuple[FeatureMap, ...]]:
     taps = {number: FeatureMap(name, 0, 1) for number, name in pieces.taps.items()}
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    parts = nn.ModuleList([*pieces.stages.values(), *([pieces.neck] if pieces.neck is not None else [])])
+    with torch.no_grad(), unchanged(parts), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x = mode.from_tensor(torch.zeros(2, channels, side, side))
         maps = {}
         for number, stage in enumerate(pieces.stages.values()):

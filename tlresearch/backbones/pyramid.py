@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating
+from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating, unchanged
 from tlresearch.backbones.channels import channel_axes, channel_axis
 from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
@@ -130,11 +130,13 @@ def to_maps(backbone: StagedBackbone, name: str) -> StagedBackbone:
     side = backbone.preprocessing.crop or 64
     stages: dict[str, nn.Module] = {}
     by_stride: dict[int, tuple[int, FeatureMap]] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, evaluating(backbone):
+    with unchanged(backbone), FakeTensorMode(allow_non_fake_inputs=True) as mode, evaluating(backbone):
         x = mode.from_tensor(torch.zeros(1, backbone.preprocessing.channels, side, side))
         axis = 1
         for (stage_name, whole), axes in zip(backbone.named_stages(), channel_axes(backbone), strict=True):
             after, stage = whole(x), whole
+            if not isinstance(after, Tensor):  # a network cut by its structure carries more than the map
+                break
             if not _is_map(after.shape):
                 shortened = _without_pooling(whole, tuple(x.shape))
                 if shortened is None:

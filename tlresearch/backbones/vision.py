@@ -91,7 +91,9 @@ def build_torchvision(
     elif file is not None:
         record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY, prefix=weights_prefix)
         record = replace(record, source=str(weights))
-    return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
+    return StagedBackbone(
+        pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record, way="graph"
+    )
 
 
 def find_published(model: str, weights: str | None) -> models.WeightsEnum | None:

@@ -147,6 +147,7 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
         "tlresearch.weights": weights.source,
         "tlresearch.weights_sha256": weights.sha256,
         "tlresearch.stages": ", ".join(backbone.stage_names),
+        "tlresearch.cut": backbone.way,
     }
     if weights.random_stages:
         tags["tlresearch.random_stages"] = ", ".join(weights.random_stages)

@@ -178,7 +178,8 @@ def stage_table(config: BackboneConfig, backbone: StagedBackbone, image_size: in
             Column("parameters then", align="right"),
         ),
         tuple(rows),
-        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, input {size}",
+        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, cut by "
+        f"{backbone.way}, input {size}",
         rules=frozenset({len(stages)}),
     )
 
