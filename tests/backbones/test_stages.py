@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +99,17 @@ def test_what_runs_only_as_a_whole_has_children_to_freeze(caplog: pytest.LogCapt
     assert "the activation cache is off" in caplog.text
     backbone(ROWS).sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_an_exported_graph_is_the_network(tmp_path: Path) -> None:
+    backbone = stages(Encoder(table=True), TEXT).eval()
+    assert isinstance(TEXT, dict)
+    program = torch.export.export(copy.deepcopy(backbone), (TEXT,))  # as `export` does it
+    torch.export.save(program, tmp_path / "model.pt2")
+    opened = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(opened(TEXT)["hidden"], leaves(backbone(TEXT))["hidden"])
+    names = [name for stage in backbone.stages for name in stage.state_dict()]
+    assert len(names) == len(set(names))  # what was lent is given back
 
 
 def test_few_stages_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -95,6 +95,9 @@ class StagedBackbone(nn.Module):
         Returns:
             The output of the last stage that ran; of shape ``(batch, out_features)`` at the end.
         """
+        whole = getattr(self.stages[-1], "run_whole", None)
+        if whole is not None and start == 0 and stop is None and torch.compiler.is_exporting():
+            return whole(self.stages, x)
         for number, stage in enumerate(self.stages[start:stop], start):
             if self.recomputing and torch.is_grad_enabled():
                 x = recomputed(partial(self.step, number, stage), stage, x)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from tlresearch.backbones.base import evaluating, unchanged
-from tlresearch.backbones.recording import Drive, Key, Leaf, shape_of, tensors_in
+from tlresearch.backbones.recording import Drive, Key, Leaf, shape_of
 from tlresearch.data.values import Value, from_leaves, leaves
 
 MASK = "mask"
@@ -33,7 +33,7 @@ class Sized:
 
     Attributes:
         dtype: Its type.
-        sizes: Each side: a number, or the argument (its place among the tensors) and the side that it equals.
+        sizes: Each side: a number, or the argument (its place among the leaves) and the side that it equals.
         passed: The argument that has the same shape and type and is handed on instead; ``None`` without one.
     """
 
@@ -41,10 +41,17 @@ class Sized:
     sizes: tuple[int | tuple[int, int], ...]
     passed: int | None = None
 
-    def made(self, given: Sequence[Tensor], device: torch.device) -> Tensor:
+    def follows(self, given: Sequence[Any]) -> bool:
+        """Whether the tensors that its size is read from are there: a mask that hides nothing may be left out."""
+        places = [size[0] for size in self.sizes if not isinstance(size, int)]
+        places += [] if self.passed is None else [self.passed]
+        return all(place < len(given) and isinstance(given[place], Tensor) for place in places)
+
+    def made(self, given: Sequence[Any], device: torch.device) -> Tensor:
         """Returns the tensor for these arguments."""
         if self.passed is not None:
-            return given[self.passed]
+            passed: Tensor = given[self.passed]
+            return passed
         sizes = [size if isinstance(size, int) else given[size[0]].shape[size[1]] for size in self.sizes]
         return torch.zeros(sizes, dtype=self.dtype, device=device)
 
@@ -75,9 +82,9 @@ class Answer:
         if self.runs:
             flat, spec = tree_flatten(forward(*args, **kwargs))
         else:
-            given = tensors_in((args, kwargs))
+            given = tree_leaves((args, kwargs))
             content, spec = self.content, self.spec
-            if content is None:
+            if content is None or not all(leaf.follows(given) for leaf in content if isinstance(leaf, Sized)):
                 content, spec = self._sizes(forward, args, kwargs)
             device = next(iter(stored.values())).device
             flat = [leaf.made(given, device) if isinstance(leaf, Sized) else leaf for leaf in content]
@@ -153,7 +160,7 @@ class Boundary:
     def packed(self, made: Mapping[Leaf, Tensor], inputs: Value) -> Value:
         """Makes the value that crosses."""
         named = leaves(inputs)
-        batch = len(next(iter(named.values())))
+        batch = next(iter(named.values())).shape[0]
         value = {each.name: each.packed(made[each.leaf], batch) for each in self.crossing}
         mask = named.get(MASK)
         for name, tensor in named.items():
@@ -212,6 +219,7 @@ class Part:
         self, drive: Drive, start: Boundary | None, stop: Boundary | None, kinds: Mapping[str, torch.dtype]
     ) -> None:
         self.drive, self.start, self.stop, self.kinds = drive, start, stop, dict(kinds)
+        self.watching = True
         self._answers = start.answers if start is not None else {}
         self._captured: dict[Key, list[Crossing]] = {}
         for each in stop.crossing if stop is not None else ():
@@ -262,11 +270,13 @@ class Part:
 
     def called(self, watched: Watched, args: Any, kwargs: Any) -> Any:
         """Answers a call, or lets it run and keeps what crosses the next boundary."""
+        if not self.watching:
+            return watched.forward(*args, **kwargs)
         number = self._counts.get(watched.path, 0)
         self._counts[watched.path] = number + 1
         key = (watched.path, number)
         if self.stop is not None and key == self.stop.key:
-            self._keep(key, [None, *tensors_in((args, kwargs))][:0:-1])
+            self._keep(key, tree_leaves((args, kwargs))[::-1])  # arguments count from the end
             raise _StopReached
         if self.start is not None and key == self.start.key:
             self._arrive()
@@ -288,9 +298,7 @@ class Part:
     def _entered(self, key: Key, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of the call behind the boundary, with what is stored in their place."""
         flat, spec = tree_flatten((args, kwargs))
-        places = [place for place, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
-        for number, place in enumerate(places):
-            flat[place] = self._stored.get((key, -1 - number), flat[place])
+        flat = [self._stored.get((key, -1 - place), leaf) for place, leaf in enumerate(flat)]
         entered: tuple[Any, Any] = tree_unflatten(flat, spec)
         return entered
 

@@ -62,7 +62,7 @@ class Call:
         start: Position of its beginning among all beginnings and ends.
         end: Position of its end.
         children: The calls made from it, in order.
-        given: The tensors among its arguments.
+        given: The leaves of its arguments.
         made: The leaves of its output.
         spec: How its output is put together from them.
     """
@@ -88,21 +88,23 @@ class Call:
 
 
 class Recording:
-    """The calls of one forward pass in eval mode, and its result.
+    """The calls of one forward pass, and its result.
 
     Args:
         network: The network.
         drive: How it is run.
         value: A batch.
+        training: Whether it runs in train mode.
     """
 
-    def __init__(self, network: nn.Module, drive: Drive, value: Value) -> None:
+    def __init__(self, network: nn.Module, drive: Drive, value: Value, *, training: bool = False) -> None:
         self.calls: dict[Key, Call] = {}
         self.clock = 0
         self._counts: dict[str, int] = {}
         self._open: list[Call] = []
         # Not by hooks: some networks call the forward of a layer, which runs none.
         with forwards_replaced(dict(network.named_modules()), self._seen), evaluating(network):
+            network.train(training)
             self.result = drive(network, value)
 
     @property
@@ -133,7 +135,7 @@ class Recording:
             number = self._counts.get(path, 0)
             self._counts[path] = number + 1
             self.clock += 1
-            given = Tensors.of(tensors_in((args, kwargs)))
+            given = Tensors.of(tree_leaves((args, kwargs)))
             call = Call((path, number), module, self._open[-1] if self._open else None, self.clock, given)
             if call.parent is not None:
                 call.parent.children.append(call)
@@ -165,11 +167,6 @@ def forwards_replaced(
             del module.__dict__["forward"]
             if own[path] is not None:
                 module.__dict__["forward"] = own[path]
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """Returns the tensors in nested lists, dicts and the like, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def shape_of(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

@@ -25,13 +25,15 @@ from tlresearch.backbones.parts import MASK, CutError
 from tlresearch.backbones.recording import Drive, size_of
 from tlresearch.backbones.structure import attempt, cut_by_structure, difference, total
 from tlresearch.backbones.tracing import TraceError
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.data.values import Value, from_leaves, leaves, unstack
 
 log = logging.getLogger(__name__)
 
 LARGE_SHARE = 0.8
 """A stage with a larger share of the parameters leaves next to nothing to choose by the depth of unfreezing."""
+COMPARED = 50_000_000
+"""Networks with more parameters are not compared by their gradients: that takes two more copies of them."""
 FEW = 4
 """With fewer stages, unfreezing has hardly a depth."""
 
@@ -130,6 +132,7 @@ def divide(
     granularity: Granularity = "stage",
     first: str = "stem",
     graph: Callable[[], dict[str, nn.Module]] | None = None,
+    traced: bool = True,
 ) -> Division:
     """Takes a network apart by the first way whose stages give what the network gives.
 
@@ -140,6 +143,7 @@ def divide(
         granularity: Coarse stages, or single blocks.
         first: Name of the stage in front of the first listed layer.
         graph: Cuts its traced graph; without it, that of a network whose example is a tensor is cut.
+        traced: Whether to look at the graph at all.
 
     Raises:
         UserError: If the network does not run on the example.
@@ -153,7 +157,7 @@ def divide(
         ways["own"] = lambda: dict(own())
     if graph is not None:
         ways["graph"] = graph
-    elif isinstance(batches[0], Tensor):
+    elif traced and isinstance(batches[0], Tensor):
         ways["graph"] = partial(_by_graph, network, batches[0][:1], granularity)
     ways["structure"] = lambda: cut_by_structure(network, drive, batches, granularity=granularity, first=first).stages
     reasons: list[str] = []
@@ -217,9 +221,10 @@ def batches_like(network: nn.Module, drive: Drive, example: Value) -> list[Value
         with torch.no_grad(), evaluating(network), unchanged(network):
             drive(network, two)
     except Exception as error:  # a foreign network may raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in leaves(two).items())
-        raise UserError(f"{type(network).__name__} does not run on its example ({shapes}): {reason[:200]}") from error
+        raise UserError(
+            f"{type(network).__name__} does not run on its example ({shapes}): {first_line(error, 200)}"
+        ) from error
     for other in _resized(two):
         try:
             with torch.no_grad(), evaluating(network), unchanged(network):
@@ -286,8 +291,9 @@ def check(network: nn.Module, drive: Drive, made: Mapping[str, nn.Module], batch
             for batch in batches:
                 _compare(attempt(partial(staged, batch)), drive(network, batch), "in eval mode")
             _check_padding(network, drive, staged, batches[0])
-        with evaluating(network), evaluating(in_order):
-            _check_gradients(network, made, attempt(partial(staged, batches[0])), drive(network, batches[0]))
+        if size_of(network) <= COMPARED:
+            with evaluating(network), evaluating(in_order):
+                _check_gradients(network, made, attempt(partial(staged, batches[0])), drive(network, batches[0]))
         modes = [[(layer, layer.training) for layer in each.modules()] for each in networks]
         with torch.no_grad(), torch.random.fork_rng():
             try:

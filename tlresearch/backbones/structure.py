@@ -10,7 +10,7 @@ of networks needs code of ours.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tlresearch.backbones.base import evaluating, unchanged
 from tlresearch.backbones.parts import MASK, Answer, Boundary, Crossing, CutError, Part, Sized
 from tlresearch.backbones.recording import Call, Drive, Key, Leaf, Recording, forwards_replaced, shape_of, size_of
+from tlresearch.base.errors import first_line
 from tlresearch.data.values import Value, from_leaves, leaves
 
 LARGEST_SHARE = 0.5
@@ -42,6 +43,7 @@ class Finder:
 
     def __init__(self, network: nn.Module, drive: Drive, examples: Sequence[Value]) -> None:
         self.network, self.drive = network, drive
+        self.still: list[nn.Module] = []
         self.example = from_leaves({name: _tracked(leaf) for name, leaf in leaves(examples[0]).items()})
         self.kinds = {name: leaf.dtype for name, leaf in leaves(examples[0]).items()}
         self.recording = Recording(network, drive, self.example)
@@ -49,6 +51,21 @@ class Finder:
             self.others = [Recording(network, drive, example) for example in examples[1:]]
         self.batches = [len(next(iter(leaves(example).values()))) for example in examples]
         self.expected = {name: leaf.detach() for name, leaf in leaves(self.recording.result).items()}
+
+    def find_still(self) -> None:
+        """Finds modules that draw tables for all samples at random in training, such as scaled rotations.
+
+        Every stage makes such a table again, and could not draw the same: these modules stay in eval mode.
+        """
+        seen = []
+        for seed in (0, 1):
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                seen.append(Recording(self.network, self.drive, self.example, training=True))
+        for key, call in self.recording.calls.items():
+            drawn = [recording.calls[key].made.copies for recording in seen if key in recording.calls]
+            if call.is_constant and len(drawn) == 2 and not _same(*drawn):
+                self.still.append(call.module)
 
     def places(self, granularity: str) -> list[Call]:
         """The calls that a boundary may lie in front of: listed layers, or the network's modules where nothing is
@@ -143,9 +160,9 @@ class Finder:
         """The tensors that can be handed over: those the call is given, sample by sample, and what earlier calls
         returned.
         """
-        given = [(call.key, -1 - place) for place in range(len(call.given.copies))]
+        given = [(call.key, -1 - place) for place, leaf in enumerate(call.given.copies) if isinstance(leaf, Tensor)]
         # A mask or a rotation that it is given depends on nothing but sizes: the network makes it again.
-        given = [leaf for leaf in given if self._crossing(0, leaf) is not None and self._depends(leaf)]
+        given = [leaf for leaf in given if self._depends(leaf) and self._crossing(0, leaf) is not None]
         earlier = sorted((self.recording.calls[key] for key in answers), key=lambda each: each.end, reverse=True)
         return given + [
             (each.key, place)
@@ -216,10 +233,12 @@ class Finder:
             return attempt(lambda: part.run(self.network, inputs, stored))
 
     def _crossing(self, number: int, leaf: Leaf) -> Crossing | None:
-        """How a tensor crosses; ``None`` if it is the same for all samples."""
-        shape, other = self.recording.copy(leaf).shape, self.others[0].copy(leaf).shape
+        """How a tensor crosses; ``None`` if it is the same for all samples, such as a table of relative positions."""
+        tensor, shape = self.recording.copy(leaf), self.others[0].copy(leaf).shape
         first, second = self.batches[:2]
-        for axis, (size, grown) in enumerate(zip(shape, other, strict=True)):
+        for axis, (size, grown) in enumerate(zip(tensor.shape, shape, strict=True)):
+            if size == first and torch.equal(tensor, tensor.narrow(axis, 0, 1).expand_as(tensor)):
+                return None
             if size != grown and size % first == 0 and size // first * second == grown:
                 name = "hidden" if number == 0 else f"hidden_{number}"
                 return Crossing(leaf, name, axis, size != first, self.recording.written(leaf))
@@ -243,16 +262,34 @@ class Finder:
         }
 
 
+class Still:
+    """Stands in for the `train` of a module that stays in eval mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        """Leaves the module, and all in it, in eval mode."""
+        for layer in self.module.modules():
+            layer.training = False
+        return self.module
+
+
+def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    pairs = [(one, two) for one, two in zip(left, right, strict=True) if isinstance(one, Tensor)]
+    return all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs)
+
+
 _UNKNOWN = object()
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
-def _rule(seen: Sequence[Any], given: Sequence[Sequence[Tensor]]) -> Any:
+def _rule(seen: Sequence[Any], given: Sequence[Sequence[Any]]) -> Any:
     """What all recordings of a returned leaf have in common.
 
     Args:
         seen: The leaf in each recording.
-        given: The tensors that the call was given in each recording.
+        given: The leaves of what the call was given in each recording.
 
     Returns:
         A number or text that never changed, the `Sized` of a tensor, or `_UNKNOWN` without a rule.
@@ -263,13 +300,17 @@ def _rule(seen: Sequence[Any], given: Sequence[Sequence[Tensor]]) -> Any:
         return first if plain and all(type(leaf) is type(first) and leaf == first for leaf in seen) else _UNKNOWN
     if any(leaf.ndim != first.ndim for leaf in seen):
         return _UNKNOWN
-    arguments = list(zip(*given, strict=True))
-    for number, argument in enumerate(arguments):
+    arguments = {
+        number: argument
+        for number, argument in enumerate(zip(*given, strict=True))
+        if all(isinstance(leaf, Tensor) for leaf in argument)
+    }
+    for number, argument in arguments.items():
         if all(shape_of(leaf) == shape_of(tensor) for leaf, tensor in zip(seen, argument, strict=True)):
             return Sized(first.dtype, (), number)
     sides = [
         ((number, axis), [tensor.shape[axis] for tensor in argument])
-        for number, argument in enumerate(arguments)
+        for number, argument in arguments.items()
         for axis in range(min(tensor.ndim for tensor in argument))
     ]
     sizes: list[int | tuple[int, int]] = []
@@ -318,8 +359,7 @@ def attempt(run: Callable[[], Value]) -> Value:
     except CutError:
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CutError(f"{type(error).__name__}: {reason[:200]}") from error
+        raise CutError(f"{type(error).__name__}: {first_line(error, 200)}") from error
 
 
 def difference(value: Value, expected: Mapping[str, Tensor], tolerance: float = 1e-5) -> str | None:
@@ -462,8 +502,7 @@ class StructureStage(nn.Module):
         tensors = [*network.parameters(), *network.buffers()]
         view = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
         for module in view.modules():
-            held = [tensor for tensor in module._parameters.values() if tensor is not None]
-            if held and all(id(tensor) not in owned or id(tensor) in read for tensor in held):
+            if any(id(tensor) in read & owned for tensor in module._parameters.values()):
                 module.weights_are_read = True  # type: ignore[assignment]  # an adapter around it would have no effect
             for tensors_of in (module._parameters, module._buffers):
                 for name, tensor in list(tensors_of.items()):
@@ -503,6 +542,32 @@ class StructureStage(nn.Module):
         finally:
             for registry, name, _ in self._lent:
                 registry.pop(name, None)
+
+    def run_whole(self, stages: Iterable[nn.Module], value: Value) -> Value:
+        """Runs the network once from beginning to end with the tensors of all stages, as an exported graph has it.
+
+        Args:
+            stages: All stages, this one among them.
+            value: The network's input.
+        """
+        borrowed: list[tuple[nn.Module, str, str, Any]] = []
+        for stage in stages:
+            assert isinstance(stage, StructureStage)
+            for path, module in stage._network.named_modules() if stage is not self else ():
+                mine = self._network.get_submodule(path)
+                for kind in ("_parameters", "_buffers"):
+                    for name, tensor in getattr(module, kind).items():
+                        borrowed.append((mine, kind, name, mine.__dict__.pop(name, None)))
+                        getattr(mine, kind)[name] = tensor
+        self._part.watching = False
+        try:
+            return self._part.drive(self._network, value)
+        finally:
+            self._part.watching = True
+            for mine, kind, name, empty in borrowed:
+                del getattr(mine, kind)[name]
+                if empty is not None:
+                    mine.__dict__[name] = empty
 
     def extra_repr(self) -> str:
         """What the stage's results depend on beside its layers; stored activations are kept apart by it."""
@@ -547,6 +612,7 @@ def cut_by_structure(
     """
     with _trainable(network):
         finder = _attempt_finder(network, drive, examples)
+        finder.find_still()
         refused: dict[str, str] = {}
         boundaries: list[Boundary] = []
         front: Boundary | None = None  # the layer that the network begins with, if nothing with parameters comes before
@@ -570,6 +636,9 @@ def cut_by_structure(
         raise CutError(
             next(iter(refused.values()), "it has no layers beside each other that a boundary could lie between")
         )
+    for module in finder.still:
+        module.__dict__["train"] = Still(module)
+        module.eval()
     stages = [StructureStage(part, network, owned, held.read) for part, owned in zip(parts, held.owned, strict=True)]
     for number, stage in enumerate(stages):
         for lender, owned in zip(stages[:number], held.owned, strict=False):
@@ -583,8 +652,7 @@ def _attempt_finder(network: nn.Module, drive: Drive, examples: Sequence[Value])
     try:
         return Finder(network, drive, examples)
     except Exception as error:  # a foreign network may raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CutError(f"it does not run on the example: {reason[:200]}") from error
+        raise CutError(f"it does not run on the example: {first_line(error, 200)}") from error
 
 
 def _names(paths: Sequence[str]) -> list[str]:

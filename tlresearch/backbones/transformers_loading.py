@@ -14,6 +14,7 @@ from torch import nn
 from tlresearch.backbones.weights import check_hash, locate, read_for
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.base.paths import find_weights
+from tlresearch.data.base import Preprocessing
 from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
 
 FILE = "model.safetensors"
@@ -65,8 +66,17 @@ def load_config(transformers: Any, model: str, place: str, revision: str | None,
     return config
 
 
-def load_tokenizer(transformers: Any, model: str, place: str, revision: str | None, config: Any) -> TextPreprocessing:
+def load_tokenizer(
+    transformers: Any, model: str, place: str, revision: str | None, network: nn.Module
+) -> TextPreprocessing:
     """Loads the tokenizer that belongs to a model.
+
+    Args:
+        transformers: The package.
+        model: Name of the model.
+        place: Its folder, or its name on the hub.
+        revision: Revision on the hub.
+        network: The model, for the most tokens that it takes.
 
     Raises:
         UserError: If there is none, it does not know words, or does not fit the model.
@@ -80,16 +90,60 @@ def load_tokenizer(transformers: Any, model: str, place: str, revision: str | No
         ) from None
     if not loaded.is_fast:
         raise UserError(f"backbone.name: hf/{model} has no fast tokenizer; save one beside it as tokenizer.json")
+    config: Any = network.config
     if len(loaded) > config.vocab_size:
         raise UserError(
             f"backbone.name: the tokenizer of hf/{model} has {len(loaded)} tokens, the model {config.vocab_size}"
         )
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limit -= config.pad_token_id + 1  # their positions begin behind that of padding
+    for path, table in network.named_modules():
+        if "position" in path and isinstance(table, nn.Embedding) and limit == table.num_embeddings:
+            # Some tables count positions from behind the number of the padding.
+            limit -= 0 if table.padding_idx is None else table.padding_idx + 1
+            break
     tokenizer = PieceTokenizer(loaded)
     longest = min(LONGEST, loaded.model_max_length, limit or LONGEST)
     return TextPreprocessing(f"hf/{model}", tokenizer.sha256, longest, limit, tokenizer)
+
+
+def image_preprocessing(place: str, revision: str | None, config: Any) -> Preprocessing:
+    """What images must look like, as the model's image processor says; its config where there is none.
+
+    Args:
+        place: Folder, or name on the hub.
+        revision: Revision on the hub.
+        config: The model's config.
+    """
+    import transformers
+
+    try:
+        with quiet():
+            kind: Any = transformers.AutoImageProcessor
+            processor = kind.from_pretrained(place, revision=revision).to_dict()
+    except (OSError, ValueError):  # a folder with nothing but config.json
+        processor = {}
+    sizes = [processor.get("crop_size"), processor.get("size"), getattr(config, "image_size", None)]
+    sides = [side for side in map(_side, sizes) if side is not None]
+    crop = sides[0] if sides else 224
+    resize = _side(processor.get("size")) or crop
+    mean, spread = (processor.get(name) for name in ("image_mean", "image_std"))
+    modes = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+    return Preprocessing(
+        crop=crop,
+        resize=max(crop, resize),
+        mean=tuple(mean) if mean else (0.5,) * getattr(config, "num_channels", 3),
+        std=tuple(spread) if spread else (0.5,) * getattr(config, "num_channels", 3),
+        interpolation=modes.get(int(processor.get("resample") or 2), "bilinear"),
+    )
+
+
+def _side(size: Any) -> int | None:
+    """The side of a square that a processor or config names in one of several ways."""
+    if isinstance(size, Mapping):
+        size = next((size[name] for name in ("height", "shortest_edge") if size.get(name)), None)
+    if isinstance(size, (list, tuple)):
+        size = min(size, default=None)
+    return None if size is None else int(size)
 
 
 def load_model(
