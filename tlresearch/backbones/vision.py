@@ -61,6 +61,11 @@ def build_torchvision(
     """
     if model not in known_models():
         known = known_models()
+        if model in models.list_models():
+            raise UserError(
+                f"backbone.name: torchvision/{model} is no network for single images but one of video, optical "
+                "flow, keypoints or quantised numbers, and no task here takes those"
+            )
         raise UserError(
             f"backbone.name: torchvision has no model '{model}'{nearest(model, known, count=5)}; all of them: "
             'python -c "import torchvision; print(torchvision.models.list_models())"'

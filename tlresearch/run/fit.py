@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tlresearch.backbones.describe import check_size
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
@@ -253,6 +254,7 @@ def _build(config: ExperimentConfig, role: Role) -> Built:
     shared, fetch = role.shared or Shared(), partial(results.fetch, config.tracking)
     backbone = shared.backbone(config, lambda: build_with_lineage(config.backbone, fetch, needed_end(config.task)))
     data = shared.data(config, backbone)
+    check_size(backbone, data.preprocessing)
     sets = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if role.test else ()
     schedule = build_schedule(config, backbone.stage_names)
     backbone.recomputing = config.trainer.gradient_checkpointing
