@@ -39,5 +39,5 @@ def used_while_waiting(**variables: str) -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of Linux")
 def test_a_thread_that_is_done_goes_to_sleep() -> None:
-    assert used_while_waiting() < 0.05
-    assert used_while_waiting(GOMP_SPINCOUNT="100000000") > 0.1  # the environment has the last word
+    # The environment has the last word. How long a thread spins depends on how busy the machine is, so they are compared.
+    assert used_while_waiting() < used_while_waiting(GOMP_SPINCOUNT="100000000") / 2

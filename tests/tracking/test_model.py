@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.tracking.model import log_model
+from tlresearch.tracking.model import log_model, model_ids
 from tlresearch.tracking.run import JournalRun, open_run
 
 LOADER = """
@@ -44,7 +44,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[JournalRun,
     (tmp_path / "folder" / "weights.txt").write_text("weights")
     config = TrackingConfig(system_metrics=False)
     with open_run(config, experiment="e", name="r", params={}, tags={}) as run:
-        model_id = log_model(
+        log_model(
             run,
             tmp_path / "folder",
             ["red", "green"],
@@ -52,6 +52,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[JournalRun,
             metrics={"val/accuracy": 0.9},
             step=3,
         )
+    (model_id,) = model_ids(run.store.client.get_run(run.run_id))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.store.uri)
     mlflow.set_tracking_uri(run.store.uri)
     return run, model_id, mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def exclusive(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         MissingExtraError: If the driver for PostgreSQL is not installed.
         sqlalchemy.exc.OperationalError: If the server cannot be reached.
+        FileNotFoundError: If there is no folder for the file.
     """
     if url.startswith("postgresql"):
         with _advisory(url, f"tlresearch {name}", wait=wait) as held:
@@ -41,6 +44,8 @@ def exclusive(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
     if url.startswith("sqlite:///") and ":memory:" not in url:
         database = Path(url.removeprefix("sqlite:///").partition("?")[0])
         folder, label = database.parent, f".{database.name}"
+        if not folder.is_dir():  # a lock would make it, and hide that the address is wrong
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     else:
         folder, label = home(), ".database"
     file = folder / f"{label}.{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock"
