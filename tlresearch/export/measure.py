@@ -41,7 +41,7 @@ TOLERANCES = {
     "int8-dynamic": Tolerance(0.01, 0.25),
     "int8-static": Tolerance(0.01, 0.25),
 }
-"""What is tolerated unless the user says otherwise, by number format; a pruned head is held to what int8 is.
+"""What is tolerated unless the user says otherwise, by number format.
 
 In float32 only the libraries' rounding differs, of resized pixels above all: no answer changes, or one pixel in ten
 thousand. One per cent of changed answers bounds the loss of accuracy by one point, the usual bound of quantised

@@ -14,6 +14,10 @@ from tlresearch.data.base import Preprocessing
 
 _MODES = ("bilinear", "bicubic")
 
+# Of whole numbers and of symbols that stand for them; torch annotates a union that fits nowhere.
+_least: Any = torch.sym_min
+_most: Any = torch.sym_max
+
 
 class Frame(nn.Module):
     """Frames and normalises images as `tlresearch.data.transforms.Evaluation`, with sizes that stay symbols.
@@ -54,7 +58,7 @@ class Frame(nn.Module):
             x = self._fitted(x)
         else:
             if self.resize > 0:
-                short = self._least(x.shape[2], x.shape[3])
+                short = _least(x.shape[2], x.shape[3])
                 x = self._resized(x, self.resize * x.shape[2] // short, self.resize * x.shape[3] // short)
             if self.crop > 0:
                 if self.resize == 0:
@@ -81,12 +85,13 @@ class Frame(nn.Module):
 
     def _inner(self, side: int, other: int) -> int:
         """A side within a letterbox: scaled with the longer one, halves to the even number, at least one pixel."""
-        long = self._most(side, other)
+        long: int = _most(side, other)
         whole = side * self.crop // long
         rest = 2 * (side * self.crop - whole * long) - long  # above 0: round up; 0: to the even number
-        up = self._least(self._most(rest, 0), 1)
-        half = 1 - self._least(self._most(rest, -rest), 1)
-        return self._most(whole + up + half * (whole % 2), 1)
+        up = _least(_most(rest, 0), 1)
+        half = 1 - _least(_most(rest, -rest), 1)
+        inner: int = _most(whole + up + half * (whole % 2), 1)
+        return inner
 
     def _resized(self, x: Tensor, height: int, width: int) -> Tensor:
         x = functional.interpolate(
@@ -102,22 +107,9 @@ class Frame(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         """Fills up images that are smaller than the crop, black, as torchvision's `center_crop`."""
-        lacks_h, lacks_w = self._most(self.crop - x.shape[2], 0), self._most(self.crop - x.shape[3], 0)
+        lacks_h, lacks_w = _most(self.crop - x.shape[2], 0), _most(self.crop - x.shape[3], 0)
         sides = [lacks_w // 2, (lacks_w + 1) // 2, lacks_h // 2, (lacks_h + 1) // 2]
         return functional.pad(x, sides)
-
-    # A script knows `min` and `max` only, and an exported graph keeps symbols through `sym_min` and `sym_max` only.
-    # Asked in the very condition, so that a script leaves the other branch out.
-
-    def _least(self, one: int, other: int) -> int:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return min(one, other)
-        return torch.sym_min(one, other)  # type: ignore[return-value]
-
-    def _most(self, one: int, other: int) -> int:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return max(one, other)
-        return torch.sym_max(one, other)  # type: ignore[return-value]
 
     def _start(self, size: int) -> int:
         """Half of what is too much, halves to the even number, as Python's `round` and so torchvision."""
@@ -154,7 +146,7 @@ class Waveform(nn.Module):
             length = max(round(wanted.seconds * wanted.sample_rate), wanted.shortest)
             # Silence first, so that what is cut out has a size that is known.
             return functional.pad(audio, (0, length)).narrow(1, 0, length)
-        lacking: Any = torch.sym_max(wanted.shortest - audio.shape[1], 0)
+        lacking: int = _most(wanted.shortest - audio.shape[1], 0)
         # Without a mask: all is real, which a graph could not read off its values.
         return functional.pad(audio, (0, lacking))
 

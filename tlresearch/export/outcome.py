@@ -44,7 +44,6 @@ class Export:
         original: What the run's own model reaches.
         forms: The forms that were asked for.
         folder: Where they lie.
-        cut: What was pruned of each form, in words; empty for nothing.
     """
 
     run_id: str
@@ -55,7 +54,6 @@ class Export:
     original: Measured
     forms: tuple[Shipped, ...]
     folder: Path
-    cut: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -79,16 +77,11 @@ def show(console: Console, result: Export) -> None:
     table.caption = f"ms: median of one {result.reads}; changed: {answers}; moved: largest change of a probability"
     table.caption_justify = "left"
     rows: list[tuple[str, Measured | None, str]] = [("original", result.original, "")]
-    rows += [
-        (s.form.name.removesuffix(" pruned"), s.measured, "[red]refused[/red]" if s.refused else "kept")
-        for s in result.forms
-    ]
+    rows += [(s.form.name, s.measured, "[red]refused[/red]" if s.refused else "kept") for s in result.forms]
     for name, measured, state in rows:
         cells = _cells(measured, key) if measured else ["-"] * 6
         table.add_row(name, *cells, state)
     console.print(table)
-    if result.cut:
-        console.print(f"pruned: {result.cut}", highlight=False, markup=False, soft_wrap=True)
     for shipped in result.forms:
         if shipped.refused:
             console.print(

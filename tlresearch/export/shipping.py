@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from tlresearch.export.formats import DTYPES, Form, original, runner, size, writ
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
 from tlresearch.export.models import EXPORTED, Exportable
 from tlresearch.export.outcome import Export, Shipped, show
-from tlresearch.export.prune import prune_head
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
 from tlresearch.studies.reproduction.present import present_data, recorded_config
 from tlresearch.tracking.loaders import SETTINGS
@@ -57,7 +56,6 @@ def export_run(
     tolerance: float | None = None,
     changed: float | None = None,
     samples: int | None = None,
-    prune: float | None = None,
     console: Console | None = None,
 ) -> Export:
     """Writes the model of a run in other formats and keeps those that answer as it does.
@@ -69,11 +67,10 @@ def export_run(
         tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
         changed: Largest share of changed answers; `None` as above.
         samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `Exportable.most`.
-        prune: Share of the head's input features that are left out of every form; `None` leaves it whole.
         console: Where the table is shown.
 
     Raises:
-        UserError: If the run has no model that can be exported or pruned, or its data is not there.
+        UserError: If the run has no model that can be exported, or its data is not there.
     """
     store = connect()
     found = find_run(store, run)
@@ -91,11 +88,6 @@ def export_run(
         wanted = answers(run_original, data, split, rows)
         first = measure(model, run_original, wanted, wanted, data, split, rows, size(source))
         about = _about(found, name, model)
-        cut = ""
-        if prune is not None:
-            model.network, cut = prune_head(model.network, prune)
-            about["pruned"] = cut
-            forms = [replace(form, pruned=True) for form in forms]
         shipped: list[Shipped] = []
         with tempfile.TemporaryDirectory() as scratch:
             for form in forms:
@@ -115,7 +107,7 @@ def export_run(
                     reason = str(error).removeprefix("export: ")
                 _place(target, folder / form.file, keep=not reason)
                 shipped.append(Shipped(form, folder / form.file, measured, reason))
-    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder, cut)
+    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder)
     _leave(result, about)
     _record(store, result)
     if console is not None:
@@ -123,17 +115,12 @@ def export_run(
     return result
 
 
-def forms_of(
-    formats: Sequence[str], int8: Sequence[str], half: Sequence[str], prune: float | None = None
-) -> list[Form]:
+def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -> list[Form]:
     """Returns the forms a command line asks for: each format in float32, and in every other number format it has.
 
     Raises:
-        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone;
-            or if weights are to be pruned whose loader builds the network of the run.
+        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone.
     """
-    if prune is not None and "safetensors" in formats:
-        raise UserError("export: --prune-head changes the network, which safetensors do not hold; use onnx or pt2")
     if int8 and "onnx" not in formats:
         raise UserError("export: --int8 is computed by ONNX Runtime; add --to onnx")
     if "bf16" in half and set(formats) == {"onnx"}:
@@ -176,10 +163,10 @@ def _write(form: Form, model: Exportable, source: Path, target: Path, about: Map
     if form.numbers in DTYPES:
         write(model, form, source, target, about)
         return
-    plain = target.with_name(Form("onnx", pruned=form.pruned).file)
+    plain = target.with_name(Form("onnx").file)
     made = not plain.exists()
     if made:
-        write(model, Form("onnx", pruned=form.pruned), source, plain, about)
+        write(model, Form("onnx"), source, plain, about)
     if form.numbers == "int8-dynamic":
         quantize_dynamic(plain, target)
     else:
@@ -190,7 +177,7 @@ def _write(form: Form, model: Exportable, source: Path, target: Path, about: Map
 
 
 def _limit(form: Form, difference: float | None, changed: float | None) -> Tolerance:
-    usual = TOLERANCES["int8-static" if form.pruned else form.numbers]
+    usual = TOLERANCES[form.numbers]
     return Tolerance(
         usual.changed if changed is None else changed, usual.difference if difference is None else difference
     )
