@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,7 +18,9 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
 from tlresearch.tasks.classification_figures import prediction_figures
+from tlresearch.tasks.counts import ClassCounts
 from tlresearch.tasks.intervals import bootstrap_intervals
+from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tracking.items import Item, Items
 
 if TYPE_CHECKING:
@@ -45,12 +46,17 @@ class Meters(nn.Module):
         self.multilabel = kind == "multilabel"
         self.classes = classes
         self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
+        self.counts: ClassCounts | None = None if self.multilabel else ClassCounts(classes)
+        self.thorough = thorough
         self.metrics = MetricCollection(_metrics(kind, classes, thorough=thorough))
 
     def update(self, probabilities: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Takes a batch."""
         self.loss.update(loss, weight=len(targets))
-        self.metrics.update(probabilities, targets)
+        if self.counts is not None:
+            self.counts.update(probabilities.argmax(dim=1), targets)
+        if len(self.metrics):
+            self.metrics.update(probabilities, targets)
 
     def finish(self, names: Sequence[str] = ()) -> dict[str, float]:
         """Returns every value and resets; what has no value is NaN.
@@ -62,14 +68,20 @@ class Meters(nn.Module):
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No (positive|negative) samples")
-            values = {"loss": self.loss.compute(), **self.metrics.compute()}
+            values = {"loss": self.loss.compute(), **self._counted(), **self.metrics.compute()}
         if "auroc" in values:
             each = self._auroc(values["auroc"])
             values["auroc"] = each.nanmean()
-            values |= {f"auroc_of_{_plain(name)}": value for name, value in zip(names, each, strict=False)}
-        self.loss.reset()
-        self.metrics.reset()
+            parts = metric_names(names).values()
+            values |= {f"auroc_of_{part}": value for part, value in zip(parts, each, strict=False)}
+        metrics: list[Metric | MetricCollection] = [self.loss, self.metrics, *([self.counts] if self.counts else [])]
+        for metric in metrics:
+            metric.reset()
         return {name: float(value) for name, value in values.items()}
+
+    def _counted(self) -> dict[str, Tensor]:
+        values = self.counts.compute().means() if self.counts is not None else {}
+        return values if self.thorough else {name: value for name, value in values.items() if name == "accuracy"}
 
     def _auroc(self, values: Tensor) -> Tensor:
         """AUROC of each class, NaN where there is nothing to rank."""
@@ -208,11 +220,6 @@ def _labels(chosen: Tensor, classes: Sequence[str]) -> list[str]:
     return [";".join(name for name, yes in zip(classes, row, strict=True) if yes) for row in chosen.tolist()]
 
 
-def _plain(name: str) -> str:
-    """A class's name as part of a metric's."""
-    return re.sub(r"[^0-9A-Za-z_]+", "_", name)
-
-
 def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
     """Returns class weights inversely proportional to frequency, ``n / (classes * n_c)`` (King and Zeng 2001).
 
@@ -226,6 +233,7 @@ def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
 
 
 def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric | MetricCollection]:
+    """Metrics that need more than counts by class; see `ClassCounts`."""
     each: Literal["none"] = "none"
     if kind == "multilabel":
         found: dict[str, Metric | MetricCollection] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
@@ -233,11 +241,9 @@ def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Met
             found["macro_f1"] = tm.MultilabelF1Score(classes, average="macro")
             found["auroc"] = tm.MultilabelAUROC(classes, average=each)
         return found
-    found = {"accuracy": tm.MulticlassAccuracy(classes, average="micro")}
-    if thorough:
-        macro: Literal["macro"] = "macro"
-        found["balanced_accuracy"] = tm.MulticlassRecall(classes, average=macro)
-        found["macro_f1"] = tm.MulticlassF1Score(classes, average=macro)
-        found["auroc"] = tm.MulticlassAUROC(classes, average=each)
-        found["calibration_error"] = tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1")
-    return found
+    if not thorough:
+        return {}
+    return {
+        "auroc": tm.MulticlassAUROC(classes, average=each),
+        "calibration_error": tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1"),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -32,11 +31,14 @@ from tlresearch.tasks.detectors import (
     native,
     native_instances,
 )
+from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.segmentation import read_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OVERLAPS = ("50", "75")
+"""Overlaps in percent that have a mean average precision of their own, as COCO's: ``map_50`` and ``map_75``."""
 SHOWN = 6
 """Samples of a split whose detections are drawn."""
 
@@ -84,9 +86,8 @@ class BoxMeters(nn.Module):
             each = dict(zip(numbers.tolist(), by_class.tolist(), strict=True))
             for name, key in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("recall", "mar_100")):
                 values[f"{ours}{name}"] = float(found[f"{theirs}{key}"])
-            for number, name in enumerate(self.classes):
-                plain = re.sub(r"[^0-9A-Za-z_]+", "_", name)
-                values[f"{ours}map_{plain}"] = float(each.get(number, -1.0))
+            for number, part in enumerate(metric_names(self.classes, reserved=OVERLAPS).values()):
+                values[f"{ours}map_{part}"] = float(each.get(number, -1.0))
         self.loss.reset()
         self.map.reset()
         # pycocotools says -1 where there is nothing to measure.

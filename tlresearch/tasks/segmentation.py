@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.pyramid import PyramidBackbone
@@ -19,7 +17,9 @@ from tlresearch.config.schema import TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.framing import IGNORE
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.tasks.counts import ClassCounts, Counts
 from tlresearch.tasks.decoders import DECODERS, SegmentationHead
+from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.segmentation_figures import overlay_figure
 from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
 
@@ -42,18 +42,18 @@ class PixelMeters(nn.Module):
         super().__init__()
         self.classes = classes
         self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
-        self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE)
+        self.counts = ClassCounts(len(classes), ignored=IGNORE)
 
     def update(self, predicted: Tensor, masks: Tensor, loss: Tensor) -> None:
         """Takes a batch of class numbers ``(batch, H, W)``."""
         self.loss.update(loss, weight=len(masks))
-        self.confusion.update(predicted, masks.long())
+        self.counts.update(predicted, masks)
 
     def finish(self) -> dict[str, float]:
         """Returns every value and resets; see `overlap_metrics`."""
-        values = {"loss": float(self.loss.compute()), **overlap_metrics(self.confusion.compute(), self.classes)}
+        values = {"loss": float(self.loss.compute()), **overlap_metrics(self.counts.compute(), self.classes)}
         self.loss.reset()
-        self.confusion.reset()
+        self.counts.reset()
         return values
 
 
@@ -116,11 +116,11 @@ class SegmentationTask(Task):
         return cast(PixelMeters, self.meters[f"{split}_meters"])
 
 
-def overlap_metrics(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, float]:
+def overlap_metrics(counts: Counts, classes: tuple[str, ...]) -> dict[str, float]:
     """Overlap of prediction and truth, from the counts of pixels.
 
     Args:
-        confusion: Pixels by true class (rows) and predicted class (columns).
+        counts: Right, predicted and true pixels of each class.
         classes: Class names.
 
     Returns:
@@ -128,13 +128,12 @@ def overlap_metrics(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, fl
         them), and both by class, such as ``dice_cell``. A class that is neither there nor predicted has no value
         (NaN), and is left out of the means.
     """
-    counts = confusion.double()
-    right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    right, true, predicted = counts.right.double(), counts.true.double(), counts.predicted.double()
     iou = right / (true + predicted - right)
     overlap = 2 * right / (true + predicted)
-    names = [re.sub(r"\W+", "_", name) for name in classes]
+    names = metric_names(classes).values()
     return {
-        "accuracy": float(right.sum() / counts.sum()),
+        "accuracy": float(right.sum() / true.sum()),
         "iou": float(iou.nanmean()),
         "dice": float(overlap.nanmean()),
         **{f"iou_{name}": float(value) for name, value in zip(names, iou, strict=True)},

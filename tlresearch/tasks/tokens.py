@@ -16,6 +16,7 @@ from tlresearch.base.errors import MissingExtraError
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.text import IGNORED
 from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tracking import figures
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.text_figures import wrong_texts
@@ -81,8 +82,8 @@ class EntityScore(Metric):
         """Returns ``precision``, ``recall``, ``f1`` and ``f1_<kind>``; 0 where there is nothing to divide by."""
         precision, recall, f1 = _scores(self.counts.sum(0).tolist())
         values = {"precision": precision, "recall": recall, "f1": f1}
-        for kind, counts in zip(self.kinds, self.counts.tolist(), strict=True):
-            values[f"f1_{kind.replace('-', '_')}"] = _scores(counts)[2]
+        for part, counts in zip(metric_names(self.kinds).values(), self.counts.tolist(), strict=True):
+            values[f"f1_{part}"] = _scores(counts)[2]
         return values
 
 
