@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "tlresearch"
 FLOORS = [
     ["base"],
     ["config"],
-    ["data.base", "data.values"],
+    ["data.values", "data.dicom", "data.decoding"],
+    ["modality"],
+    ["data.base"],
     ["studies.reproduction.verdict"],
     ["tracking"],
     ["data"],

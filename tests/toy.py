@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
-from tlresearch.data.base import Data, Fingerprint, Preprocessing, SampleKey
+from tlresearch.data.base import Data, Fingerprint, SampleKey
+from tlresearch.modality.image import Preprocessing
 
 STAGES = ("stem", "middle", "top")
 CLASSES = ("left", "right")

@@ -5,8 +5,8 @@ import torch
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights, Swin_T_Weights
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.transforms import Evaluation, build_augmentation, resized
+from tlresearch.data.transforms import build_augmentation, resized
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 WEIGHTS = [
     ResNet18_Weights.IMAGENET1K_V1,

@@ -23,13 +23,11 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import UserError
 from tlresearch.cli import main
 from tlresearch.config.load import load_text
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.transforms import Evaluation
 from tlresearch.export.formats import Form, open_onnx
-from tlresearch.export.network import Frame
 from tlresearch.export.outcome import Export
 from tlresearch.export.quantize import WEIGHTED, kept_exact
 from tlresearch.export.shipping import export_run, forms_of
+from tlresearch.modality.image import Evaluation, Frame, Preprocessing
 from tlresearch.run.fit import fit
 from tlresearch.tracking.manifest import damaged, read_manifest
 from tlresearch.tracking.store import connect

@@ -20,15 +20,21 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.framing import IGNORE
 from tlresearch.finetuning import lora
+from tlresearch.modality.image import IGNORE
 from tlresearch.run.fit import fit
-from tlresearch.serving.base import WEIGHTS
+from tlresearch.serving.stored import WEIGHTS
 from tlresearch.studies.reproduction.verify import verify_run
 from tlresearch.tasks.counts import ClassCounts, Counts
-from tlresearch.tasks.decoders import DECODERS, SegmentationHead
-from tlresearch.tasks.segmentation import SegmentationTask, balanced_pixel_weights, overlap_metrics
-from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
+from tlresearch.tasks.segmentation import (
+    COMBINATIONS,
+    DECODERS,
+    SegmentationHead,
+    SegmentationLoss,
+    SegmentationTask,
+    balanced_pixel_weights,
+    overlap_metrics,
+)
 from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect

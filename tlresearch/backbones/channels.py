@@ -9,6 +9,8 @@ from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import UserError
+from tlresearch.modality.base import expect
+from tlresearch.modality.image import Preprocessing
 
 
 def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
@@ -26,7 +28,8 @@ def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
     Raises:
         UserError: If its first layer on the input is no convolution over all channels.
     """
-    wanted = backbone.preprocessing
+    complaint = UserError("backbone.in_channels: this backbone takes no images; leave it out")
+    wanted = expect(backbone.preprocessing, Preprocessing, complaint)
     before = wanted.channels
     if channels == before:
         return

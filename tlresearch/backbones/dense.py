@@ -20,7 +20,7 @@ from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.vision import SkipInit, download_published, find_published, locate_weights
 from tlresearch.backbones.weights import load_stages, read, sha256
 from tlresearch.base.errors import UserError
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from tlresearch.backbones.cutting import Cut, Granularity, cut
 from tlresearch.backbones.tracing import TraceError
 from tlresearch.backbones.weights import digest, is_url, load_stages, locate
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.backbones.weights import digest, sha256
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
-from tlresearch.data.text_tokenizer import TextPreprocessing
+from tlresearch.modality.text import TextPreprocessing
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,9 @@ def build_transformer(
         )
     about = {"out_features": config.hidden_size, "preprocessing": preprocessing, "weights": record}
     if family is None:
-        return StagedBackbone(stages, **about)
+        backbone = StagedBackbone(stages, **about)
+        backbone.save_files = partial(_save_speech, config)
+        return backbone
     return TextBackbone(stages, **about, save_files=partial(_save, config, preprocessing, pooling or family.pooling))
 
 
@@ -233,6 +235,11 @@ def _save(config: Any, preprocessing: TextPreprocessing, pooling: Pooling, folde
     config.save_pretrained(folder)
     preprocessing.tokenizer.save(folder)
     return Recipe(name=f"hf/{FOLDER}", options={"pooling": pooling})
+
+
+def _save_speech(config: Any, folder: Path) -> Recipe:
+    config.to_json_file(folder / "config.json", use_diff=False)
+    return Recipe(name=f"hf/{FOLDER}", options={})
 
 
 def _view(module: nn.Module, paths: Sequence[str]) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 from tlresearch.backbones.weights import check_hash, locate, read
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
 from tlresearch.base.paths import find_weights
-from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
+from tlresearch.modality.text import LONGEST, PieceTokenizer, TextPreprocessing
 
 FILE = "model.safetensors"
 

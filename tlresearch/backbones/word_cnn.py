@@ -21,7 +21,7 @@ from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
 from tlresearch.backbones.weights import load_stages, locate, sha256
 from tlresearch.base.errors import UserError, WeightsError, nearest
 from tlresearch.base.paths import find_data, find_weights
-from tlresearch.data.text_tokenizer import LONGEST, TextPreprocessing, WordTokenizer, split_words
+from tlresearch.modality.text import LONGEST, TextPreprocessing, WordTokenizer, split_words
 
 RANGE = 0.25
 """Random embeddings are uniform in plus or minus this; Kim's has about the variance of word2vec's vectors."""

@@ -12,12 +12,13 @@ import torch
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.audio_files import AudioFiles, AudioSplit
 from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
 from tlresearch.data.base import Data
 from tlresearch.data.prepared import prepare
 from tlresearch.data.table import Checked, Table, in_order, refuse
+from tlresearch.modality.base import expect
+from tlresearch.modality.sound import AudioPreprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ def build_audio(config: DataConfig, *, preprocessing: AudioPreprocessing, seed: 
     Raises:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
-    if not isinstance(preprocessing, AudioPreprocessing):
-        raise DataError(
-            f"data.name: {config.name} gives sounds, which this backbone does not take; "
-            "choose a speech backbone, or put log_mel/ in front of an image backbone"
-        )
+    complaint = (
+        f"data.name: {config.name} gives sounds, which this backbone does not take; "
+        "choose a speech backbone, or put log_mel/ in front of an image backbone"
+    )
+    preprocessing = expect(preprocessing, AudioPreprocessing, DataError(complaint))
     if config.augment != "none" or config.mixup or config.cutmix:
         raise DataError("data.augment, mixup and cutmix: are for images; set augment=none, mixup=0 and cutmix=0")
     if config.root is None:

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.audio_decoding import AudioPreprocessing, decode
 from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.loading import stack_targets
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
 from tlresearch.data.values import Value, stack
+from tlresearch.modality.sound import AudioPreprocessing, decode
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 
 class AudioFiles:

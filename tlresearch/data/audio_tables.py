@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tlresearch.base.errors import DataError, nearest
-from tlresearch.data.audio_files import EXTENSIONS
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLIT_ALIASES, refuse
+from tlresearch.modality.sound import EXTENSIONS
 
 Groups = Mapping[str, Sequence[Any]]
 

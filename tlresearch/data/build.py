@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tlresearch.base.errors import DataError, call_object, nearest, one_line
+from tlresearch.base.errors import DataError, call_object, load_object, nearest, one_line
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.audio import build_audio
-from tlresearch.data.base import Data, Preprocessing, Split, SplitName
+from tlresearch.data.base import Data, Split, SplitName
 from tlresearch.data.checks import check_sizes
 from tlresearch.data.detection import READERS as BOX_READERS
 from tlresearch.data.detection import build_boxes
@@ -30,7 +30,9 @@ from tlresearch.data.segmentation import build_masks
 from tlresearch.data.table import Table
 from tlresearch.data.text import TEXT_SOURCES, build_text
 from tlresearch.data.torchvision_sets import read_torchvision
-from tlresearch.data.transforms import Evaluation, build_augmentation, resized
+from tlresearch.data.transforms import build_augmentation
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 
 def _root(config: DataConfig) -> Path:
@@ -90,12 +92,12 @@ BUILDERS: dict[str, Callable[..., Data]] = {
 """Sources of other samples than images, which build their splits themselves."""
 
 
-def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
+def build_data(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
     """Reads, checks and splits the samples of a config.
 
     Args:
         config: The `data` section.
-        preprocessing: The backbone's; `data.image_size` overrides its size (see `transforms.resized`).
+        preprocessing: The backbone's; `data.image_size` overrides its size (see `Preprocessing.sized`).
         seed: Seed of the augmentation.
 
     Raises:
@@ -112,14 +114,18 @@ def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
     return data
 
 
-def _build_images(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
-    if not isinstance(preprocessing, Preprocessing):
-        raise DataError(f"data.name: {config.name} gives images, which this backbone does not take")
+def _build_images(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
+    table = _own(config, preprocessing) if config.name not in SOURCES else None
+    if isinstance(table, Data):
+        return table
+    complaint = DataError(f"data.name: {config.name} gives images, which this backbone does not take")
+    preprocessing = expect(preprocessing, Preprocessing, complaint)
     if preprocessing.channels not in (1, 3):
         raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
-    table = _read(config)
+    if table is None:
+        table = SOURCES[config.name](config)
     found = prepare(table, config)
-    prepared = resized(preprocessing, config.image_size, config.resize)
+    prepared = preprocessing.sized(config.image_size, config.resize)
     return Data(
         name=table.name,
         splits=_build_splits(table, found, config, prepared, seed),
@@ -131,9 +137,8 @@ def _build_images(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
     )
 
 
-def _read(config: DataConfig) -> Table:
-    if config.name in SOURCES:
-        return SOURCES[config.name](config)
+def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
+    """What a function of the user's own gives: a table of images, or data with splits of any modality."""
     if "." not in config.name:
         raise DataError(
             f"data.name: unknown source '{config.name}'{nearest(config.name, [*SOURCES, *BUILDERS])}; "
@@ -142,10 +147,15 @@ def _read(config: DataConfig) -> Table:
     arguments = dict(config.options)
     if config.root is not None:
         arguments["root"] = find_data(config.root)
-    table = call_object(config.name, "data.name", arguments)
-    if not isinstance(table, Table):
-        raise DataError(f"data.name: {config.name} must return a tlresearch Table but got {type(table).__name__}")
-    return table
+    function = load_object(config.name, "data.name")
+    if callable(function) and "preprocessing" in inspect.signature(function).parameters:
+        arguments["preprocessing"] = preprocessing
+    given = call_object(config.name, "data.name", arguments)
+    if not isinstance(given, (Table, Data)):
+        raise DataError(
+            f"data.name: {config.name} must return a tlresearch Table or Data but got {type(given).__name__}"
+        )
+    return given
 
 
 def _build_splits(

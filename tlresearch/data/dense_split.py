@@ -12,14 +12,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.base import Batch, Preprocessing, SampleKey
-from tlresearch.data.framing import framed_boxes, framed_mask
+from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.loading import stack_targets
 from tlresearch.data.mask_files import Pairs
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images
-from tlresearch.data.transforms import Evaluation
 from tlresearch.data.values import Value
+from tlresearch.modality.image import Evaluation, Preprocessing, framed_boxes, framed_mask
 
 Size = tuple[int, int]
 """Height and width in pixels."""

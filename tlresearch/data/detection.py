@@ -16,14 +16,14 @@ from tlresearch.base.errors import DataError, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import Annotations, read_coco, read_instance_masks, read_voc, to_boxes
-from tlresearch.data.base import Data, Preprocessing, TargetKind
+from tlresearch.data.base import Data, TargetKind
 from tlresearch.data.dense_split import BoxTargets, DenseSplit, PlaneTargets, build_joint
 from tlresearch.data.files import FileImages
 from tlresearch.data.instances import Instances, InstanceTargets
 from tlresearch.data.prepared import prepare
 from tlresearch.data.segmentation import check_channels, check_image_backbone, check_options, one_size
 from tlresearch.data.table import Checked, Table, refuse
-from tlresearch.data.transforms import Evaluation, resized
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
     for name, value in config.options.items():
         if known.get(name) == "str" and not isinstance(value, str):
             raise DataError(f"data.options.{name}: must be a text, but got {value!r}")
-    check_image_backbone(config, preprocessing)
+    preprocessing = check_image_backbone(config, preprocessing)
     options = dict(config.options)
     fit, wanted_targets = options.pop("fit", "letterbox"), options.pop("targets", "boxes")
     if fit not in FITS:
@@ -133,7 +133,7 @@ def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
         targets = BoxTargets([clipped[row][0] if row in clipped else boxes for row, (boxes, _) in enumerate(read)])
     else:
         targets = InstanceTargets(instances, classes, sizes)
-    wanted = resized(preprocessing, config.image_size)
+    wanted = preprocessing.sized(config.image_size)
     if wanted.crop is None:
         side = one_size(sizes.values())
         wanted = replace(wanted, crop=side, resize=side)

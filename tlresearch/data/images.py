@@ -13,8 +13,9 @@ from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import Batch, SampleKey
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images
-from tlresearch.data.transforms import Augmentation, Evaluation
+from tlresearch.data.transforms import Augmentation
 from tlresearch.data.values import Value
+from tlresearch.modality.image import Evaluation
 
 
 class ImageSplit:

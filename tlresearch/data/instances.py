@@ -15,9 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
 from tlresearch.base.errors import MissingExtraError, one_line
-from tlresearch.data.base import Preprocessing
 from tlresearch.data.decoding import read_pixels
-from tlresearch.data.framing import framed
+from tlresearch.modality.image import Preprocessing, framed
 
 Planes = list[tuple[str, Tensor]]
 """Class name and mask, bool ``(H, W)``, of each object of an image."""

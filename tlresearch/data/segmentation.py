@@ -15,7 +15,7 @@ from tlresearch.base.errors import DataError, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
-from tlresearch.data.base import Data, Preprocessing, SplitName
+from tlresearch.data.base import Data, SplitName
 from tlresearch.data.dense_split import DenseSplit, MaskTargets, build_joint
 from tlresearch.data.files import FileImages
 from tlresearch.data.mask_files import (
@@ -32,9 +32,10 @@ from tlresearch.data.medical import PICTURES
 from tlresearch.data.npz import load_arrays
 from tlresearch.data.prepared import prepare
 from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Images, Table, refuse
-from tlresearch.data.transforms import Evaluation, resized
 from tlresearch.data.volumes import OPTIONS as MEDICAL_OPTIONS
 from tlresearch.data.volumes import Reading, all_slices, file_of, is_volume, read_reading
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 OPTIONS = ("images", "masks", "mask_suffix", "classes", "ignore", "fit", *MEDICAL_OPTIONS)
 LEGEND_FILE = "classes.json"
@@ -61,7 +62,7 @@ def build_masks(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
     check_options(config, OPTIONS)
-    check_image_backbone(config, preprocessing)
+    preprocessing = check_image_backbone(config, preprocessing)
     fit = config.options.get("fit", "stretch")
     if fit not in FITS:
         raise DataError(f"data.options.fit: unknown '{fit}'; choose from {', '.join(FITS)}")
@@ -85,7 +86,7 @@ def build_masks(config: DataConfig, *, preprocessing: Preprocessing, seed: int) 
     )
     found = prepare(table, config)
     sizes = {row: (checked.height, checked.width) for row, checked in found.checked.items()}
-    wanted = resized(preprocessing, config.image_size)
+    wanted = preprocessing.sized(config.image_size)
     if wanted.crop is None:
         side = one_size(sizes.values())
         wanted = replace(wanted, crop=side, resize=side)
@@ -134,14 +135,14 @@ def check_options(config: DataConfig, known: Sequence[str]) -> None:
         raise DataError("data.labels_per_class: an image has many classes here; use data.train_fraction")
 
 
-def check_image_backbone(config: DataConfig, preprocessing: Any) -> None:
-    """Refuses backbones that do not take images.
+def check_image_backbone(config: DataConfig, preprocessing: Modality) -> Preprocessing:
+    """Returns the preprocessing of a backbone that takes images.
 
     Raises:
         DataError: If it takes something else.
     """
-    if not isinstance(preprocessing, Preprocessing):
-        raise DataError(f"data.name: {config.name} gives images, which this backbone does not take")
+    complaint = DataError(f"data.name: {config.name} gives images, which this backbone does not take")
+    return expect(preprocessing, Preprocessing, complaint)
 
 
 def check_channels(images: Images, names: Sequence[str], channels: int) -> None:

@@ -20,7 +20,8 @@ from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
 from tlresearch.data.text_hub import read_hub
 from tlresearch.data.text_table import Text, Texts
-from tlresearch.data.text_tokenizer import Encoded, TextPreprocessing, text_input
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.text import Encoded, TextPreprocessing, text_input
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class TextSplit:
         return self._preprocessing.tokenizer.texts(texts, self._preprocessing.max_length)
 
 
-def build_text(config: DataConfig, *, preprocessing: object, seed: int) -> Data:
+def build_text(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
     """Reads, checks and splits the texts of a config.
 
     Args:
@@ -177,11 +178,11 @@ def _split(table: Table, rows: Sequence[int], targets: Any, preprocessing: TextP
     return TextSplit(texts, targets=by_token, names=names, preprocessing=preprocessing, encoded=ids)
 
 
-def _prepare(config: DataConfig, preprocessing: object) -> TextPreprocessing:
-    if not isinstance(preprocessing, TextPreprocessing):
-        raise DataError(
-            f"data.name: {config.name} gives texts, which this backbone does not take; choose hf/<model> or word_cnn"
-        )
+def _prepare(config: DataConfig, backbones: Modality) -> TextPreprocessing:
+    complaint = (
+        f"data.name: {config.name} gives texts, which this backbone does not take; choose hf/<model> or word_cnn"
+    )
+    preprocessing = expect(backbones, TextPreprocessing, DataError(complaint))
     unfit = {"augment": config.augment != "none", "mixup": config.mixup > 0, "cutmix": config.cutmix > 0}
     for key, given in unfit.items():
         if given:

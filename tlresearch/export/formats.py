@@ -19,10 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlresearch.base.errors import MissingExtraError, UserError
-from tlresearch.export.models import Exportable
-from tlresearch.export.network import Shipped, ShippedImages
-from tlresearch.serving.base import WEIGHTS
-from tlresearch.tracking.loaders import SETTINGS
+from tlresearch.export.network import Exportable, Shipped
+from tlresearch.serving.stored import WEIGHTS
 
 Format = Literal["onnx", "pt2", "safetensors"]
 Numbers = Literal["fp32", "fp16", "bf16", "int8-dynamic", "int8-static"]
@@ -104,12 +102,12 @@ def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exp
     else:
         with _quiet():
             run = _torch_runner(torch.export.load(path).module())
-    return lambda samples: run(model.arrays(samples))
+    return lambda samples: run(model.front.arrays(samples))
 
 
 def original(model: Exportable) -> Runner:
     """Runs the model of a run as the project serves it, one sample after another."""
-    return lambda samples: np.concatenate([model.original(sample) for sample in samples])
+    return lambda samples: np.concatenate([model.predictor.probabilities(sample) for sample in samples])
 
 
 def size(path: Path) -> int:
@@ -168,9 +166,9 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
 
     program = torch.onnx.export(
         _exported(shipped, model),
-        model.example(),
+        model.front.example(),
         dynamo=True,
-        input_names=list(model.inputs),
+        input_names=list(model.front.inputs),
         output_names=list(OUTPUTS),
         verbose=False,
     )
@@ -193,13 +191,13 @@ def _write_pt2(shipped: Shipped, model: Exportable, target: Path, about: Mapping
 
 
 def _exported(shipped: Shipped, model: Exportable) -> torch.export.ExportedProgram:
-    arrays = model.example()
-    free: tuple[Any, ...] = tuple(dict.fromkeys(model.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
-    return torch.export.export(shipped, arrays, dynamic_shapes=free if isinstance(shipped, ShippedImages) else (free,))
+    arrays = model.front.example()
+    free: tuple[Any, ...] = tuple(dict.fromkeys(model.front.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
+    return torch.export.export(shipped, arrays, dynamic_shapes=(free,))
 
 
 def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, SETTINGS))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS))
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
     save_file(tensors, target / WEIGHTS)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tlresearch.data.base import Data, SplitName
 from tlresearch.export.formats import Runner
-from tlresearch.export.models import Exportable
+from tlresearch.export.network import Exportable
 
 BATCH = 16
 """Samples of a batch when throughput is timed."""
@@ -112,12 +112,14 @@ def measure(
         size: Bytes on disk.
     """
     sample = data.splits[split].raw(rows[len(rows) // 2])
-    changed = [_changed(one, other, model.kind == "multilabel") for one, other in zip(found, wanted, strict=True)]
+    changed = [
+        _changed(one, other, model.predictor.kind == "multilabel") for one, other in zip(found, wanted, strict=True)
+    ]
     return Measured(
         size=size,
         latency=1000 * _seconds(run, [sample]),
         throughput=BATCH / _seconds(run, [sample] * BATCH),
-        metrics=model.score(found, data, split, rows),
+        metrics=model.predictor.score(found, data, split, rows),
         changed=float(np.concatenate(changed).mean()),
         difference=max(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)),
     )

@@ -19,11 +19,11 @@ from tlresearch.data.base import Data, SplitName
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
-from tlresearch.export.models import EXPORTED, Exportable
+from tlresearch.export.network import Exportable
 from tlresearch.export.outcome import Export, Shipped, show
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
 from tlresearch.studies.reproduction.present import present_data, recorded_config
-from tlresearch.tracking.loaders import SETTINGS
+from tlresearch.tracking.loaders import find_loader, recorded_loader
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
 from tlresearch.tracking.model import model_ids
 from tlresearch.tracking.records import find_run
@@ -40,10 +40,6 @@ FOLDER = "export"
 """Artifacts of exported runs lie there, and their metrics begin with it."""
 ABOUT = "model.json"
 TOKENIZER = "tokenizer.json"
-POSSIBLE = (
-    "exported are classifications of images, texts and sounds and segmentations; the MLflow model of every other task "
-    "predicts from raw inputs (tlresearch predict, tlresearch serve)"
-)
 CALIBRATION = 100
 """Training samples that static int8 takes its scales from."""
 
@@ -66,7 +62,7 @@ def export_run(
         out: The folder; `None` is ``exports/<name>-<beginning of the id>``.
         tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
         changed: Largest share of changed answers; `None` as above.
-        samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `Exportable.most`.
+        samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `ScoresPredictor.most`.
         console: Where the table is shown.
 
     Raises:
@@ -79,10 +75,10 @@ def export_run(
     folder = out or Path("exports") / f"{name.replace('/', '-')}-{run_id[:8]}"
     with _model(store, found) as (source, read):
         model = read(source)
-        data = present_data(config, model.backbone)
+        data = present_data(config, model.predictor.backbone)
         _warn_of_changes(store, found, data)
         split: SplitName = "test" if "test" in data.splits else "val"
-        rows = _spread(len(data.splits[split]), samples or model.most)
+        rows = _spread(len(data.splits[split]), samples or model.predictor.most)
         folder.mkdir(parents=True, exist_ok=True)
         run_original = original(model)
         wanted = answers(run_original, data, split, rows)
@@ -152,11 +148,11 @@ def _model(store: Store, run: Run) -> Iterator[tuple[Path, Callable[[Path], Expo
         )
     with local(store, model_address(store, models[-1])) as folder:
         source = folder / "artifacts" / "model"
-        loader = json.loads((source / SETTINGS).read_text())["loader"]
-        if loader not in EXPORTED:
-            raise UserError(f"export: the model of {name} is of another task; {POSSIBLE}")
-        load, exported = EXPORTED[loader]
-        yield source, lambda place: exported(load(place))
+        try:
+            load = find_loader(recorded_loader(source))
+        except ValueError as error:
+            raise UserError(f"export: {name}: {error}") from None
+        yield source, lambda place: Exportable(load(place))
 
 
 def _write(form: Form, model: Exportable, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
@@ -171,7 +167,7 @@ def _write(form: Form, model: Exportable, source: Path, target: Path, about: Map
         quantize_dynamic(plain, target)
     else:
         part = data.splits["train"]
-        quantize_static(plain, target, (model.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
+        quantize_static(plain, target, (model.front.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
     if made:
         plain.unlink()
 
@@ -203,12 +199,12 @@ def _spread(count: int, most: int | None) -> list[int]:
 def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
     return {
         "reads": model.reads,
-        "classes": json.dumps(list(model.classes)),
-        "kind": model.kind,
-        "input": "; ".join(f"{key}: {what}" for key, what in model.inputs.items()),
-        "output": f"{model.output}; {model.answer}",
+        "classes": json.dumps(list(model.predictor.classes)),
+        "kind": model.predictor.kind,
+        "input": "; ".join(f"{key}: {what}" for key, what in model.front.inputs.items()),
+        "output": f"{model.predictor.output}; {model.predictor.answer}",
         "inside": model.inside,
-        **model.about(),
+        **model.front.about(),
         "run": run.info.run_id,
         "name": name,
         "data": run.data.tags.get("tlresearch.data", ""),

@@ -32,7 +32,7 @@ from tlresearch.shift.evaluate import evaluate_shift, log_shift
 from tlresearch.shift.sets import build_sets
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task, needed_end
+from tlresearch.tasks.build import build_task, directed, needed_end
 from tlresearch.tracking.run import JournalRun, Run, SilentRun, open_run
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _run_folder(loaded: Loaded[ExperimentConfig], trial: Trial | None) -> RunFol
 
 def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console | None, began: float) -> RunResult:
     """Runs an experiment once, or goes on with the run that a killed process left."""
-    config = loaded.config
+    config = directed(loaded.config)
     final = trial is None or trial.test
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         _run_folder(loaded, trial) as folder,
@@ -179,7 +179,7 @@ def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console
         remembered = _remembered(folder, tracked, data, backbone)
         goes_on = folder.checkpoint.exists()
         if not goes_on:  # else it has been recorded: nothing is unrecorded when a checkpoint is written
-            results.log_inputs(tracked, data, backbone, schedule)
+            results.log_inputs(tracked, data, backbone, schedule, task)
         config = training.settle(config, remembered)
         tuned = tune(config, task, data, schedule, training.device(config.trainer))
         config = training.settle(config, tuned.settings())

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tlresearch.base.errors import UserError
-from tlresearch.serving.base import RawPredictor, Shown
+from tlresearch.tasks.predictor import Predictor, Shown
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
 from tlresearch.tracking.store import connect, one_line
@@ -80,7 +80,7 @@ def predict(
     """
     store = connect()
     found = find_model(store, run)
-    predictor: RawPredictor = load_predictor(store, found.model_id)
+    predictor: Predictor = load_predictor(store, found.model_id)
     texts = [text for text in texts if text.strip()]
     if texts and predictor.raw.column != "text":
         raise UserError(f"--text: {found.name} reads {predictor.raw.name}s, not texts; name files")
@@ -213,9 +213,7 @@ def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
             raise UserError(f"there is no file or folder {given}")
 
 
-def _read(
-    predictor: RawPredictor, sources: Sequence[Source], unreadable: dict[str, str]
-) -> Iterator[tuple[Source, Any]]:
+def _read(predictor: Predictor, sources: Sequence[Source], unreadable: dict[str, str]) -> Iterator[tuple[Source, Any]]:
     """Reads samples; those that cannot be read are noted."""
     for source in sources:
         try:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 STUDY_TAG = "tlresearch.study"
 TRIAL = "tlresearch.trial"
+DIRECTIONS = "tlresearch.directions"
+"""Tag of a run: what its task says of its metrics, as JSON; see `tlresearch.base.direction`."""
 CONFIG = "config.yaml"
 DATA_FILES = "data/files.json"
 ENVIRONMENT = "provenance/environment.json"
@@ -22,6 +24,7 @@ DIFF = "provenance/diff.patch"
 COMPUTATION = "provenance/computation.json"
 TIMES = "provenance/autotune.json"
 PREDICTIONS = "predictions"
+CLASS_NAMES = "metrics/class_names.json"
 """Artifacts of a run: how it is started again, what it came from, and its predictions sample by sample."""
 _PAGE = 1000
 _RUN_ID = re.compile(r"^[0-9a-f]{32}$")

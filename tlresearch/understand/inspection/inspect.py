@@ -18,8 +18,6 @@ from tlresearch.backbones.describe import describe_stages
 from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.transforms import resized
 from tlresearch.data.values import Value, leaves
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
@@ -190,11 +188,7 @@ def _run(what: str) -> Run:
 
 def _example(backbone: StagedBackbone, image_size: int | None) -> Value:
     """An input of one sample, of the size that the experiment gives images."""
-    preprocessing = backbone.preprocessing
-    if isinstance(preprocessing, Preprocessing):
-        preprocessing = resized(preprocessing, image_size)
-    example: Value = preprocessing.example()
-    return example
+    return backbone.preprocessing.sized(image_size).example()
 
 
 def _skeleton(config: ExperimentConfig) -> StagedBackbone:

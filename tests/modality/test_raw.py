@@ -12,7 +12,8 @@ import torch
 from pandas import DataFrame
 from PIL import Image
 
-from tlresearch.serving.raw import RawImages, RawTexts
+from tlresearch.modality.image import RawImages
+from tlresearch.modality.text import RawTexts
 
 
 @pytest.fixture
