@@ -90,16 +90,17 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    direction = sweep.objective.direction or "maximize"
     storage = _storage(sweep)
     study = optuna.create_study(
         study_name=sweep.name,
         storage=storage,
         pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
-        direction=sweep.objective.direction,
+        direction=direction,
         load_if_exists=True,
     )
     weakref.finalize(study, storage.engine.dispose)  # Optuna would leave its connections to the garbage collector
-    if study.direction.name.lower() != sweep.objective.direction:
+    if study.direction.name.lower() != direction:
         raise ConfigError(
             [
                 f"objective.direction: the study '{sweep.name}' was made to {study.direction.name.lower()}; "
