@@ -69,6 +69,7 @@ def measure(depth: int, batch: int, size: int, steps: int, threads: int) -> Cost
     from tlresearch.config.schema import OptimizerConfig
     from tlresearch.finetuning import param_groups
     from tlresearch.finetuning.optimizers import build_optimizer
+    from tlresearch.finetuning.parts import staged_parts
     from tlresearch.finetuning.schedule import Phase
 
     torch.set_num_threads(threads)
@@ -78,8 +79,9 @@ def measure(depth: int, batch: int, size: int, steps: int, threads: int) -> Cost
     assert count == STAGES
     head = nn.Linear(backbone.out_features, 10)
     phase = Phase("p", stages=tuple(range(count - depth, count)), rates=(1e-3,) * (count + 1), epochs=1)
-    trained = param_groups.apply_phase(phase, backbone, head)
-    param_groups.apply_modes(phase, backbone, head)
+    parts = staged_parts(backbone, head)
+    trained = param_groups.apply_phase(phase, parts)
+    param_groups.apply_modes(phase, parts)
     optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=1e-3, momentum=0.9), backbone, head)
     inputs, targets = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     with torch.no_grad():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tlresearch.backbones.small_cnn import build_small_cnn
 from tlresearch.config.load import load_text
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
 from tlresearch.tracking.store import connect
 
 SPLITS = {"train": 8, "val": 4, "test": 4}  # images per class
@@ -88,7 +88,7 @@ def record(folder: Path, database: Path) -> Recorded:
 
     tags = {"tlresearch.study": "s", "tlresearch.trial": "0"}
     quick = {"tracking.model": False, "tracking.weights": False, "freeze.epochs": 4}
-    trial = fit(loaded, quick, trial=Trial(None, "00 lr", tags, prune))
+    trial = fit(loaded, quick, role=Role("00 lr", tags=tags, listener=prune))
     return Recorded(folder, fit(loaded).run_id, trial.run_id)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import re
 import shlex
 import shutil
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from tests.conftest import REPOSITORY
 from tests.tracking.conftest import THIRD_PARTY
@@ -24,6 +22,7 @@ from tlresearch.cli import _parser
 from tlresearch.config import checks
 from tlresearch.config.load import load_experiment, load_sweep, revise
 from tlresearch.config.reference import as_markdown
+from tlresearch.show.terminal import plain_text
 from tlresearch.understand.inspection.inspect import inspect_anything
 
 PAGES = tuple(sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]))
@@ -260,9 +259,7 @@ def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path, mo
 @pytest.mark.parametrize("experiment", ["hymenoptera/gradual", "docs/examples/probe_then_deep.yaml"])
 def test_the_plans_shown_are_what_inspect_prints(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_data", Path)  # the photos need not be here
-    console = Console(width=110, record=True, file=io.StringIO())
-    inspect_anything(experiment, [], console)
-    printed = {line.rstrip() for line in console.export_text().splitlines()}
+    printed = {line.rstrip() for line in plain_text(inspect_anything(experiment, []), 110).splitlines()}
     shown = [body for body in blocks("docs/schedules.md", "text") if f"{Path(experiment).stem}: freeze" in body]
     assert len(shown) == 1
     for line in shown[0].splitlines():

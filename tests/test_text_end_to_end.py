@@ -20,7 +20,7 @@ from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.values import stack
 from tlresearch.finetuning.callback import EpochReport
 from tlresearch.modality.text import text_input
-from tlresearch.run.fit import Trial
+from tlresearch.run.fit import Role
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -146,11 +146,11 @@ class Stop:
 def test_neither_an_interruption_nor_the_cache_changes_a_result(place: Path) -> None:
     text = experiment(place, freeze="{schedule: gradual, epochs: 5}", task="{name: classification, dropout: 0.2}")
     settings = {**QUICK, "trainer.checkpoint_seconds": 0.0}
-    whole = fit(load_text(text), settings, trial=Trial(parent=None, name="whole", tags={}, repeats="whole"))
+    whole = fit(load_text(text), settings, role=Role("whole", repeats="whole"))
     with pytest.raises(RuntimeError, match="stopped"):
-        fit(load_text(text), settings, trial=Trial(parent=None, name="broken", tags={}, listener=Stop()))
+        fit(load_text(text), settings, role=Role("broken", listener=Stop()))
     assert list((place / "home" / "unfinished").glob("*/*.ckpt"))
-    resumed = fit(load_text(text), settings, trial=Trial(parent=None, name="broken", tags={}))
+    resumed = fit(load_text(text), settings, role=Role("broken"))
     assert len(resumed.history) == 5
     assert resumed.history == whole.history
     assert resumed.metrics == whole.metrics

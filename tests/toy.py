@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
-from tlresearch.data.base import Data, Fingerprint, SampleKey
+from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
+from tlresearch.data.values import Value
 from tlresearch.modality.image import Preprocessing
 
 STAGES = ("stem", "middle", "top")
@@ -35,7 +36,7 @@ def toy_backbone_from_config(**options: Any) -> StagedBackbone:
     return toy_backbone(**options)
 
 
-class ToySplit:
+class ToySplit(Split):
     """Bright on the left or on the right; noise drawn from the key when `noisy`, like an augmentation."""
 
     def __init__(self, size: int, seed: int, *, noisy: bool) -> None:
@@ -43,20 +44,27 @@ class ToySplit:
         self.targets = torch.arange(size) % 2
         self.names = [f"{seed}/{index}" for index in range(size)]
         self.noisy = noisy
-        self.deterministic = not noisy
         self._images = torch.rand(size, 1, 4, 4, generator=generator)
         self._images[self.targets == 0, :, :, :2] += 0.5
         self._images[self.targets == 1, :, :, 2:] += 0.5
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    @property
+    def load_key(self) -> str:
+        return "toy"
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, int]:
-        image = self._images[key.index]
-        if self.noisy:
-            generator = torch.Generator().manual_seed(key.index * 1009 + key.epoch)
-            image = image + 0.1 * torch.randn(1, 4, 4, generator=generator)
-        return image, self.targets[key.index], key.index
+    @property
+    def augment_key(self) -> str:
+        return "noise" if self.noisy else ""
+
+    def load(self, index: int) -> Tensor:
+        return self._images[index]
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        return super().finish([self._noisy(value, key) for value, key in zip(values, keys, strict=True)], keys)
+
+    def _noisy(self, image: Any, key: SampleKey) -> Tensor:
+        generator = torch.Generator().manual_seed(key.index * 1009 + key.epoch)
+        return image + 0.1 * torch.randn(1, 4, 4, generator=generator) if self.noisy else image
 
     def raw(self, index: int) -> Tensor:
         return (self._images[index] * 160).to(torch.uint8)

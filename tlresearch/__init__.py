@@ -6,11 +6,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tlresearch.backbones.stages import stages as stages
+    from tlresearch.finetuning.foreign import FreezeSchedule as FreezeSchedule
     from tlresearch.run.fit import RunResult as RunResult
     from tlresearch.run.fit import fit as fit
+    from tlresearch.run.track import Track as Track
     from tlresearch.studies.seeds import GroupResult as GroupResult
     from tlresearch.studies.seeds import fit_group as fit_group
-    from tlresearch.studies.sweeps.run import SweepResult as SweepResult
+    from tlresearch.studies.sweeps.result import SweepResult as SweepResult
     from tlresearch.studies.sweeps.run import run as run_sweep
 
 # GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
@@ -19,15 +22,29 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "20000"  # 2 ms, which the pauses of a training step do not reach
 
 __version__ = "0.1.0"
-__all__ = ["GroupResult", "RunResult", "SweepResult", "__version__", "fit", "fit_group", "run_sweep"]
+__all__ = [
+    "FreezeSchedule",
+    "GroupResult",
+    "RunResult",
+    "SweepResult",
+    "Track",
+    "__version__",
+    "fit",
+    "fit_group",
+    "run_sweep",
+    "stages",
+]
 
 _WHERE = {
+    "FreezeSchedule": ("tlresearch.finetuning.foreign", "FreezeSchedule"),
+    "Track": ("tlresearch.run.track", "Track"),
     "fit": ("tlresearch.run.fit", "fit"),
     "RunResult": ("tlresearch.run.fit", "RunResult"),
     "fit_group": ("tlresearch.studies.seeds", "fit_group"),
     "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),
     "run_sweep": ("tlresearch.studies.sweeps.run", "run"),
-    "SweepResult": ("tlresearch.studies.sweeps.run", "SweepResult"),
+    "SweepResult": ("tlresearch.studies.sweeps.result", "SweepResult"),
+    "stages": ("tlresearch.backbones.stages", "stages"),
 }
 
 

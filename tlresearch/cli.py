@@ -37,6 +37,8 @@ from tlresearch.commands import (
     verify,
     worker,
 )
+from tlresearch.commands.shared import store_of
+from tlresearch.show.signs import survive_encodings
 
 COMMANDS = (
     run,
@@ -65,13 +67,14 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 (a result not reached) or 2 (bad input)."""
+    survive_encodings()
     options = _parse(arguments)
     protect_output()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        with _each_warning_once():
+        with _each_warning_once(), store_of(options):
             return command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey
+from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.data.values import Value
 from tlresearch.finetuning.callback import FreezeScheduleCallback
@@ -148,7 +148,7 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-class Photos:
+class Photos(Split):
     """Eight random images; made in two steps, so that views of them can be kept."""
 
     targets = torch.arange(8) % 2
@@ -157,12 +157,14 @@ class Photos:
     def __init__(self, *, noise: float = 0.0) -> None:
         self.images = torch.randint(0, 255, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
         self.noise = noise
-        self.deterministic = noise == 0
-        self.load_key = "64 pixels"
-        self.augment_key = f"noise {noise}" if noise else ""
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    @property
+    def load_key(self) -> str:
+        return "64 pixels"
+
+    @property
+    def augment_key(self) -> str:
+        return f"noise {self.noise}" if self.noise else ""
 
     def load(self, index: int) -> torch.Tensor:
         return self.images[index]
@@ -174,11 +176,6 @@ class Photos:
             inputs[row] += self.noise * torch.randn(inputs[row].shape, generator=generator)
         indices = [key.index for key in keys]
         return Batch(inputs, self.targets[indices], torch.tensor(indices))
-
-    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor, int]:
-        batch = self.finish([self.load(key.index)], [key])
-        assert isinstance(batch.inputs, torch.Tensor)
-        return batch.inputs[0], self.targets[key.index], key.index
 
     def raw(self, index: int) -> Any:
         return self.images[index]

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from tlresearch.backbones.describe import describe_stages
+from tlresearch.backbones.build import build_backbone
+from tlresearch.backbones.describe import check_size, describe_stages
 from tlresearch.backbones.vision import build_torchvision
+from tlresearch.base.errors import UserError
+from tlresearch.config.schema import BackboneConfig
 
 
 def test_rows_of_resnet18() -> None:
@@ -24,3 +30,17 @@ def test_rows_of_resnet18() -> None:
     assert backbone.stages[0].training
     assert not backbone.stages[1].training
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "side"), [("vit_b_32", 96), ("inception_v3", 64)])
+def test_a_size_that_the_backbone_does_not_take_is_refused_in_one_line(name: str, side: int) -> None:
+    backbone = build_backbone(BackboneConfig(name=f"torchvision/{name}", weights=None))
+    check_size(backbone, backbone.preprocessing)
+    with pytest.raises(UserError, match=rf"data.image_size: the backbone takes no images of {side} pixels") as caught:
+        check_size(backbone, replace(backbone.preprocessing, crop=side, resize=side))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_the_backbone_takes_is_fine() -> None:
+    backbone = build_backbone(BackboneConfig(name="small_cnn", weights=None))
+    check_size(backbone, replace(backbone.preprocessing, crop=48, resize=48))

@@ -54,11 +54,13 @@ def test_stages_are_the_network(name: str, count: int, monkeypatch: pytest.Monke
     assert_equal(run(dict(backbone.train().named_stages()), x), expected)
 
 
-def test_what_cannot_be_cut_is_one_stage(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_traced_is_cut_by_its_structure(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         backbone = build_timm("levit_128s", weights=None)
-    assert backbone.stage_names == ("backbone",)
-    assert "timm/levit_128s is one single stage" in caplog.text
+    assert backbone.way == "structure"
+    assert len(backbone.stage_names) > 4
+    assert backbone.reasons[0].startswith("graph: ")
+    assert not caplog.records
     assert backbone(torch.zeros(2, 3, 224, 224)).shape == (2, backbone.out_features)
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +16,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from tests.backbones.text_models import CONFIGS, save_model
-from tlresearch.activations.plan import code_of
+from tests.backbones.text_models import CONFIGS, SHORT, SIZES, save_model, save_tokenizer
+from tlresearch.activations.code import code_of
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.transformers import pool
-from tlresearch.backbones.transformers_families import MODEL_FAMILIES
-from tlresearch.backbones.weights import sha256
 from tlresearch.base.errors import MissingExtraError, UserError
+from tlresearch.base.files import sha256
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.values import stack
 from tlresearch.modality.text import PieceTokenizer, text_input
@@ -42,10 +42,6 @@ def copied(original: nn.Module, backbone: StagedBackbone) -> None:
         stage.load_state_dict({name: given[name] for name in stage.state_dict()})
 
 
-def test_every_family_is_tried() -> None:
-    assert set(CONFIGS) == set(MODEL_FAMILIES)
-
-
 @pytest.mark.parametrize("family", CONFIGS)
 def test_stages_equal_the_original_at_every_cut(family: str, tmp_path: Path) -> None:
     original = save_model(tmp_path, family)
@@ -63,7 +59,7 @@ def test_stages_equal_the_original_at_every_cut(family: str, tmp_path: Path) -> 
     whole = sum(parameter.numel() for parameter in backbone.parameters())
     value = {"ids": IDS, "mask": MASK}
     for stage in map(copy.deepcopy, backbone.stages):  # one by one, as frozen stages are
-        assert sum(p.numel() for p in stage._model.parameters()) < whole
+        assert sum(p.numel() for p in stage.parameters()) < whole
         value = stage(value)
     assert torch.equal(value["hidden"], expected)
     alone = backbone({"ids": IDS[1:, :3], "mask": MASK[1:, :3]})["hidden"]
@@ -84,6 +80,88 @@ def test_gradients_equal_those_of_the_original(family: str, tmp_path: Path) -> N
         for name, parameter in stage.named_parameters():
             assert parameter.grad is not None, name
             torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+
+
+OTHERS: dict[str, tuple[type[Any], dict[str, Any], str]] = {
+    "a BERT that decodes": (transformers.BertConfig, {**SIZES, **SHORT, "is_decoder": True}, "last"),
+    "a RoBERTa that decodes": (transformers.RobertaConfig, {**SIZES, **SHORT, "is_decoder": True}, "last"),
+    "ModernBERT": (transformers.ModernBertConfig, {**SIZES, **SHORT, "local_attention": 4, "pad_token_id": 0}, "cls"),
+    "MPNet": (transformers.MPNetConfig, {**SIZES, **SHORT}, "cls"),
+    "Qwen3": (transformers.Qwen3Config, {**SIZES, **SHORT, "num_key_value_heads": 1, "head_dim": 8}, "last"),
+    "BART": (
+        transformers.BartConfig,
+        {
+            "vocab_size": 32,
+            "d_model": 16,
+            "max_position_embeddings": 40,
+            "encoder_layerdrop": 0.3,
+            **{f"{part}_layers": 3 for part in ("encoder", "decoder")},
+            **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+            **{f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")},
+        },
+        "mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_family_is_named(name: str, tmp_path: Path) -> None:
+    kind, settings, pooling = OTHERS[name]
+    config = kind(**settings, **({"pad_token_id": 0} if "pad_token_id" not in settings else {}))
+    torch.manual_seed(1)
+    original = transformers.AutoModel.from_config(config).eval()
+    original.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    backbone = build_backbone(BackboneConfig(name=f"hf/{tmp_path}"), "sequence").eval()
+    assert backbone.way == "structure"
+    assert backbone.stage_names == ("embeddings", "layer_0", "layer_1", "layer_2")
+    assert backbone.weights.random_stages == ()
+    reads = original.get_encoder() if name == "BART" else original
+    expected = reads(input_ids=IDS.masked_fill(~MASK, 0), attention_mask=MASK.long()).last_hidden_state
+    assert torch.equal(states(backbone)[MASK], expected[MASK])
+    for boundary in range(1, 4):
+        first = backbone({"ids": IDS, "mask": MASK}, stop=boundary)
+        assert set(first) == {"hidden", "mask"}
+        assert torch.equal(backbone(first, start=boundary)["hidden"][MASK], expected[MASK])
+    pooled = build_backbone(BackboneConfig(name=f"hf/{tmp_path}")).eval()({"ids": IDS, "mask": MASK})
+    assert torch.equal(pooled, pool(expected, MASK, pooling))
+
+
+VISION = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+IMAGE_MODELS: dict[str, tuple[Any, int]] = {
+    "ViT": (transformers.ViTConfig(**VISION, image_size=32, patch_size=8), 32),
+    "DINOv2": (transformers.Dinov2Config(**VISION, image_size=32, patch_size=8), 48),
+    "DINOv3": (transformers.DINOv3ViTConfig(**VISION, image_size=32, patch_size=8, num_register_tokens=2), 48),
+    "SigLIP": (transformers.SiglipVisionConfig(**VISION, image_size=32, patch_size=8), 32),
+    "ConvNeXt": (transformers.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 2, 1], image_size=32), 64),
+    "CLIP": (
+        transformers.CLIPConfig(
+            text_config={**VISION, "vocab_size": 32},
+            vision_config={**VISION, "image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        ),
+        32,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_models_of_images(name: str, tmp_path: Path) -> None:
+    config, side = IMAGE_MODELS[name]
+    torch.manual_seed(1)
+    original = transformers.AutoModel.from_config(config).eval()
+    original.save_pretrained(tmp_path)
+    backbone = build_backbone(BackboneConfig(name=f"hf/{tmp_path}", options={"pooling": "cls"})).eval()
+    assert backbone.way == "structure"
+    assert backbone.weights.random_stages == ()
+    assert backbone.preprocessing.crop == 32
+    assert len(backbone.stage_names) >= 4
+    images = torch.randn(2, 3, side, side)
+    reads = original.vision_model if name == "CLIP" else original
+    hidden = reads(pixel_values=images).last_hidden_state
+    expected = (hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden)[:, 0]
+    for boundary in range(len(backbone.stage_names) + 1):
+        assert torch.equal(backbone(backbone(images, stop=boundary), start=boundary), expected)
 
 
 def test_pooling() -> None:
@@ -134,7 +212,7 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"hf/{tmp_path / 'a'}"
     for config, message in (
         (BackboneConfig(name=name), "they must be safetensors"),
-        (BackboneConfig(name=name, weights=None, options={"pooling": "max"}), "cls, mean, last but got 'max'"),
+        (BackboneConfig(name=name, weights=None, options={"pooling": "max"}), "pooler, cls, mean, last but got 'max'"),
         (BackboneConfig(name=name, weights=None, options={"dropout_prob": 1}), "has no setting 'dropout_prob'"),
         (BackboneConfig(name="hf/nobody/nothing", weights=None), "neither a folder with config.json"),
     ):
@@ -142,8 +220,9 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             build_backbone(config)
         assert "\n" not in str(caught.value)
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "config.json").write_text('{"model_type": "xlnet"}')
-    with pytest.raises(UserError, match="family 'xlnet', which has no stages here"):
+    small = {"d_model": 12, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50_300, "max_source_positions": 8}
+    transformers.WhisperConfig(**small).save_pretrained(tmp_path / "b")
+    with pytest.raises(UserError, match=r"\(whisper\) reads input_features; texts, images and the sounds of wav2vec2"):
         build_backbone(BackboneConfig(name=f"hf/{tmp_path / 'b'}", weights=None))
     with pytest.raises(UserError, match="gives no feature maps"):
         build_backbone(BackboneConfig(name=name, weights=None), "maps")

@@ -9,8 +9,8 @@ from torchvision import models
 
 from tlresearch.backbones import vision
 from tlresearch.backbones.vision import build_torchvision
-from tlresearch.backbones.weights import sha256
 from tlresearch.base.errors import UserError, WeightsError
+from tlresearch.base.files import sha256
 from tlresearch.modality.image import Preprocessing
 
 REAL = os.environ.get("TLRESEARCH_WEIGHTS")
@@ -144,3 +144,9 @@ def test_a_real_file_of_another_network_is_refused() -> None:
         )
     with pytest.raises(WeightsError, match="nothing in"):
         build_torchvision("resnet18", weights="torchvision/mobilenet_v2-tflite_ptq.pth")
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "raft_small", "keypointrcnn_resnet50_fpn"])
+def test_models_of_other_kinds_are_said_to_exist(name: str) -> None:
+    with pytest.raises(UserError, match=f"torchvision/{name} is no network for single images"):
+        build_torchvision(name, weights=None)

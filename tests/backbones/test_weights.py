@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tlresearch.backbones import weights
-from tlresearch.backbones.weights import check_hash, digest, load_stages, locate, read, sha256
+from tlresearch.backbones.build import build_backbone
+from tlresearch.backbones.weights import check_hash, digest, load_stages, load_tensors, locate, read
 from tlresearch.base.errors import UserError, WeightsError
+from tlresearch.base.files import sha256
+from tlresearch.config.schema import BackboneConfig
 
 
 @pytest.fixture
@@ -84,9 +89,88 @@ def test_files_of_each_kind_are_read(tmp_path: Path, suffix: str) -> None:
     assert sorted(read(path)) == ["a", "b"]
 
 
-def test_wrapped_and_prefixed_names_are_unwrapped(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"module.a": torch.ones(2)}, "best": 0.9}, tmp_path / "w.pth")
-    assert list(read(tmp_path / "w.pth")) == ["a"]
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        (lambda own: {"state_dict": {f"module.{name}": tensor for name, tensor in own.items()}, "best": 0.9},
+         "state_dict.module."),
+        (lambda own: {f"_orig_mod.{name}": tensor for name, tensor in own.items()}, ""),
+        (lambda own: {f"module._orig_mod.{name}": tensor for name, tensor in own.items()}, "module."),
+        (lambda own: {"model_ema": own, "args": None}, "model_ema."),
+        (lambda own: {"net": own, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, "net."),
+        (lambda own: {"state_dict": {f"module.encoder_q.{name}": tensor for name, tensor in own.items()}},
+         "state_dict.module.encoder_q."),
+        # Two state dicts, of which one is of another network.
+        (lambda own: {"teacher": {name: torch.ones(7, 7) for name in own}, "student": own}, "student."),
+        (lambda own: {**own, **{f"ema.{name}": tensor for name, tensor in own.items()}}, ""),
+    ],
+)  # fmt: skip
+def test_a_backbone_under_one_prefix_is_found(
+    wrap: Callable[[dict[str, Tensor]], object], prefix: str, tmp_path: Path, stages: dict[str, nn.Module]
+) -> None:
+    own = states(stages)
+    torch.save(wrap(own), tmp_path / "w.pth")
+    record = load_stages(stages, tmp_path / "w.pth")
+    assert (record.prefix, record.random_stages) == (prefix, ())
+    assert all(torch.equal(tensor, own[name]) for s in stages.values() for name, tensor in s.state_dict().items())
+
+
+def test_a_backbone_that_lies_there_twice_has_to_be_chosen(tmp_path: Path, stages: dict[str, nn.Module]) -> None:
+    own = states(stages)
+    twice = {
+        "teacher": {f"module.{n}": v + 1 for n, v in own.items()},
+        "student": {f"module.{n}": v for n, v in own.items()},
+    }
+    torch.save(twice, tmp_path / "dino.pth")
+    with pytest.raises(
+        WeightsError,
+        match=r"holds the backbone 2 times, under 'student.module.' and 'teacher.module.'; choose one, such as "
+        r"backbone.weights_prefix=student.module.",
+    ):
+        load_stages(stages, tmp_path / "dino.pth")
+    assert load_stages(stages, tmp_path / "dino.pth", prefix="teacher.module.").prefix == "teacher.module."
+    assert torch.equal(stages["top"].state_dict()["last.bias"], own["last.bias"] + 1)
+    with pytest.raises(WeightsError, match=r"nothing in .* under 'x.' fits the backbone: it holds 'teacher.module"):
+        load_stages(stages, tmp_path / "dino.pth", prefix="x.")
+
+
+def test_an_option_picks_the_prefix(tmp_path: Path) -> None:
+    source = build_backbone(BackboneConfig(name="small_cnn", weights=None, options={"width": 4}))
+    own = source.original_state_dict()
+    torch.save({"a": own, "b": {name: tensor + 1 for name, tensor in own.items()}}, tmp_path / "w.pth")
+    config = BackboneConfig(name="small_cnn", weights=str(tmp_path / "w.pth"), options={"width": 4})
+    with pytest.raises(WeightsError, match="holds the backbone 2 times"):
+        build_backbone(config)
+    chosen = build_backbone(replace(config, weights_prefix="b."))
+    assert all(torch.equal(tensor, own[name] + 1) for name, tensor in chosen.original_state_dict().items())
+    with pytest.raises(UserError, match=r"backbone.weights_prefix: speech_embedding reads the files of its own kind"):
+        build_backbone(replace(config, name="speech_embedding", weights_prefix="b."))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"head.weight": None}, r"^a.safetensors does not fit: 'head.weight' is missing$"),
+        ({"head.weight": None, "head.bias": None}, r"'head.weight' is missing \(and 1 more, such as 'head.bias'\)$"),
+        ({"head.wieght": torch.ones(1)}, r"'head.wieght' has no place$"),
+        ({"head.weight": torch.ones(2, 3)}, r"'head.weight' has shape \(2, 3\) but \(3, 2\) is needed$"),
+    ],
+)
+def test_every_tensor_is_accounted_for(change: dict[str, Tensor | None], error: str) -> None:
+    module = nn.Sequential(OrderedDict(body=nn.Linear(2, 2), head=nn.Linear(2, 3)))
+    before = digest(module.state_dict())
+    tensors = {name: tensor + 1 for name, tensor in module.state_dict().items()} | change
+    with pytest.raises(WeightsError, match=error):
+        load_tensors(module, {n: t for n, t in tensors.items() if t is not None}, "a.safetensors")
+    assert digest(module.state_dict()) == before
+
+
+def test_what_may_be_missing_or_of_another_shape_stays_and_is_named() -> None:
+    module = nn.Sequential(OrderedDict(body=nn.Linear(2, 2), head=nn.Linear(2, 3)))
+    tensors = {"body.weight": torch.ones(2, 2), "head.weight": torch.ones(5, 2)}
+    kept = load_tensors(module, tensors, "it", required=["body.weight"], other_shapes=["head.weight"])
+    assert kept == ("body.bias", "head.weight", "head.bias")
+    assert torch.equal(module.state_dict()["body.weight"], torch.ones(2, 2))
 
 
 def test_loading_all(tmp_path: Path, stages: dict[str, nn.Module], caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +193,7 @@ def test_a_partial_file_names_the_random_stages(
     torch.save({k: v for k, v in states(stages).items() if k != "last.bias"}, path)
     with caplog.at_level(logging.WARNING):
         assert load_stages(stages, path).random_stages == ("top",)
-    assert "1 tensors are missing; stages that stay random: top" in caplog.text
+    assert "1 tensors are missing, such as 'last.bias'; stages that stay random: top" in caplog.text
     assert torch.equal(stages["top"].state_dict()["last.bias"], before)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.redact import HIDE
 from tlresearch.cli import main
 from tlresearch.commands import config as config_command
 from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
+from tlresearch.config.merging import assign
 
 GOOD = """
 data: {name: digits, classes: ["0", "1"]}
@@ -69,6 +74,37 @@ def test_a_wrong_interpolated_value_is_not_shown(tmp_path: Path, monkeypatch: py
         load_experiment(write(tmp_path, GOOD), ["data.workers=${oc.env:SECRET}"])
     assert "data.workers" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_variables_in_a_config_of_somebody_else_are_none_of_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIRS", "their value")
+    monkeypatch.setenv("OURS", "our value")
+    monkeypatch.setenv(HIDE, "")
+    loaded = load_text(GOOD + "description: of ${oc.env:OURS}, ${oc.env:NOBODYS,${oc.env:OURS}}\n")
+    assert loaded.config.description == "of our value, our value"
+    assert OmegaConf.create({"key": "${oc.env:THEIRS}"}).key == "their value"
+    assert os.environ[HIDE].split(",") == ["OURS"]
+
+
+def test_an_experiment_with_values_replaced_is_as_if_it_had_been_written_so(tmp_path: Path) -> None:
+    revisions: list[dict[str, Any]] = [
+        {"optimizer.lr": 0.5, "tracking.figures": False, "tracking.tags": {"mine": "yes"}},
+        {"seed": 4, "seeds": [1, 2], "name": "2e-3"},
+        {"trainer.early_stopping.patience": 2, "backbone.options": {"width": 8}, "data.classes": ["1", "0"]},
+        {"freeze.phases": [{"name": "all", "unfreeze_depth": "all", "epochs": 2}], "freeze.schedule": "phases"},
+        {"variants": {"wide": {"backbone.options.width": 16}}, "description": "two\n\nparagraphs: 'quoted'"},
+        {"description": "of ${name}"},
+    ]
+    loaded, values = load_text(GOOD), yaml.safe_load(GOOD)
+    for revision in revisions:
+        loaded = revise(loaded, revision)
+        for key, value in revision.items():
+            assign(values, key, value)
+        assert loaded == load_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+        assert loaded.values == yaml.safe_load(loaded.recorded)
+    with pytest.raises(ConfigError) as caught:
+        revise(loaded, {"optimizer.lr": -1, "optimizer.rate": 1, "nothing.at": 1, "seed": "x"})
+    assert len(caught.value.problems) == 4
 
 
 def test_topic_and_name_come_from_the_place_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

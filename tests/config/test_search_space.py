@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from optuna.trial import FixedTrial
 
-from tlresearch.config.search_space import counts, holds, resolve_all, suggest
+from tlresearch.config.search_space import counts, holds, needs_stages, resolve_all, suggest
 from tlresearch.config.sweep_schema import SpaceConfig
 
 SPACE = {
@@ -45,6 +45,30 @@ def test_a_dimension_whose_condition_fails_is_left_out() -> None:
 )  # fmt: skip
 def test_conditions(condition: str, expected: bool) -> None:
     assert holds(condition, {"a": 2, "b": "sgd"}) is expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "depths"),
+    [("> 0", [2, 5]), (">= 5", [5]), ("== all", [5]), ("< all", [0, 2]), ("!= 5", [0, 2]), ("> all", [])],
+)  # fmt: skip
+def test_all_counts_as_the_number_of_stages_in_a_condition(condition: str, depths: list[Any]) -> None:
+    space = {
+        "freeze.unfreeze_depth": SpaceConfig(choices=[0, 2, "all"]),
+        "optimizer.layer_lr_decay": SpaceConfig(low=0.5, high=1.0, when=f"freeze.unfreeze_depth {condition}"),
+    }
+    assert needs_stages(space)
+    resolved = resolve_all(space, stages=5)
+    points = [
+        suggest(FixedTrial({"freeze.unfreeze_depth": depth, "optimizer.layer_lr_decay": 0.7}), resolved)
+        for depth in (0, 2, 5)
+    ]
+    assert [point["freeze.unfreeze_depth"] for point in points if len(point) == 2] == depths
+
+
+def test_stages_are_asked_for_only_where_all_stands() -> None:
+    assert needs_stages(SPACE)
+    assert needs_stages({"freeze.unfreeze_depth": SpaceConfig(choices=[0, "all"])})
+    assert not needs_stages({key: SPACE[key] for key in ("optimizer.lr", "optimizer.name")})
 
 
 def test_whole_numbers_follow_from_the_option_not_from_how_the_range_is_written() -> None:

@@ -167,7 +167,7 @@ def test_mistakes_of_folders(tmp_path: Path) -> None:
     save_tone(tmp_path / "flat" / "a.wav")
     with pytest.raises(DataError, match="outside a class folder"):
         build(tmp_path / "flat")
-    with pytest.raises(DataError, match="are for images"):
+    with pytest.raises(DataError, match="is for images"):
         build(save_classes(tmp_path / "s"), augment="flip")
     with pytest.raises(DataError, match="gives sounds, which this backbone does not take"):
         build(tmp_path / "s", preprocessing=Preprocessing(crop=None, resize=None))
@@ -193,11 +193,11 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
 def test_a_manifest_gives_transcripts(name: str, write: Write, tmp_path: Path) -> None:
     rows = [
         {"path": f"a/{n}.wav", "transcript": text, "split": split}
-        for n, (text, split) in enumerate([("ab  a", "train"), ("b", "train"), ("a", "train"), ("ba", "dev")])
+        for n, (text, split) in enumerate([("ab  a", "train"), ("b", "train"), ("a", "train"), ("ba", "holdout")])
     ]
     for row in rows:
         save_tone(tmp_path / row["path"])
-    write(tmp_path / name, [{**row, "split": "val" if row["split"] == "dev" else row["split"]} for row in rows])
+    write(tmp_path / name, [{**row, "split": "val" if row["split"] == "holdout" else row["split"]} for row in rows])
     given = {"table": name, "split_column": "split", "options": {"transcript_column": "transcript"}}
     data = build(tmp_path, "audio_manifest", **given)
     assert (data.kind, data.classes) == ("transcript", (" ", "a", "b"))
@@ -207,12 +207,12 @@ def test_a_manifest_gives_transcripts(name: str, write: Write, tmp_path: Path) -
     with pytest.raises(DataError, match="unknown splits"):
         build(tmp_path, "audio_manifest", **given)
     write(tmp_path / name, [{**rows[0], "transcript": " "}])
-    with pytest.raises(DataError, match="rows with nothing in 'transcript'"):
+    with pytest.raises(DataError, match="rows with nothing in column 'transcript'"):
         build(tmp_path, "audio_manifest", **given)
     write(tmp_path / name, [rows[0], rows[0]])
     with pytest.raises(DataError, match="listed more than once"):
         build(tmp_path, "audio_manifest", table=name, options={"transcript_column": "transcript"})
-    with pytest.raises(DataError, match="row 1 has no 'lable'"):
+    with pytest.raises(DataError, match="no column 'lable'"):
         build(tmp_path, "audio_manifest", table=name, label_column="lable")
 
 

@@ -205,7 +205,7 @@ def row_without_label(root: Path) -> Fields:
 
 
 def unknown_split(root: Path) -> Fields:
-    return csv(root, "image,label,split\n0.png,a,train\n1.png,b,dev\n", split_column="split")
+    return csv(root, "image,label,split\n0.png,a,train\n1.png,b,holdout\n", split_column="split")
 
 
 def empty_train_split(root: Path) -> Fields:
@@ -296,7 +296,7 @@ CASES: dict[Case, tuple[str, ...]] = {
     no_train_folder: ("holds val but no train folder",),
     empty_class_folder: ("without an image", "mouse"),
     class_without_known_files: ("without an image", "train/mouse", ".png"),
-    class_missing_from_val: ("missing from a split", "val has no folder 'mouse'"),
+    class_missing_from_val: ("missing from a split", "val has no sample of 'mouse'"),
     class_missing_from_train: ("train has no folder 'mouse'",),
     single_class: ("single class (cat)",),
     single_sample_of_a_class: ("single training sample", "'mouse'"),
@@ -312,14 +312,14 @@ CASES: dict[Case, tuple[str, ...]] = {
     every_image_broken: ("none of 8 images can be read",),
     sizes_that_differ: ("differ in size", "dog/large.png is 30x20", "data.image_size"),
     no_table: ("data.table", "labels.csv does not exist"),
-    empty_table: ("labels.csv has a header but no rows",),
-    no_label_column: ("no column 'label' (did you mean 'lable'?)", "image, lable"),
+    empty_table: ("labels.csv has no rows",),
+    no_label_column: ("no column 'label' (did you mean 'lable'?)", "'image', 'lable'"),
     no_split_column: ("no column 'fold'",),
-    table_not_utf8: ("labels.csv is not a CSV file in UTF-8",),
+    table_not_utf8: ("labels.csv, line 2: not a text in UTF-8", "data.encoding"),
     table_with_missing_files: ("gone.png: the file does not exist",),
-    image_listed_twice: ("listed more than once", "0.png (2 rows)", "';'"),
-    row_without_label: ("without a label", "row 3"),
-    unknown_split: ("unknown splits", "row 3 has 'dev'", "train, val or test"),
+    image_listed_twice: ("listed more than once", "0.png (2 rows: lines 2, 4)", "';'"),
+    row_without_label: ("rows with nothing in column 'label'", "line 3"),
+    unknown_split: ("unknown splits", "line 3 has 'holdout'", "train, val or test"),
     empty_train_split: ("train split is empty",),
     npz_without_labels: ("x.npz lacks val_labels", "train_images"),
     npz_without_train: ("lacks train_images, train_labels", "it holds images"),

@@ -143,7 +143,7 @@ def test_boxes_without_area_are_left_out_and_counted(voc: Path, caplog: pytest.L
     (voc / "Annotations/a.xml").write_text((voc / "Annotations/a.xml").read_text().replace("<xmax>36<", "<xmax>99<"))
     with caplog.at_level(logging.WARNING):
         data = build("voc", voc)
-    assert "1 boxes without area and 0 crowd regions are left out" in caplog.text
+    assert "left out: 1 boxes without area" in caplog.text
     assert data.splits["train"].targets[0][1].tolist() == [20.0, 5.0, 40.0, 17.0, 0.0]  # clipped to the image
 
 
@@ -186,3 +186,137 @@ def test_real_blood_cells(real: Callable[[str], str], caplog: pytest.LogCaptureF
     counts = dict(zip(data.classes, boxes[:, 4].long().bincount().tolist(), strict=True))
     assert counts["RBC"] > 4100
     assert ((boxes[:, 2:4] - boxes[:, :2]) > 0).all()
+
+
+def phone(root: Path, turn: int, declared: tuple[int, int], source: str = "coco") -> Path:
+    """Photos whose pixels lie as the sensor had them, with a white object at 2 to 8 by 4 to 16 of what is seen."""
+    seen = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    seen[4:16, 2:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    # What turns the stored pixels back to what is seen is undone here: numbers 6 and 8 undo one another.
+    undo = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[turn]
+    for number in range(4):
+        whole = Image.fromarray(np.maximum(seen, number))
+        (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        stored = whole if undo is None else whole.transpose(undo)
+        stored.save(root / f"JPEGImages/{number}.png", exif=exif)
+    height, width = declared
+    if source == "coco":
+        images = [{"id": n, "file_name": f"JPEGImages/{n}.png", "width": width, "height": height} for n in range(4)]
+        boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [2, 4, 6, 12]} for n in range(4)]
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
+        (root / "all.json").write_text(json.dumps(content))
+        return root
+    (root / "Annotations").mkdir()
+    for number in range(4):
+        (root / f"Annotations/{number}.xml").write_text(
+            f"<annotation><size><width>{width}</width><height>{height}</height></size><object><name>cup</name><bndbox>"
+            "<xmin>2</xmin><ymin>4</ymin><xmax>8</xmax><ymax>16</ymax></bndbox></object></annotation>"
+        )
+    return root
+
+
+def read(root: Path, source: str, **fields: Any) -> Data:
+    options = {
+        "fit": "stretch",
+        **({"annotations": "all.json"} if source == "coco" else {}),
+        **fields.pop("options", {}),
+    }
+    config = DataConfig(name=source, root=str(root), options=options, **fields)
+    return build_data(config, preprocessing=Preprocessing(crop=40, resize=40), seed=0)
+
+
+@pytest.mark.parametrize("source", ["coco", "voc"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_boxes_lie_on_the_photo_that_is_seen(source: str, turn: int, tmp_path: Path) -> None:
+    data = read(phone(tmp_path, turn, (HEIGHT, WIDTH), source), source)
+    split = data.splits["train"]
+    image, boxes, _ = split[SampleKey(0, 0)]
+    x0, y0, x1, y1 = map(int, boxes[0, :4].tolist())
+    inside = image[:, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1]
+    assert inside.min() > image.mean() + 1
+    assert split.raw(0).shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("source", ["coco", "voc"])
+def test_a_declared_size_that_is_not_the_photos_is_an_error(source: str, tmp_path: Path) -> None:
+    root = phone(tmp_path, 6, (WIDTH, HEIGHT), source)  # boxes drawn by a tool that does not turn
+    with pytest.raises(DataError, match=r"0\.png: its annotation says 20x40 but it is 40x20 .*orientation=stored"):
+        read(root, source)
+    stored = read(root, source, orientation="stored").splits["train"]
+    assert stored.raw(0).shape == (3, WIDTH, HEIGHT)
+    other = phone(tmp_path / "other", 1, (300, 400), source)
+    with pytest.raises(DataError, match=r"its annotation says 400x300 but it is 40x20; its boxes belong to another"):
+        read(other, source)
+    unsaid = read(phone(tmp_path / "unsaid", 1, (0, 0), source), source)  # some tools write 0
+    assert len(unsaid.splits["train"]) == 3
+
+
+def objects_of(data: Data) -> dict[str, int]:
+    return {name: len(split.targets[row]) for split in data.splits.values() for row, name in enumerate(split.names)}
+
+
+def coco_of(root: Path, **changes: Any) -> Path:
+    phone(root, 1, (HEIGHT, WIDTH))
+    content = json.loads((root / "all.json").read_text())
+    for key, change in changes.items():
+        change(content[key])
+    (root / "all.json").write_text(json.dumps(content), encoding="utf-16")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("image_id", 99, r"annotation 2: image_id 99 is the id of no image"),
+        ("category_id", "cup", r"annotation 2: category_id 'cup' is the id of no category"),
+        ("bbox", None, r"annotation 2: bbox is no list of four numbers but None"),
+        ("bbox", [1, 2, 3], r"annotation 2: bbox is no list of four numbers but \[1, 2, 3\]"),
+        ("bbox", [1, 2, 3, float("inf")], r"annotation 2: a bbox of"),
+    ],
+)
+def test_an_annotation_that_fits_nothing_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    root = coco_of(tmp_path, annotations=lambda entries: entries[2].update({key: value}))
+    with pytest.raises(DataError, match=message):
+        read(root, "coco")
+
+
+def test_ids_groups_and_names_of_coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def further(categories: list[Any]) -> None:
+        categories[0]["supercategory"] = "things"
+        categories += [{"id": 0, "name": "things"}, {"id": 2, "name": "dish"}, {"id": "3", "name": "cup "}]
+
+    def as_text(entries: list[Any]) -> None:
+        for entry in entries:
+            entry["image_id"] = str(entry["image_id"])
+
+    data = read(coco_of(tmp_path, categories=further, annotations=as_text), "coco")
+    assert data.classes == ("cup", "dish")  # a class without an object may have some in another file
+    assert "only group others are no classes: ['things']" in caplog.text
+    assert "categories of one name are one class" in caplog.text
+    again = coco_of(tmp_path / "again", images=lambda images: images.append({**images[0], "id": 7}))
+    with pytest.raises(DataError, match=r"pictures listed more than once \(1\): JPEGImages/0\.png"):
+        read(again, "coco")
+
+
+def test_what_voc_marks_and_lists(voc: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = voc / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text("a\nb.png\n")
+    (lists / "train.txt").unlink()
+    (lists / "val.txt").unlink()
+    (lists / "test.txt").write_text("d\n")
+    (lists / "cat_trainval.txt").write_text("a 1\n")
+    path = voc / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<object>", "<object><difficult>1</difficult>", 1))
+    save(voc / "JPEGImages/e.png", picture([]))
+    kept = read(voc, "voc")
+    assert sum(map(len, kept.splits.values())) == 3
+    assert kept.passed == {"in no list of ImageSets": 1, "without an annotation": 1}
+    assert "1 objects marked as difficult are objects like any other" in caplog.text
+    left = read(voc, "voc", options={"difficult": "leave_out"})
+    assert objects_of(kept)["JPEGImages/a.png"] == 2
+    assert objects_of(left)["JPEGImages/a.png"] == 1
+    assert "left out: 1 difficult objects" in caplog.text
+    with pytest.raises(DataError, match=r"data\.options\.difficult: is keep or leave_out"):
+        read(voc, "voc", options={"difficult": "maybe"})

@@ -19,13 +19,13 @@ Build = Callable[..., Data]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every decoded file."""
     calls: list[int] = []
-    decode = decoding.decode
+    measure = decoding.measure
 
-    def counting(content: bytes, channels: int) -> object:
+    def counting(content: bytes) -> object:
         calls.append(len(content))
-        return decode(content, channels)
+        return measure(content)
 
-    monkeypatch.setattr(files, "decode", counting)
+    monkeypatch.setattr(files, "measure", counting)
     return calls
 
 
@@ -71,14 +71,14 @@ def test_a_broken_cache_is_ignored(settled: Path, build: Build, home: Path, cont
     cache.write_text(content)
     assert build(settled).fingerprint == first.fingerprint
     assert len(decoded) == 12
-    assert json.loads(cache.read_text())["version"] == 1
+    assert json.loads(cache.read_text())["version"] == 2
 
 
 def test_a_broken_entry_is_ignored(settled: Path, build: Build, home: Path) -> None:
     first = build(settled)
     (cache,) = (home / "cache" / "images").iterdir()
     content = json.loads(cache.read_text())
-    content["files"] = {name: [*entry[:3], "no hash", 1, 1] for name, entry in content["files"].items()}
+    content["files"] = {name: [*entry[:3], "no hash", 1, 1, 1, 0, 0, 8] for name, entry in content["files"].items()}
     cache.write_text(json.dumps(content))
     assert build(settled).fingerprint == first.fingerprint
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.toy import ToySplit
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import SampleKey, TwoStepSplit
+from tlresearch.data.base import SampleKey, Split
 from tlresearch.data.build import build_data
 from tlresearch.data.joined import join
 from tlresearch.modality.image import Preprocessing
@@ -16,18 +16,16 @@ from tlresearch.modality.image import Preprocessing
 DIGITS = DataConfig(name="digits", test_fraction=0.2)
 
 
-def digits(config: DataConfig) -> TwoStepSplit:
+def digits(config: DataConfig) -> Split:
     grey = Preprocessing(crop=None, resize=None, mean=(0.5,), std=(0.5,))
-    joined = join(list(build_data(config, preprocessing=grey, seed=0).splits.values()))
-    assert isinstance(joined, TwoStepSplit)
-    return joined
+    return join(list(build_data(config, preprocessing=grey, seed=0).splits.values()))
 
 
 def test_every_sample_is_there_whatever_the_seed_of_the_split() -> None:
     first, second = digits(DIGITS), digits(replace(DIGITS, split_seed=3))
-    assert len(first) == 1797  # type: ignore[arg-type]
-    assert first.names == second.names  # type: ignore[attr-defined]
-    assert torch.equal(first.targets, second.targets)  # type: ignore[attr-defined]
+    assert len(first) == 1797
+    assert first.names == second.names
+    assert torch.equal(first.targets, second.targets)
     assert torch.equal(first.load(5), second.load(5))
 
 
@@ -37,16 +35,15 @@ def test_both_ways_to_a_batch_give_the_same_samples() -> None:
     batch = joined.finish([joined.load(key.index) for key in keys], keys)
     assert batch.indices.tolist() == [3, 1500]
     for row, key in enumerate(keys):
-        inputs, target, index = joined[key]  # type: ignore[index]
+        inputs, target, index = joined[key]
         assert torch.equal(batch.inputs[row], inputs)
         assert (batch.targets[row], index) == (target, key.index)
-        assert target == joined.targets[key.index]  # type: ignore[attr-defined]
+        assert target == joined.targets[key.index]
 
 
-def test_splits_without_two_steps_are_joined_as_they_are() -> None:
+def test_splits_of_any_kind_are_joined() -> None:
     parts = [ToySplit(4, 0, noisy=False), ToySplit(6, 1, noisy=False)]
     joined = join(parts)
-    assert not isinstance(joined, TwoStepSplit)
     assert list(joined.names) == sorted([*parts[0].names, *parts[1].names])
     inputs, target, _ = joined[SampleKey(4, 0)]
     assert torch.equal(inputs, parts[1][SampleKey(0, 0)][0])

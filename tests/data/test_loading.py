@@ -11,6 +11,7 @@ from tlresearch.base.errors import DataError
 from tlresearch.data import loading
 from tlresearch.data.base import Batch, Data, SampleKey, Split
 from tlresearch.data.loading import EpochSampler, make_loader
+from tlresearch.data.values import Value
 
 Build = Callable[..., Data]
 
@@ -99,21 +100,16 @@ def test_a_last_training_batch_of_one_is_dropped(build: Build, size: int, expect
     assert sum(len(batch.indices) for batch in evaluated) == size
 
 
-class _First:
+class _First(Split):
     """The first samples of a split."""
 
     def __init__(self, split: Split, size: int) -> None:
         self.targets = split.targets[:size]
         self.names = split.names[:size]
-        self.deterministic = split.deterministic
-        self.raw = split.raw
         self._split = split
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor, int]:
-        return self._split[key]
+    def load(self, index: int) -> Value:
+        return self._split.load(index)
 
 
 def test_dropping_the_only_batch_is_refused(build: Build) -> None:

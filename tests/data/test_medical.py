@@ -102,7 +102,9 @@ def test_a_folder_and_a_table_of_dicom_files(tmp_path: Path, build: Build) -> No
         patients = {split: {name[2:4] for name in part.names} for split, part in data.splits.items()}
         assert not patients["train"] & patients["val"]
         assert len(patients["val"]) == 2
-    with pytest.raises(DataError, match=r"data\.options: images have no option 'windows' \(did you mean 'window'\?\)"):
+    with pytest.raises(
+        DataError, match=r"data\.options: image_folder has no option 'windows' \(did you mean 'window'\?\)"
+    ):
         build(tmp_path, options={"windows": [40, 80]})
     with pytest.raises(DataError, match=r"data\.options\.window: takes \[centre, width\].* but got \[40\]"):
         build(tmp_path, options={"window": [40]})

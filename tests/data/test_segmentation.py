@@ -197,3 +197,79 @@ def test_real_membranes(real: Callable[[str], str]) -> None:
     assert sum(map(len, data.splits.values())) == 30
     shares = [float((mask == 0).float().mean()) for split in data.splits.values() for mask in split.targets]
     assert 0.1 < min(shares) < max(shares) < 0.4
+
+
+def test_masks_are_paired_by_a_pattern(tmp_path: Path) -> None:
+    for seed in range(6):
+        save(tmp_path / f"images/{seed}_scan.png", picture(seed) * 200)
+        save(tmp_path / f"masks/{seed}_label.gif", picture(seed) * 255)
+    save(tmp_path / "masks/9_label.png", picture(9) * 255)
+    with pytest.raises(DataError, match=r"images without a mask in 'masks' \(6\): .*pair_pattern .*0_label\.gif"):
+        build(tmp_path)
+    data = build(tmp_path, options={**TWO, "pair_pattern": r"(\d+)_"})
+    assert data.passed == {"masks without an image": 1}
+    for split in data.splits.values():
+        for index, name in enumerate(split.names):
+            assert torch.equal(split.targets[index], torch.from_numpy(picture(int(Path(name).name[0]))))
+    for pattern, message in (("(", "is no regular expression"), (r"\d", "has no group"), ("(x)", "does not fit")):
+        with pytest.raises(DataError, match=message):
+            build(tmp_path, options={"pair_pattern": pattern})
+    save(tmp_path / "masks/0_label.png", picture(0) * 255)
+    with pytest.raises(DataError, match=r"masks for the same image \(1\): masks/0_label\.gif and masks/0_label\.png"):
+        build(tmp_path, options={"pair_pattern": r"(\d+)_"})
+
+
+def test_masks_in_a_format_that_is_not_read_are_named(folder: Path) -> None:
+    (folder / "masks/3.png").unlink()
+    np.save(folder / "masks/3.npy", picture(3))
+    with pytest.raises(DataError, match=r"images/3\.png\. 'masks' holds 3\.npy, which is none of the formats"):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ignore"),
+    [
+        ("names.txt", "back\nfront\n", None),
+        ("values.txt", "\ufeff0 back\r\n255 front\r\n", None),
+        ("values.csv", "0,back\n255,front\n", None),
+        ("classes.json", '{"back": 0, "front": 255}', None),
+    ],
+)
+def test_class_names_from_a_file(name: str, text: str, ignore: Any, folder: Path) -> None:
+    (folder / name).write_text(text, encoding="utf-8")
+    if name == "names.txt":
+        for seed in range(10):
+            save(folder / f"masks/{seed}.png", picture(seed))
+    assert build(folder, options={"classes": name}).classes == ("back", "front")
+    with pytest.raises(DataError, match=r"data\.options\.classes: there is no file .*nowhere\.txt"):
+        build(folder, options={"classes": "nowhere.txt"})
+
+
+def test_colours_from_a_file(folder: Path) -> None:
+    for seed in range(10):
+        save(folder / f"masks/{seed}.png", np.stack([picture(seed) * 9, picture(seed) * 0, picture(seed)], axis=2))
+    (folder / "colours.txt").write_text("0 0 0 back ground\n9 0 1\tfront\n")
+    assert build(folder, options={"classes": "colours.txt"}).classes == ("back ground", "front")
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": ["back", "front"]}])
+def test_broken_masks_are_left_out_and_grey_colours_are_numbers(options: dict[str, Any], folder: Path) -> None:
+    for seed in range(10):
+        save(folder / f"masks/{seed}.png", np.stack([picture(seed)] * 3, axis=2))
+    (folder / "masks/3.png").write_bytes(b"")
+    (folder / "masks/4.png").write_bytes(b"x" * 30)
+    with pytest.raises(DataError, match=r"unreadable images with masks \(2\): images/3\.png: its mask"):
+        build(folder, options=options)
+    data = build(folder, options=options, on_error="skip")
+    assert sorted(data.skipped) == ["images/3.png", "images/4.png"]
+    assert len(data.classes) == 2
+
+
+def test_a_mask_lies_on_the_photo_that_is_seen(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for seed in range(10):
+        Image.fromarray(np.rot90(picture(seed) * 200, 2)).save(folder / f"images/{seed}.png", exif=exif)
+    split = build(folder, options=TWO).splits["train"]
+    for index in range(len(split)):
+        assert torch.equal((split.raw(index)[0] > 0).to(torch.uint8), split.targets[index])

@@ -17,6 +17,7 @@ from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import EpochSampler, make_loader
 from tlresearch.data.text import IGNORED, aligned
+from tlresearch.data.text_files import read_conll
 from tlresearch.modality.image import Preprocessing
 from tlresearch.modality.text import Encoded, TextPreprocessing, WordTokenizer, split_words
 
@@ -154,13 +155,13 @@ def test_words() -> None:
             {"label_column": "labels"},
             r"no column 'labels' \(did you mean 'label'\?\)",
         ),
-        ("a.tsv", "text\tlabel\nx\tpos\ty\n", {}, r"a.tsv:2 has 3 fields, but 2"),
-        ("a.tsv", "text\tlabel\nx\t\ny\tpos\n", {}, r"lines without a text or a label \(1\): a.tsv:2"),
+        ("a.tsv", "text\tlabel\nx\tpos\ty\n", {}, r"a.tsv, line 2 has 3 values, but the header has 2"),
+        ("a.tsv", "text\tlabel\nx\t\ny\tpos\n", {}, r"a.tsv: rows with nothing in column 'label' \(1\): line 2"),
         ("a.tsv", "text\tlabel\n \tpos\ny\tneg\n", {}, r"unreadable texts \(1\): a.tsv:2: the text is empty"),
-        ("a.jsonl", '{"text": 1}\n', {}, r"a.jsonl has no column 'label'"),
-        ("a.jsonl", "{]\n", {}, r"a.jsonl:1 is not JSON"),
+        ("a.jsonl", '{"text": 1}\n', {}, r"a.jsonl, line 1: no column 'label'"),
+        ("a.jsonl", "{]\n", {}, r"a.jsonl, line 1 is not JSON"),
         ("a.conll", "Anna B-per\nParis\n", {"name": "conll"}, r"lines with fewer than 2 columns \(1\): line 2"),
-        ("a.conll", "Anna Person\n", {"name": "conll"}, r"tags of another form \(1\): 'Person'"),
+        ("a.conll", "Anna Person\nB B-x\n", {"name": "conll"}, r"tags of another form \(1\): 'Person'"),
     ],
 )
 def test_refused(name: str, content: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_refused(name: str, content: str, options: dict[str, Any], message: str,
 
 def test_other_refusals(tmp_path: Path) -> None:
     (tmp_path / "latin.tsv").write_bytes("text\tlabel\ncaf\xe9\tpos\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="line 2: not a text in UTF-8"):
         build(tmp_path / "latin.tsv")
     file = write(tmp_path / "a.tsv", "".join(f"{text}\t{label}\n" for text, label in ROWS))
     columns = {"text_column": "0", "label_column": "1"}
@@ -237,3 +238,18 @@ def test_real_data_counts(data_dir: Path) -> None:
     assert len(data.classes) == 13
     data = build(data_dir / "sst2", text_column="0", label_column="1")
     assert {name: len(part) for name, part in data.splits.items()} == {"train": 6920, "val": 872, "test": 1821}
+
+
+@pytest.mark.parametrize(
+    ("tags", "classes"),
+    [
+        (("B-x", "L-x", "O", "U-y"), ("O", "B-x", "E-x", "S-y")),
+        (("x", "x", "O", "y"), ("O", "I-x", "I-y")),
+        (("I-x", "I-x", "O", "I-y"), ("O", "I-x", "I-y")),
+        (("B-x", "E-x", "O", "S-y"), ("O", "B-x", "E-x", "S-y")),
+    ],
+)
+def test_tags_of_every_scheme(tags: tuple[str, ...], classes: tuple[str, ...], tmp_path: Path) -> None:
+    lines = "".join(f"{word} {tag}\n" for word, tag in zip("abcd", tags, strict=True))
+    (tmp_path / "t.conll").write_text(f"{lines}\n" * 4)
+    assert read_conll(tmp_path / "t.conll", {}).classes == classes

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights, Swin_T_Weights
+from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.transforms import build_augmentation, resized
+from tlresearch.data.transforms import build_augmentation
 from tlresearch.modality.image import Evaluation, Preprocessing
 
 WEIGHTS = [
@@ -52,7 +55,7 @@ def test_a_batch_is_preprocessed_as_its_images_are() -> None:
 def test_another_image_size_scales_the_resize(
     crop: int | None, resize: int | None, size: int | None, expected: tuple[int, int]
 ) -> None:
-    found = resized(Preprocessing(crop, resize), size)
+    found = Preprocessing(crop, resize).sized(size)
     assert (found.crop, found.resize) == expected
 
 
@@ -94,3 +97,28 @@ def test_unknown_names_list_the_known_ones() -> None:
         build_augmentation("randaugmnt", Evaluation(Preprocessing(8, 8)))
     with pytest.raises(DataError, match=r"'bilinar' \(did you mean 'bilinear'\?\)"):
         Evaluation(Preprocessing(8, 8, interpolation="bilinar"))
+
+
+@pytest.mark.parametrize("size", [(6000, 1), (1, 20_000), (2, 100_000)])
+def test_a_sliver_is_never_resized_whole(size: tuple[int, int]) -> None:
+    sizes: list[int] = []
+
+    class Watched(torch.Tensor):
+        """Notes the size of every tensor that is made of it."""
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = super().__torch_function__(func, types, args, kwargs or {})
+            sizes.extend([made.numel()] if isinstance(made, torch.Tensor) else [])
+            return made
+
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8).as_subclass(Watched)
+    assert Evaluation(Preprocessing(24, 30)).frame(image).shape == (3, 24, 24)
+    assert max(sizes) <= max(image.numel(), 3 * 30 * 30 * 64)
+
+
+def test_cutting_the_ends_of_a_sliver_changes_nothing_that_is_seen() -> None:
+    image = torch.randint(0, 256, (3, 2, 300), dtype=torch.uint8)
+    evaluation = Evaluation(Preprocessing(24, 30))
+    whole = F.center_crop(F.resize(image, [30], antialias=True), [24, 24])
+    assert torch.equal(evaluation.frame(image), whole)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,17 @@ def test_a_mask_has_the_size_of_its_image(tmp_path: Path) -> None:
             probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([image])))
         assert answer.shape == (1, 21, 50)
         np.testing.assert_allclose(probabilities.numpy(), predictor.probabilities(image), atol=1e-4)
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [("exif", (1, 40, 30, 3)), ("stored", (1, 30, 40, 3))])
+def test_the_script_turns_photos_as_training_did(orientation: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.jpg", exif=exif)
+
+    class Session:
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(shape=[1, None, None, 3])]
+
+    about = {"preprocessing": json.dumps({"orientation": orientation})}
+    assert standalone.read_image(str(tmp_path / "x.jpg"), Session(), about)[0].shape == shape

@@ -200,12 +200,24 @@ def test_something_that_moves_a_frozen_weight_stops_the_run() -> None:
 
 
 def test_no_gradient_is_computed_in_front_of_the_boundary() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            middle = pl_module.backbone(torch.randn(2, 1, 4, 4), stop=2)
+            seen.append((middle.requires_grad, pl_module.backbone(middle, start=2).requires_grad))
+
+    train(make_task(), make_schedule(make_phase(1)), Look())
+    assert set(seen) == {(False, True)}
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_the_module_comes_back_with_the_modes_and_the_gradients_that_it_came_with() -> None:
     task = make_task()
+    task.backbone.stages[0].eval()
     train(task, make_schedule(make_phase(1)))
-    inputs = torch.randn(2, 1, 4, 4)
-    middle = task.backbone(inputs, stop=2)
-    assert not middle.requires_grad
-    assert task.backbone(middle, start=2).requires_grad
+    assert all(parameter.requires_grad for parameter in task.parameters())
+    assert [stage.training for stage in task.backbone.stages] == [False, True, True]
 
 
 def test_full_equals_plain_lightning_training() -> None:

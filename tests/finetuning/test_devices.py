@@ -21,7 +21,7 @@ from tlresearch.finetuning.callback import EpochReport
 from tlresearch.modality.image import Preprocessing
 from tlresearch.run.devices import processes
 from tlresearch.run.devices.processes import RankDiedError, others
-from tlresearch.run.fit import RunResult, Trial, fit
+from tlresearch.run.fit import Role, RunResult, fit
 from tlresearch.studies.seeds import fit_group
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.store import connect
@@ -112,9 +112,9 @@ def test_sharded_weights_give_what_one_device_does_also_after_an_interruption(ta
     one = fit(load_text(text(optimizer="{name: sgd, lr: 0.1, momentum: 0.9}")))
     sharded = load_text(text(devices=2, strategy="fsdp", optimizer="{name: sgd, lr: 0.1, momentum: 0.9}"))
     with pytest.raises(ValueError, match="broken on purpose"):
-        fit(sharded, trial=Trial(None, "sharded", {}, listener=BreaksAfter(2), test=True))
+        fit(sharded, role=Role("sharded", listener=BreaksAfter(2), test=True))
     assert [process.returncode for process in started] == [-signal.SIGKILL]
-    result = fit(sharded, trial=Trial(None, "sharded", {}, test=True))
+    result = fit(sharded, role=Role("sharded", test=True))
     assert [process.returncode for process in started] == [-signal.SIGKILL, 0]
     close(result.history, one.history)
     assert result.metrics["test/loss"] == pytest.approx(one.metrics["test/loss"], rel=1e-4)

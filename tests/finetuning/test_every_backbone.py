@@ -17,7 +17,7 @@ from tlresearch.backbones.vision import build_torchvision
 from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
-from tlresearch.data.base import Batch, SampleKey
+from tlresearch.data.base import Batch, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.optimizers import build_optimizer
@@ -48,21 +48,16 @@ SCHEDULES = {
 }
 
 
-class RandomSplit:
+class RandomSplit(Split):
     """Four images of two classes."""
-
-    deterministic = True
 
     def __init__(self, side: int) -> None:
         self.images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
         self.targets = torch.arange(4) % 2
         self.names = [str(index) for index in range(4)]
 
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, int]:
-        return self.images[key.index], self.targets[key.index], key.index
+    def load(self, index: int) -> Tensor:
+        return self.images[index]
 
     def raw(self, index: int) -> Tensor:
         return self.images[index]

@@ -169,6 +169,7 @@ def test_stochastic_depth_is_on_in_trained_stages_and_off_in_frozen_ones() -> No
             if name.endswith("layer_scale"):
                 weight.fill_(1.0)
     from tlresearch.finetuning import param_groups
+    from tlresearch.finetuning.parts import staged_parts
     from tlresearch.finetuning.schedule import Phase
 
     count = len(backbone.stages)
@@ -176,8 +177,9 @@ def test_stochastic_depth_is_on_in_trained_stages_and_off_in_frozen_ones() -> No
     x = torch.randn(2, 3, 32, 32)
     for stages, equal in ((), True), (tuple(range(count)), False):
         phase = Phase("p", stages=stages, rates=(0.1,) * (count + 1), epochs=1)
-        param_groups.apply_phase(phase, backbone, head)
-        param_groups.apply_modes(phase, backbone, head)
+        parts = staged_parts(backbone, head)
+        param_groups.apply_phase(phase, parts)
+        param_groups.apply_modes(phase, parts)
         assert torch.equal(backbone(x), backbone(x)) is equal
 
 

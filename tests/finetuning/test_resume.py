@@ -13,7 +13,7 @@ from tests.toy import toy_text
 from tlresearch import fit
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
-from tlresearch.finetuning.resume import RunFolder, SealedCheckpoints, read_checkpoint, replace
+from tlresearch.finetuning.resume import RunFolder, SealedCheckpoints, read_checkpoint
 
 CONTENT = {"state_dict": {"head.weight": torch.arange(4.0)}, "epoch": 3}
 
@@ -94,13 +94,6 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so_once(tmp_path: Path
     assert done.stdout.strip() == "{'epoch': 1} ['last.ckpt']"
     assert done.stderr.count("No space left on device") == 1
     assert "a kill would send it back to its last checkpoint" in done.stderr
-
-
-def test_replacing_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        replace(tmp_path / "folder", b"a file")
-    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_home_that_cannot_be_written_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

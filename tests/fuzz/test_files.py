@@ -45,6 +45,12 @@ def image(kind: str, mode: str = "RGB", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def turned(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif.tobytes()
+
+
 IMAGES = [
     image("PNG"),
     image("PNG", "P", transparency=3),
@@ -58,6 +64,8 @@ IMAGES = [
     image("TIFF", "L", compression="tiff_deflate"),
     image("WEBP"),
     image("PPM"),
+    *(image(kind, exif=turned(turn)) for kind, turn in (("JPEG", 6), ("PNG", 3), ("WEBP", 8), ("JPEG", 77))),
+    image("TIFF", "I;16", tiffinfo={281: 4095, 274: 5}),
 ]
 
 
@@ -68,6 +76,12 @@ def test_images(content: bytes, channels: int) -> None:
         assert found.dtype == torch.uint8
         assert found.shape[0] == channels
         assert found.numel()
+        measured = decoding.measure(content)
+        assert measured.size("exif") == found.shape[1:]
+        assert measured.size("stored") == decoding.decode(content, channels, orientation="stored").shape[1:]
+        measured.is_flat([])
+        shown = decoding.decode(content, 3, [(100.0, 50.0)])
+        assert shown.shape[1:] == found.shape[1:]
 
 
 @given(content=st.sampled_from(IMAGES).flatmap(mutated))

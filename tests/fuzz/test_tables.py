@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,9 @@ from tlresearch.data.annotations import Annotations, read_coco, read_instance_ma
 from tlresearch.data.audio_tables import list_folder, list_manifest
 from tlresearch.data.base import SampleKey
 from tlresearch.data.build import build_data
+from tlresearch.data.folders import list_files
 from tlresearch.data.image_csv import read_image_csv
+from tlresearch.data.rows import numbered, read_rows
 from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
 from tlresearch.modality.image import Preprocessing
@@ -115,6 +120,96 @@ def test_tables_of_texts(data: st.DataObject, split: str | None, tmp_path: Path)
     )
 
 
+LETTERS = "ab1. ,;\t|\"'\n\r\u00a0\u2028\ufeffé\U0001f4a5"
+CELLS = st.lists(
+    st.text(alphabet=st.sampled_from("ab01. ,;\t|\"'\n\r\u00a0\u2028\ufeffé\U0001f4a5"), max_size=8),
+    min_size=2,
+    max_size=4,
+)
+
+
+@given(
+    rows=st.lists(CELLS, min_size=1, max_size=6),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+)
+def test_tables_written_by_others_are_read_as_they_were_written(
+    rows: list[list[str]], delimiter: str, encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    pairs = [(row[0] + "x", row[1] + "y") for row in rows]
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerows([("text", "label"), *pairs])
+    given = read_rows(path, ["text", "label"], delimiter=delimiter).columns
+    assert [*zip(given["text"], given["label"], strict=True)] == [
+        (text.replace("\r\n", "\n"), label.replace("\r\n", "\n")) for text, label in pairs
+    ]
+
+
+@given(
+    content=mutated_text("image;label;note\n0;a;x\n1;b;y\n", PIECES),
+    encoding=st.sampled_from([None, "utf-16", "utf-16-le", "cp1252", "latin-1", "rot13", "x" * 50]),
+    delimiter=st.sampled_from([None, ";", ",", "", "::", "\n", '"']),
+)
+def test_named_encodings_and_delimiters(
+    content: bytes, encoding: str | None, delimiter: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    rows = table_or_error(lambda: read_rows(path, ["image", "label"], encoding=encoding, delimiter=delimiter))
+    if rows is not None:
+        table_or_error(lambda: numbered(rows.labels("label")))
+        assert len(rows.lines) == len(rows.columns["image"])
+
+
+NAMES_OF_FILES = st.lists(
+    st.lists(
+        st.sampled_from(
+            [
+                *(
+                    "a.png",
+                    "b.JPG",
+                    ".c.png",
+                    "._a.png",
+                    "d.heic",
+                    "e",
+                    "f.png.",
+                    "Train",
+                    "TEST",
+                    "trainval",
+                    "val",
+                    "cat",
+                )
+            ]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    max_size=8,
+)
+
+
+@given(trees=NAMES_OF_FILES, link=st.booleans())
+def test_folders_of_any_files(trees: list[list[str]], link: bool, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for parts in trees:
+        path = root.joinpath(*parts)
+        with contextlib.suppress(OSError):  # a file where a folder should be, or the other way round
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (2, 2)).save(path, "PNG")
+    if link:
+        (root / "up").symlink_to(root, target_is_directory=True)
+    files = list_files(root, (".png", ".jpg"))
+    every = [path for path in root.rglob("*") if path.is_file()]
+    hidden = [path for path in every if any(part.startswith(".") for part in path.relative_to(root).parts)]
+    assert len(files.names) + sum(files.passed.values()) <= len(every) + link + len(hidden)
+    assert not any(part.startswith(".") for name in files.names for part in name.split("/"))
+    table_or_error(lambda: build_data(DataConfig(root=str(root)), preprocessing=SMALL, seed=0))
+
+
 @given(content=mutated_text("one\ntwo\nthree\n", PIECES))
 def test_lines(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
@@ -139,14 +234,7 @@ def test_tables_of_images(content: bytes, split: str | None, group: str | None, 
     Image.new("RGB", (3, 4)).save(tmp_path / "0.png")
     used(
         table_or_error(
-            lambda: read_image_csv(
-                tmp_path,
-                table="labels.csv",
-                image_column="image",
-                label_column="label",
-                split_column=split,
-                group_column=group,
-            )
+            lambda: read_image_csv(tmp_path, DataConfig(table="labels.csv", split_column=split, group_column=group))
         )
     )
 
@@ -244,7 +332,8 @@ def test_text_of_coco(content: bytes, tmp_path: Path) -> None:
     annotated(table_or_error(lambda: read_coco(tmp_path, "a.json")))
 
 
-VOC = """<annotation><filename>0.jpg</filename><object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin>
+VOC = """<annotation><filename>0.jpg</filename><size><width>8</width><height>8</height></size><object>
+<difficult>1</difficult><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin>
 <xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>"""
 XML = [
     *PIECES,
@@ -350,6 +439,8 @@ NAMES = [
     "annotations",
     "targets",
     "name",
+    "pair_pattern",
+    "difficult",
 ]
 VALUES = st.recursive(
     ODD | st.sampled_from(["images", "masks", "boxes", "letterbox", 255, 256]),

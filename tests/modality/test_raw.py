@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from pandas import DataFrame
 from PIL import Image
 
-from tlresearch.modality.image import RawImages
+from tlresearch.modality.image import Preprocessing, RawImages
 from tlresearch.modality.text import RawTexts
 
 
@@ -73,3 +74,17 @@ def test_a_text_is_itself_and_a_file_is_one_text(picture: Path, tmp_path: Path) 
         raw.open(picture)
     with pytest.raises(ValueError, match="takes texts"):
         raw.read([3])
+
+
+def test_files_are_turned_and_shown_as_in_training() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG", exif=exif)
+    assert RawImages(3).decode(buffer.getvalue()).shape == (3, 40, 30)
+    assert RawImages(3, orientation="stored").decode(buffer.getvalue()).shape == (3, 30, 40)
+    deep = io.BytesIO()
+    Image.fromarray(np.array([[0, 10]], dtype=np.uint16)).save(deep, "PNG")
+    assert RawImages(1).decode(deep.getvalue()).tolist() == [[[0, 0]]]
+    assert RawImages(1, windows=[(5, 10)]).decode(deep.getvalue()).tolist() == [[[0, 255]]]
+    assert Preprocessing.from_fields(asdict(Preprocessing(8, 9, windows=((5.0, 10.0),)))).windows == ((5.0, 10.0),)

@@ -22,6 +22,7 @@ from tlresearch.cli import main
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TrainerConfig
 from tlresearch.run.faults import OUT_OF_MEMORY, halved
+from tlresearch.tasks.base import Task
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -107,6 +108,23 @@ def test_half_the_batch_makes_the_same_steps(project: Path) -> None:
     # The repetition of such a run takes the batches it ended with; made so from the start, every number is the same.
     small = {"data.batch_size": 4, "data.eval_batch_size": 4, "trainer.accumulate": 4}
     assert fit(load_text(text, small)).history == result.history
+
+
+def test_memory_that_runs_out_beside_a_step_is_put_down_to_its_batches(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Task.transfer_batch_to_device
+
+    def move(task: Task, batch: Any, device: Any, number: int) -> Any:
+        if task.trainer.training and len(batch.inputs) > 8:
+            raise MemoryError
+        return plain(task, batch, device, number)
+
+    monkeypatch.setattr(Task, "transfer_batch_to_device", move)
+    fit(load_text(toy_text(trainer=TRAINER.replace("}", ", on_oom: halve}"))))
+    (run,) = runs()
+    assert run.data.tags["resolved.data.batch_size"] == "8"
+    assert "resolved.data.eval_batch_size" not in run.data.tags
 
 
 def test_out_of_memory_names_the_cure(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

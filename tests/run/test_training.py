@@ -9,7 +9,7 @@ import torch
 
 from tests.toy import TRAINER, toy_text
 from tlresearch.config.load import load_text
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def test_a_head_on_stored_vectors_is_trained_by_one_thread() -> None:
 
     def threads_of(overrides: list[str]) -> list[int]:
         counts.clear()
-        listener = Trial(None, "counted", {}, listener=lambda report: counts.append(torch.get_num_threads()))
+        counting = Role("counted", listener=lambda report: counts.append(torch.get_num_threads()))
         text = toy_text(freeze="{schedule: lp_ft, probe_epochs: 2, epochs: 4}", trainer=TRAINER)
-        fit(load_text(text), overrides, trial=listener)
+        fit(load_text(text), overrides, role=counting)
         assert torch.get_num_threads() == 2
         return list(counts)
 

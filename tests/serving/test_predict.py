@@ -195,3 +195,17 @@ def test_a_server_answers_a_raw_file(
     main(["predict", recorded.run, str(recorded.image), "--out", str(out)])
     (wanted,) = rows(out)
     assert answer == pytest.approx({key: value for key, value in wanted.items() if key != "input"})
+
+
+def test_what_is_not_predicted_of_a_folder_is_counted(
+    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jfif", "b.HEIC", "c.txt", "._a.png", ".ipynb_checkpoints/a.png"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "new" / name, "JPEG")
+    (tmp_path / "new" / "up").symlink_to(tmp_path / "new", target_is_directory=True)
+    out = tmp_path / "answers.csv"
+    assert main(["predict", recorded.run[:8], str(tmp_path / "new"), "--out", str(out)]) == 0
+    assert [Path(row["input"]).name for row in rows(out)] == ["a.jfif"]
+    said = "1 files to predict, 5 passed over: 1 .heic, 1 .txt, 1 links to a folder above, 2 hidden"
+    assert said in caplog.text + capsys.readouterr().err

@@ -11,8 +11,7 @@ from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import DataError
 from tlresearch.config.load import load_text
-from tlresearch.run.fit import Trial, fit
-from tlresearch.run.summary import run_summary
+from tlresearch.run.fit import Role, fit
 from tlresearch.run.training import gaps
 from tlresearch.shift.evaluate import RECORD
 from tlresearch.studies.reproduction.repeat import repeat_run
@@ -69,7 +68,7 @@ def test_a_run_reports_metrics_drop_and_distances_of_every_set(
 
     gap = metrics["train/accuracy"] - metrics["val/accuracy"]
     assert metrics["gap/accuracy"] == pytest.approx(gap)
-    Console(width=140).print(run_summary(result))
+    Console(width=140).print(result)
     shown = capsys.readouterr().out
     assert "train - val" in shown
     assert f"{gap:+.4f}" in shown
@@ -79,7 +78,7 @@ def test_a_run_reports_metrics_drop_and_distances_of_every_set(
 
 def test_trials_do_not_look_at_the_sets_and_a_repetition_does() -> None:
     loaded = load_text(text("{rest: {split: all}}"))
-    trial = fit(loaded, trial=Trial(None, "trial", {}))
+    trial = fit(loaded, role=Role("trial"))
     assert not any(key.startswith(("shift/", "test/")) for key in trial.metrics)
     result = fit(loaded)
     repeated = repeat_run(result.run_id)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +72,41 @@ def test_a_server_that_is_down_is_a_clear_error_within_seconds() -> None:
     assert time.monotonic() - started < 10
     assert "127.0.0.1" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_what_is_wrong_with_a_server_is_told_by_its_answer_not_by_digits_in_an_address(status: int) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(TrackingError) as caught:
+            connect(f"http://127.0.0.1:{server.server_port}/lab401")
+        server.shutdown()
+        thread.join()
+    assert ("it refuses us" in str(caught.value)) == (status == 401)
+    assert "does not answer" not in str(caught.value)
+
+
+def test_a_proxy_that_is_asked_instead_of_the_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, proxy = free_port(), free_port()
+    monkeypatch.setenv("HTTP_PROXY", f"http://ada:hunter2@127.0.0.1:{proxy}")
+    monkeypatch.setenv("http_proxy", f"http://ada:hunter2@127.0.0.1:{proxy}")
+    with pytest.raises(TrackingError, match=rf"through the proxy http://\*\*\*@127.0.0.1:{proxy} .* NO_PROXY=127"):
+        connect(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(TrackingError, match="does not answer") as caught:
+        connect(f"http://127.0.0.1:{port}")
+    assert "proxy" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:

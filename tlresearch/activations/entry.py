@@ -12,8 +12,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from tlresearch.base.files import write as write_file
 from tlresearch.data.values import SINGLE, Value, from_leaves, leaves, stack
-from tlresearch.finetuning.resume import replace
 
 CHUNK = 1 << 24  # bytes that are hashed at once
 META = "meta.json"
@@ -102,7 +102,7 @@ def write(
             raise ValueError(f"an entry of {samples} samples was given {done}")
         described = files.finish()
     meta = {"about": about, "samples": samples, "leaves": described}
-    replace(folder / META, json.dumps({**meta, "checksum": _checksum_of(meta)}).encode())
+    write_file(folder / META, json.dumps({**meta, "checksum": _checksum_of(meta)}))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

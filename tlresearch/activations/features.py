@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlresearch.activations.code import code_of, code_under
 from tlresearch.activations.inference import Inference, frozen
-from tlresearch.activations.plan import code_of
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.channels import channel_axes
 from tlresearch.backbones.sequences import mean_of
 from tlresearch.data.base import SampleKey, Split
-from tlresearch.data.loading import collate
-from tlresearch.data.values import Value, unstack
+from tlresearch.data.values import Value, leaves, unstack
 from tlresearch.finetuning.param_groups import digests
 
 SECONDS = "seconds"
@@ -70,17 +69,17 @@ def stage_features(
     def compute() -> Iterator[Sequence[Value]]:
         ran.append(True)
         split = source()
-        together = getattr(split, "__getitems__", None)
         backbone.to(device)
+        axes = channel_axes(backbone)
         stages = [frozen(backbone, how, device, number, number + 1) for number in range(len(backbone.stages))]
         for first in range(0, len(rows), batch_size):
             keys = [SampleKey(row, 0) for row in rows[first : first + batch_size]]
-            value = collate(together(keys) if together else [split[key] for key in keys]).inputs
+            value = split.__getitems__(keys).inputs
             began = perf_counter()
             found: dict[str, Tensor] = {}
             for number, stage in enumerate(stages):
                 value = stage(value)
-                found[str(number)] = pooled(value).float().cpu()
+                found[str(number)] = pooled(value, axes[number]).float().cpu()
             found[SECONDS] = torch.full((len(keys),), (perf_counter() - began) / len(keys))
             yield unstack(found)
 
@@ -94,26 +93,31 @@ def stage_features(
     return StageFeatures(by_stage, float(whole[SECONDS].sum()), bool(ran))
 
 
-def pooled(value: Value) -> Tensor:
+def pooled(value: Value, axes: Mapping[str, int]) -> Tensor:
     """Means over positions: ``(batch, width)`` of a tensor, and of all tensors of a dict side by side.
 
-    Images ``(batch, C, H, W)`` or ``(batch, H, W, C)`` and sequences ``(batch, length, width)``. A mask
-    ``(batch, length)`` says which positions count of every tensor that begins so, such as maps of sounds
-    ``(batch, length, channels, bands)``.
+    Args:
+        value: Images ``(batch, C, H, W)`` or ``(batch, H, W, C)`` and sequences ``(batch, length, width)``. A mask
+            ``(batch, length)`` says which positions count of every tensor that begins so, such as maps of sounds
+            ``(batch, length, channels, bands)``.
+        axes: The axis of an image's channels by the name of the tensor, see `channel_axes`; 1 where it has none.
     """
-    if isinstance(value, Tensor):
-        if value.ndim == 4:
-            # Channels are last where the two equal sides come first, as in Swin.
-            last = value.shape[1] == value.shape[2] != value.shape[3]
-            return value.mean(dim=(1, 2) if last else (2, 3))
-        return value.mean(dim=1) if value.ndim == 3 else value.flatten(1)
-    mask = value.get("mask")
+    mask = value.get("mask") if isinstance(value, dict) else None
     parts = []
-    for leaf in value.values():
-        if leaf.is_floating_point():
-            sequence = mask is not None and leaf.ndim > 2 and leaf.shape[:2] == mask.shape
-            parts.append(mean_of(leaf.flatten(2), mask) if sequence and mask is not None else pooled(leaf))
+    for name, leaf in leaves(value).items():
+        if not leaf.is_floating_point():
+            continue
+        if mask is not None and leaf.ndim > 2 and leaf.shape[:2] == mask.shape:
+            parts.append(mean_of(leaf.flatten(2), mask))
+        else:
+            parts.append(_mean(leaf, axes.get(name, 1)))
     return torch.cat(parts, dim=1)
+
+
+def _mean(leaf: Tensor, axis: int) -> Tensor:
+    if leaf.ndim == 4:
+        return leaf.mean(dim=(1, 2) if axis == 3 else (2, 3))
+    return leaf.mean(dim=1) if leaf.ndim == 3 else leaf.flatten(1)
 
 
 def _key(backbone: StagedBackbone, about: Mapping[str, Any], rows: Sequence[int], how: Inference) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _key(backbone: StagedBackbone, about: Mapping[str, Any], rows: Sequence[int]
         **about,
         "samples": hashlib.sha256(repr(list(rows)).encode()).hexdigest(),
         "boundary": "all, averaged",
-        "pooling": hashlib.sha256(inspect.getsource(pooled).encode()).hexdigest(),
+        "code": code_under(["tlresearch.activations.features", "tlresearch.data.build"]),
         "stages": list(backbone.stage_names),
         "weights": [{"code": code_of(s), **digests(iter(s.state_dict().items()))} for s in backbone.stages],
         "torch": torch.__version__,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import GraphModule
 
+from tlresearch.activations.code import code_behind, code_of, code_under
 from tlresearch.activations.entry import Stored
 from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.splits import BoundarySplit
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.data.base import Data, SampleKey, SplitName, TwoStepSplit
+from tlresearch.data.base import Data, SampleKey, SplitName
 from tlresearch.data.values import Value, unstack
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.finetuning.schedule import Phase
@@ -103,7 +100,9 @@ class FrozenPrefix:
         if phase.boundary == 0:
             return 0
         reason = ""
-        if phase.frozen_norm != "eval":
+        if not self.backbone.can_stop:
+            reason = "the backbone runs only as a whole"
+        elif phase.frozen_norm != "eval":
             reason = f"frozen_norm is {phase.frozen_norm}, so the frozen stages depend on the batch"
         elif name == "train" and self._mixes:
             reason = "mixup and cutmix mix raw inputs"
@@ -134,22 +133,21 @@ class FrozenPrefix:
         split.boundary, split.activations = boundary, tuple(views)
 
     def _inputs(self, name: SplitName) -> Stored | None:
-        """What `load` gives of every sample; for a split without it, the inputs, if they do not change."""
+        """What `load` gives of every sample, where that is worth keeping."""
         split = self.splits[name].split
-        key = {"data": self._data["data"], "split": name, "boundary": 0, "stages": []}
-        threads = 1
-        if isinstance(split, TwoStepSplit):
-            load, key["load"] = split.load, split.load_key  # which tells all of the preprocessing that it does
-            threads = torch.get_num_threads()
-        elif split.deterministic:
-            load, key = lambda index: split[SampleKey(index, 0)][0], {**key, **self._data, "load": "inputs"}
-        else:
-            return None
+        key = {
+            "data": self._data["data"],
+            "split": name,
+            "boundary": 0,
+            "stages": [],
+            "load": split.load_key,  # which tells all of the preprocessing that it does
+            "code": code_behind(split),
+        }
 
         def compute() -> Iterator[Sequence[Value]]:
-            with ThreadPoolExecutor(threads) as pool:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 for first in range(0, len(split), self.batch_size):
-                    yield list(pool.map(load, range(first, min(first + self.batch_size, len(split)))))
+                    yield list(pool.map(split.load, range(first, min(first + self.batch_size, len(split)))))
 
         return self.store.get(key, len(split), compute) if key["load"] else None
 
@@ -175,7 +173,7 @@ class FrozenPrefix:
         return self.store.get(self._key(name, boundary, view), len(self.splits[name]), compute)
 
     def _key(self, name: SplitName, boundary: int, view: int) -> dict[str, Any]:
-        """What activations depend on. Versions are in it: another torch may round differently."""
+        """What activations depend on, code and versions too: another torch may round, or Pillow decode, differently."""
         split = self.splits[name]
         key = {
             **self._data,
@@ -183,29 +181,11 @@ class FrozenPrefix:
             "boundary": boundary,
             "stages": list(self.backbone.stage_names[:boundary]),
             "weights": self._stages[:boundary],
+            "code": [code_behind(split.split), code_under(["tlresearch.activations.inference"])],
             "torch": torch.__version__,
             "precision": self.how.precision,
             "memory_format": self.how.memory_format,
         }
         if not split.deterministic:
-            augment = split.split.augment_key if isinstance(split.split, TwoStepSplit) else ""
-            key |= {"view": view, "augment": augment}
+            key |= {"view": view, "augment": split.augment_key}
         return key
-
-
-def code_of(module: nn.Module) -> str:
-    """Returns a hash of what a module computes, weights aside: its layers with their settings, and their code."""
-    sources = {layer.code if isinstance(layer, GraphModule) else _source(type(layer)) for layer in module.modules()}
-    return hashlib.sha256("\n".join([repr(module), *sorted(sources)]).encode()).hexdigest()
-
-
-_sources: dict[type, str] = {}
-
-
-def _source(kind: type) -> str:
-    if kind not in _sources:
-        try:
-            _sources[kind] = inspect.getsource(kind)
-        except (OSError, TypeError):  # made in a notebook's cell that is gone, or in C
-            _sources[kind] = kind.__qualname__
-    return _sources[kind]

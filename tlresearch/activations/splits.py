@@ -9,63 +9,65 @@ import torch
 from torch import Tensor
 
 from tlresearch.activations.entry import Stored
-from tlresearch.data.base import Batch, SampleKey, Split, TwoStepSplit
-from tlresearch.data.loading import collate, take_targets
-from tlresearch.data.values import Value, stack
+from tlresearch.data.base import Batch, SampleKey, Split, positions
+from tlresearch.data.values import Value
 
 
-class BoundarySplit:
+class BoundarySplit(Split):
     """A split that yields batches at the boundary chosen last.
 
     Args:
         split: The split itself.
         views: Number of augmented views of each sample, so that epoch ``e`` shows view ``e % views``; 0 draws a new
-            one in every epoch, and so does a split that is not a `TwoStepSplit`.
+            one in every epoch.
     """
 
     def __init__(self, split: Split, views: int = 0) -> None:
         self.split = split
         self.targets = split.targets
         self.names = split.names
-        self.deterministic = split.deterministic
-        self.lengths = getattr(split, "lengths", None)
-        self.views = 1 if split.deterministic else views * isinstance(split, TwoStepSplit)
+        self.views = 1 if split.deterministic else views
         self.boundary = 0
         self.inputs: Stored | None = None
         self.activations: tuple[Stored, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.split)
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Length of each sample."""
+        return self.split.lengths
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on."""
+        return self.split.load_key
+
+    @property
+    def augment_key(self) -> str:
+        """What a random `finish` depends on."""
+        return self.split.augment_key
 
     def raw(self, index: int) -> Any:
         """Returns the sample before preprocessing."""
         return self.split.raw(index)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
-        """Returns one raw sample."""
-        return self.split[self._view(key)]
+    def load(self, index: int) -> Value:
+        """Returns a sample as it is in every epoch, stored or not."""
+        return self.split.load(index) if self.inputs is None else self.inputs[index]
+
+    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
+        """Makes a batch of raw inputs."""
+        return self.split.finish(values, keys)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """Assembles a whole batch at the boundary at once; its keys are of one epoch."""
         keys = [self._view(key) for key in keys]
-        if not self.activations and self.inputs is None:
-            together = getattr(self.split, "__getitems__", None)
-            return collate(together(keys) if together else [self.split[key] for key in keys])
-        indices = [key.index for key in keys]
         if self.activations:
-            inputs = _widened(self.activations[keys[0].epoch if len(self.activations) > 1 else 0].batch(indices))
-        else:
-            assert self.inputs is not None
-            values = [self.inputs[index] for index in indices]
-            if isinstance(self.split, TwoStepSplit):
-                return self.split.finish(values, keys)
-            inputs = stack(values)
-        return Batch(inputs, self._targets(keys), torch.tensor(indices), self.boundary)
-
-    def _targets(self, keys: Sequence[SampleKey]) -> Any:
-        """Targets of a batch; where the augmentation moves them, such as masks, those of the view."""
-        moved = getattr(self.split, "targets_at", None)
-        return moved(keys) if moved else take_targets(self.targets, [key.index for key in keys])
+            stored = self.activations[keys[0].epoch if len(self.activations) > 1 else 0]
+            inputs = _widened(stored.batch([key.index for key in keys]))
+            return Batch(inputs, self.split.targets_at(keys), positions(keys), self.boundary)
+        if self.inputs is not None:
+            return self.split.finish([self.inputs[key.index] for key in keys], keys)
+        return self.split.__getitems__(keys)
 
     def _view(self, key: SampleKey) -> SampleKey:
         return SampleKey(key.index, key.epoch % self.views) if self.views else key

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tlresearch.activations import entry as entries_on_disk
 from tlresearch.activations.entry import Stored, TooLargeError
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.data.values import Value
 
@@ -79,7 +78,7 @@ class ActivationStore:
         name = _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with self._lock(name):
+            with locked(self.root / ".locks" / name):
                 found = self._open(name)
                 if found is None:
                     self._write(name, key, samples, compute)
@@ -166,14 +165,6 @@ class ActivationStore:
         for left in self.root.glob(".*.*"):  # what killed processes were writing
             if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        folder = self.root / ".locks"
-        folder.mkdir(exist_ok=True)
-        with (folder / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def default_store(max_bytes: int = 0) -> ActivationStore:

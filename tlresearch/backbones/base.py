@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,9 @@ End = Literal["pooled", "sequence", "maps"]
 ``{"hidden": (batch, length, out_features), "mask": (batch, length)}``; or feature
 maps ``(batch, C, H, W)`` by name, finest first."""
 
+Way = Literal["own", "graph", "structure", "children"]
+"""How a network was taken apart; see `stages.py`."""
+
 
 @dataclass(frozen=True)
 class WeightsRecord:
@@ -31,11 +34,13 @@ class WeightsRecord:
         source: Enum name, file name, URL or run id; ``"random"`` if nothing was loaded.
         sha256: Hash of the loaded file, or of the tensors if there was no file; empty for random weights.
         random_stages: Names of the stages that hold at least one parameter or buffer that was not loaded.
+        prefix: What stands in front of the tensors' names in the file, such as ``state_dict.module.``.
     """
 
     source: str = "random"
     sha256: str = ""
     random_stages: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 class StagedBackbone(nn.Module):
@@ -50,6 +55,8 @@ class StagedBackbone(nn.Module):
         out_features: Width of the output, a tensor of shape ``(batch, out_features)``.
         preprocessing: What its inputs are, and what is done to a sample in front of it.
         weights: Where the weights came from.
+        way: How the network was taken apart.
+        reasons: Why ways that are better were not taken.
     """
 
     save_files: Callable[[Path], Mapping[str, object]] | None = None
@@ -65,6 +72,8 @@ class StagedBackbone(nn.Module):
         out_features: int,
         preprocessing: Modality,
         weights: WeightsRecord | None = None,
+        way: Way = "own",
+        reasons: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.stage_names = tuple(stages)
@@ -72,6 +81,13 @@ class StagedBackbone(nn.Module):
         self.out_features = out_features
         self.preprocessing = preprocessing
         self.weights = weights or WeightsRecord()
+        self.way = way
+        self.reasons = tuple(reasons)
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether the backbone can be run up to a boundary and from there, so that activations can be stored."""
+        return self.way != "children"
 
     def forward(self, x: Value, start: int = 0, stop: int | None = None) -> Any:
         """Runs the stages ``start`` to ``stop - 1``.
@@ -84,6 +100,9 @@ class StagedBackbone(nn.Module):
         Returns:
             The output of the last stage that ran; of shape ``(batch, out_features)`` at the end.
         """
+        whole = getattr(self.stages[-1], "run_whole", None)
+        if whole is not None and start == 0 and stop is None and torch.compiler.is_exporting():
+            return whole(self.stages, x)
         for number, stage in enumerate(self.stages[start:stop], start):
             if self.recomputing and torch.is_grad_enabled():
                 x = recomputed(partial(self.step, number, stage), stage, x)
@@ -117,3 +136,30 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Runs a block and undoes what it changes in a module: attributes, and what buffers hold.
+
+    Some networks keep what they computed for an input's size as an attribute or a buffer. A pass on fake tensors would
+    leave fake tensors there.
+    """
+    layers = list(module.modules())
+    attributes = [dict(layer.__dict__) for layer in layers]
+    buffers = [dict(layer._buffers) for layer in layers]
+    contents = [
+        (buffer, buffer._version, buffer.clone()) for held in buffers for buffer in held.values() if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for layer, held, own in zip(layers, attributes, buffers, strict=True):
+            layer.__dict__.clear()
+            layer.__dict__.update(held)
+            layer._buffers.clear()
+            layer._buffers.update(own)
+        with torch.no_grad():
+            for buffer, version, content in contents:
+                if buffer._version != version:
+                    buffer.copy_(content)

@@ -109,6 +109,7 @@ def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbo
             weights_sha256=config.weights_sha256,
             granularity=config.granularity,
             options=config.options,
+            **_prefix(build, config),
             **_end(build, config.name, end),
         )
     if not slash and "." in config.name:
@@ -121,6 +122,16 @@ def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbo
             raise UserError(f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}")
         return built
     raise UserError(_unknown(config.name))
+
+
+def _prefix(build: Callable[..., StagedBackbone], config: BackboneConfig) -> dict[str, str]:
+    """The argument that says where in a weights file the backbone lies."""
+    if config.weights_prefix is None:
+        return {}
+    parameters = inspect.signature(build).parameters.values()
+    if not any(p.name == "weights_prefix" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise UserError(f"backbone.weights_prefix: {config.name} reads the files of its own kind only; leave it out")
+    return {"weights_prefix": config.weights_prefix}
 
 
 def _end(build: Callable[..., StagedBackbone], name: str, end: End) -> dict[str, End]:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision import models
 
-from tlresearch.backbones.base import StagedBackbone, WeightsRecord
+from tlresearch.backbones.base import StagedBackbone, WeightsRecord, unchanged
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.vision import SkipInit, download_published, find_published, locate_weights
-from tlresearch.backbones.weights import load_stages, read, sha256
+from tlresearch.backbones.weights import load_stages, load_tensors, read, under
 from tlresearch.base.errors import UserError
+from tlresearch.base.files import sha256
 from tlresearch.modality.image import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def build_dense(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -49,6 +51,7 @@ def build_dense(
         model: Name in `torchvision.models.segmentation` or `torchvision.models.detection`.
         weights: Enum name, ``default``, ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: Must be ``stage``.
         options: Further arguments of the model's constructor.
 
@@ -70,7 +73,8 @@ def build_dense(
     if published is not None and file is not None:
         record, state = WeightsRecord(str(published), sha256(file)), dict(network.state_dict())
     elif file is not None:
-        record, state = replace(load_stages(whole, file, ignore=_HEADS), source=str(weights)), read(file)
+        record = replace(load_stages(whole, file, ignore=_HEADS, prefix=weights_prefix), source=str(weights))
+        state = under(read(file), record.prefix)
     head = {name: tensor for name, tensor in state.items() if name.startswith(tuple(f"{h}." for h in _HEADS))}
     side = preprocessing.crop or _SIDE
     maps, neck_maps = _measure(pieces, preprocessing.channels, side)
@@ -122,11 +126,12 @@ def _native_head(
         head, prefix = network.classifier, "classifier."
     wanted = head.state_dict()
     given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    fitting = {name: tensor for name, tensor in given.items() if name in wanted and wanted[name].shape == tensor.shape}
-    head.load_state_dict(fitting, strict=False)
+    placed = {name: tensor for name, tensor in given.items() if name in wanted}
+    # Layers whose size is the number of classes are made anew, and which these are each model decides.
+    new = load_tensors(head, placed, f"the head of {model}", required=(), other_shapes=wanted)
     if state:
-        new = [name for name in wanted if name not in fitting and not name.endswith("num_batches_tracked")]
-        log.info("head of %s: %d tensors from the weights, new: %s", model, len(fitting), ", ".join(new))
+        named = [name for name in new if not name.endswith("num_batches_tracked")]
+        log.info("head of %s: %d tensors from the weights, new: %s", model, len(wanted) - len(new), ", ".join(named))
     assert isinstance(head, nn.Module)
     return head
 
@@ -181,9 +186,10 @@ def _add(found: _Pieces, prefix: str, body: nn.Module, taps: Mapping[str, str]) 
 def _sides(children: Iterable[nn.Module]) -> list[int]:
     """Side of each layer's output for an image of 256 pixels."""
     sides = []
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    layers = nn.ModuleList(children)
+    with torch.no_grad(), unchanged(layers), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x = mode.from_tensor(torch.zeros(2, 3, 256, 256))
-        for child in children:
+        for child in layers:
             x = child(x)
             sides.append(int(x.shape[-1]))
     return sides
@@ -223,7 +229,8 @@ class _SsdNeck(nn.Module):
 
 def _measure(pieces: _Pieces, channels: int, side: int) -> tuple[dict[int, FeatureMap], tuple[FeatureMap, ...]]:
     taps = {number: FeatureMap(name, 0, 1) for number, name in pieces.taps.items()}
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    parts = nn.ModuleList([*pieces.stages.values(), *([pieces.neck] if pieces.neck is not None else [])])
+    with torch.no_grad(), unchanged(parts), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x = mode.from_tensor(torch.zeros(2, channels, side, side))
         maps = {}
         for number, stage in enumerate(pieces.stages.values()):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tlresearch.backbones.base import StagedBackbone, evaluating
+from tlresearch.backbones.base import StagedBackbone, evaluating, unchanged
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.data.values import Value, leaves, stack, to_device
+from tlresearch.modality.image import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,30 @@ def describe_stages(backbone: StagedBackbone, example: Value) -> list[StageRow]:
                 )
             )
     return rows
+
+
+def check_size(backbone: StagedBackbone, preprocessing: Any) -> None:
+    """Runs one image of the size that training will have through the backbone, if that is not its own size.
+
+    Args:
+        backbone: The backbone; it is left as it was.
+        preprocessing: What the data gives; nothing but images is looked at.
+
+    Raises:
+        UserError: If the backbone takes no images of this size.
+    """
+    own = backbone.preprocessing
+    if not isinstance(preprocessing, Preprocessing) or not isinstance(own, Preprocessing):
+        return
+    if preprocessing.crop is None or preprocessing.crop == own.crop:
+        return
+    device = next(backbone.parameters(), torch.empty(0)).device
+    try:
+        with torch.no_grad(), unchanged(backbone), evaluating(backbone):
+            backbone(to_device(stack([preprocessing.example()]), device))
+    except Exception as error:  # a foreign network may raise anything
+        raise UserError(
+            f"data.image_size: the backbone takes no images of {preprocessing.crop} pixels ({first_line(error, 200)}); "
+            f"its own size is {own.crop}; some networks are built for another one by backbone.options.img_size (timm) "
+            "or backbone.options.image_size"
+        ) from None

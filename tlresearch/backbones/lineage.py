@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
-from tlresearch.backbones.weights import digest
+from tlresearch.backbones.channels import adapt_channels
+from tlresearch.backbones.weights import digest, load_tensors
 from tlresearch.base.errors import ConfigError, WeightsError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
@@ -63,7 +64,17 @@ def build_with_lineage(config: BackboneConfig, download: Download, end: End = "p
         for name, tensor in load_file(file).items()
         if name.startswith("backbone.")
     }
-    backbone.load_state_dict(tensors, strict=False)
+    # A run keeps the stages that its training could change, each as a whole.
+    trained = {_stage_of(name) for name in tensors}
+    required = [name for name in backbone.state_dict() if _stage_of(name) in trained]
+    load_tensors(backbone, tensors, f"backbone.checkpoint: {TRAINED} of run {config.checkpoint}", required=required)
+    if config.in_channels is not None:
+        adapt_channels(backbone, config.in_channels)
     weights = digest(backbone.original_state_dict())
     backbone.weights = WeightsRecord(f"run {config.checkpoint}", weights, random_stages=())
     return backbone
+
+
+def _stage_of(name: str) -> str:
+    """The number of the stage in the name of a tensor, such as ``stages.3.conv.weight``."""
+    return name.split(".")[1]

@@ -21,6 +21,7 @@ def build_mnist_cnn(
     *,
     weights: str | None = None,
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -34,6 +35,7 @@ def build_mnist_cnn(
         model: Its name; there is only one.
         weights: ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: Of no effect; there are two stages.
         options: There are none.
 
@@ -65,7 +67,7 @@ def build_mnist_cnn(
         stage.apply(_as_keras)
     record = WeightsRecord(random_stages=tuple(stages))
     if weights is not None:
-        record = load_stages(stages, locate(weights, weights_sha256))
+        record = load_stages(stages, locate(weights, weights_sha256), prefix=weights_prefix)
     # Pixels in [0, 1], neither centred nor scaled.
     preprocessing = Preprocessing(crop=28, resize=28, mean=(0.0,), std=(1.0,))
     return StagedBackbone(stages, out_features=128, preprocessing=preprocessing, weights=record)

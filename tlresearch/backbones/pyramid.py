@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating
+from tlresearch.backbones.base import StagedBackbone, WeightsRecord, evaluating, unchanged
+from tlresearch.backbones.channels import channel_axes, channel_axis
 from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import Value
+from tlresearch.data.values import SINGLE, Value
 from tlresearch.modality.base import expect
 from tlresearch.modality.image import Preprocessing
 
@@ -130,18 +131,23 @@ def to_maps(backbone: StagedBackbone, name: str) -> StagedBackbone:
     side = preprocessing.crop or 64
     stages: dict[str, nn.Module] = {}
     by_stride: dict[int, tuple[int, FeatureMap]] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, evaluating(backbone):
+    with unchanged(backbone), FakeTensorMode(allow_non_fake_inputs=True) as mode, evaluating(backbone):
         x = mode.from_tensor(torch.zeros(1, preprocessing.channels, side, side))
-        for stage_name, whole in backbone.named_stages():
+        axis = 1
+        for (stage_name, whole), axes in zip(backbone.named_stages(), channel_axes(backbone), strict=True):
             after, stage = whole(x), whole
+            if not isinstance(after, Tensor):  # a network cut by its structure carries more than the map
+                break
             if not _is_map(after.shape):
                 shortened = _without_pooling(whole, tuple(x.shape))
                 if shortened is None:
                     break
                 after, stage = shortened(x), shortened
-            channels_last = after.shape[1] == after.shape[2] != after.shape[3]
-            channels, height = (after.shape[3], after.shape[1]) if channels_last else after.shape[1:3]
-            tap = FeatureMap(str(len(stages)), int(channels), round(side / int(height)), channels_last)
+                axis = channel_axis(after.shape, None, axis)
+            else:
+                axis = axes.get(SINGLE, axis)
+            height = after.shape[1 if axis == 3 else 2]
+            tap = FeatureMap(str(len(stages)), int(after.shape[axis]), round(side / int(height)), axis == 3)
             by_stride[tap.stride] = (len(stages), tap)
             stages[stage_name] = stage
             if stage is not whole:

@@ -20,6 +20,7 @@ def build_small_cnn(
     *,
     weights: str | None = None,
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -29,6 +30,7 @@ def build_small_cnn(
         model: Its name; there is only one.
         weights: ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: Of no effect; a stage is a single block.
         options: ``width``, the number of channels of the first stage (16), and ``in_channels`` (3).
 
@@ -48,7 +50,7 @@ def build_small_cnn(
     stages = _stages(in_channels, (width, 2 * width, 4 * width, 4 * width))
     record = WeightsRecord(random_stages=tuple(stages))
     if weights is not None:
-        record = load_stages(stages, locate(weights, weights_sha256))
+        record = load_stages(stages, locate(weights, weights_sha256), prefix=weights_prefix)
     halves = (0.5,) * in_channels
     return StagedBackbone(
         stages,

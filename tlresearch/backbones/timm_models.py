@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,16 +9,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
-from tlresearch.backbones.cutting import Cut, Granularity, cut
-from tlresearch.backbones.tracing import TraceError
+from tlresearch.backbones.cutting import Granularity, cut
+from tlresearch.backbones.stages import Division, Vector, divide, report
 from tlresearch.backbones.weights import digest, is_url, load_stages, locate
-from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, nearest
+from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.modality.image import Preprocessing
-
-log = logging.getLogger(__name__)
 
 
 def build_timm(
@@ -27,6 +24,7 @@ def build_timm(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -36,6 +34,7 @@ def build_timm(
         model: Name in timm, with or without a tag (``resnet18.a1_in1k``).
         weights: ``default``, a tag, ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: How finely it is cut.
         options: Further arguments of `timm.create_model`.
 
@@ -60,10 +59,11 @@ def build_timm(
     network = _create(timm, full, pretrained=weights == "default", options=dict(options or {}))
     published: Any = network.pretrained_cfg
     preprocessing = _preprocessing(timm, network)
-    pieces = _cut(timm, network, preprocessing, granularity, model)
-    record = WeightsRecord(random_stages=tuple(pieces.stages))
+    division = _divide(timm, network, preprocessing, granularity)
+    report(f"timm/{model}", division)
+    record = WeightsRecord(random_stages=tuple(division.stages))
     if weights == "default":
-        state = {key: value for stage in pieces.stages.values() for key, value in stage.state_dict().items()}
+        state = {key: value for stage in division.stages.values() for key, value in stage.state_dict().items()}
         record = WeightsRecord(f"timm/{published['architecture']}.{published['tag']}", digest(state))
     elif weights is not None:
         if not is_url(weights) and "." not in weights and "/" not in weights:
@@ -74,8 +74,16 @@ def build_timm(
         file = locate(weights, weights_sha256)
         head = published.get("classifier")
         heads = (head,) if isinstance(head, str) else tuple(head or ())
-        record = replace(load_stages(pieces.stages, file, ignore=heads), source=weights)
-    return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
+        record = replace(load_stages(division.stages, file, ignore=heads, prefix=weights_prefix), source=weights)
+    assert isinstance(division.result, Tensor)
+    return StagedBackbone(
+        division.stages,
+        out_features=division.result.shape[1],
+        preprocessing=preprocessing,
+        weights=record,
+        way=division.way,
+        reasons=division.reasons,
+    )
 
 
 def _import() -> ModuleType:
@@ -95,7 +103,7 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool, options: dict[str,
     except Exception as error:  # the hub client and its HTTP library have many
         if not pretrained:
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise WeightsError(
             f"backbone.weights: the weights of timm/{name} cannot be downloaded ({reason}); download them "
             "elsewhere, then give the file as backbone.weights=FILE"
@@ -104,31 +112,21 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool, options: dict[str,
     return network
 
 
-def _cut(
-    timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, granularity: Granularity, name: str
-) -> Cut:
-    size = preprocessing.crop or 224
-    example = torch.zeros(1, preprocessing.channels, size, size)
-    try:
-        return cut(
-            network,
-            example,
-            granularity=granularity,
-            head="none",
-            leaves=timm.models.get_notrace_modules(),
-            functions=timm.models.get_notrace_functions(),
-        )
-    except TraceError as error:
-        log.warning("timm/%s is one single stage, since it cannot be cut: %s", name, error)
-        training = network.training
-        with torch.no_grad():
-            width = network.eval()(example).shape[-1]
-        return Cut({"backbone": network.train(training)}, int(width), None)
+def _divide(timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, granularity: Granularity) -> Division:
+    side = preprocessing.crop or 224
+    example = torch.zeros(1, preprocessing.channels, side, side)
+
+    def graph() -> dict[str, nn.Module]:
+        leaves, functions = timm.models.get_notrace_modules(), timm.models.get_notrace_functions()
+        return cut(network, example, granularity=granularity, head="none", leaves=leaves, functions=functions).stages
+
+    return divide(network, Vector(), example, granularity=granularity, graph=graph)
 
 
 def _preprocessing(timm: ModuleType, network: nn.Module) -> Preprocessing:
     config = timm.data.resolve_model_data_config(network)
-    side = int(config["input_size"][-1])
+    # What it was built for, by `img_size`, may not be what its weights were trained with.
+    side = int(getattr(getattr(network, "patch_embed", None), "img_size", config["input_size"])[-1])
     return Preprocessing(
         crop=side,
         resize=math.floor(side / config["crop_pct"]),

@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torchvision.ops import StochasticDepth
 
+from tlresearch.backbones.base import evaluating, unchanged
+
 BATCH = 1009
 """Batch size of shape propagation; a prime no other size equals, so that a batch size can be recognised."""
 
@@ -223,10 +225,8 @@ def propagate(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Nod
     Raises:
         TraceError: If an operation does not work on fake tensors or on an input of this shape.
     """
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with unchanged(model), evaluating(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             sample = mode.from_tensor(example)
             batch = sample.expand(BATCH, *example.shape[1:]).contiguous()
             assert isinstance(batch, FakeTensor)
@@ -234,7 +234,4 @@ def propagate(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Nod
             shapes.run(batch)
     except Exception as error:  # any operation of a foreign network may refuse the shape
         raise TraceError(f"{type(model).__name__} does not run on an input {tuple(example.shape)}: {error}") from error
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
     return shapes.values

@@ -1,96 +1,95 @@
-"""Backbones from transformers, with the extras `text` and `speech`: embeddings and each layer are stages."""
+"""Backbones from transformers, with the extras `text` and `speech`: any model that reads texts or images, and speech
+encoders.
+
+No family is named: the network is cut by `stages.py`, tokenizer and image processor are the model's own.
+"""
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord
+from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord, evaluating
 from tlresearch.backbones.cutting import Granularity
+from tlresearch.backbones.parts import CutError
 from tlresearch.backbones.speech import SPEECH_MODELS, cut_speech, speech_preprocessing
+from tlresearch.backbones.stages import Division, divide, report
 from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
-from tlresearch.backbones.transformers_families import MODEL_FAMILIES, Family, Pooling
 from tlresearch.backbones.transformers_loading import (
     find_model,
+    image_preprocessing,
     import_transformers,
     load_config,
     load_model,
     load_tokenizer,
     quiet,
 )
-from tlresearch.backbones.transformers_stage import ModelStage
-from tlresearch.backbones.weights import digest, sha256
+from tlresearch.backbones.weights import digest
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
+from tlresearch.base.files import sha256
+from tlresearch.data.values import Value
 from tlresearch.modality.text import TextPreprocessing
 
 log = logging.getLogger(__name__)
 
+Pooling = Literal["pooler", "cls", "mean", "last"]
+Tower = Literal["image", "text"]
+LENGTH = 12
+"""Tokens of the texts that a network is cut with."""
 
-class TransformerStage(ModelStage):
-    """The embeddings or one layer of a model; hidden states ``{"hidden", "mask"}`` go from one to the next.
 
-    The modules it owns are registered under their names in the model. What layers share, such as a table of relative
-    positions, belongs to an earlier stage and is only referred to.
+@dataclass(frozen=True)
+class Reader:
+    """Runs a model of transformers on texts or images.
 
-    Args:
-        model: The whole model.
-        family: How it is built.
-        owned: Paths of the modules that belong to this stage.
-        layer: Number of the layer; ``None`` for the embeddings.
-        final: Paths of the modules to run behind the layer.
-        pooling: How the last layer's states become one vector; ``None`` leaves them as they are.
+    Attributes:
+        part: Path of the part of the model that is the backbone: an encoder, a tower; empty for the whole.
+        pooling: What makes one vector of the hidden states; ``None`` leaves them as they are.
+        pad: The token that stands where there is none; ``None`` if the model names none.
+        arguments: Further arguments, such as that it keeps no cache.
+        version: What else the results depend on; stored activations are kept apart by it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        family: Family,
-        owned: Sequence[str],
-        *,
-        layer: int | None = None,
-        final: Sequence[str] = (),
-        pooling: Pooling | None = None,
-    ) -> None:
-        super().__init__(model, *owned)
-        view = _view(model, [*owned, *(path for path in family.shared if _has(model, path))])
-        object.__setattr__(self, "_model", view)  # past the registry: what is shared is another stage's
-        self._family = family
-        self._layer = layer
-        self._final = tuple(final)
-        self._pooling = pooling
+    part: str
+    pooling: Pooling | None
+    pad: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
 
-    def forward(self, value: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
-        """Takes ``ids`` or ``hidden`` states with their mask; returns the next states, or the pooled vector."""
-        model: Any = self._model
-        mask = value["mask"]
-        if self._layer is None:
-            pad = getattr(model.config, "pad_token_id", None)
-            ids = value["ids"] if pad is None else value["ids"].masked_fill(~mask, pad)
-            return {"hidden": self._family.embed(model, ids, mask), "mask": mask}
-        before = value["hidden"]
-        hidden = model.get_submodule(f"{self._family.layers}.{self._layer}")(
-            before, **self._family.context(model, before, mask)
-        )
-        if isinstance(hidden, tuple):
-            hidden = hidden[0]
-        beside = self._family.beside_first
-        if beside and self._layer == 0 and _has(model, beside):
-            hidden = model.get_submodule(beside)(before, hidden, mask.long())
-        for path in self._final:
-            hidden = model.get_submodule(path)(hidden)
-        return {"hidden": hidden, "mask": mask} if self._pooling is None else pool(hidden, mask, self._pooling)
-
-    def extra_repr(self) -> str:
-        """See `ModelStage`."""
-        return f"{super().extra_repr()}, layer {self._layer}, pooling {self._pooling}"
+    def __call__(self, network: nn.Module, value: Value) -> Value:
+        """Returns one vector of each sample ``(batch, width)``, or ``hidden`` states with their ``mask``."""
+        model = network.get_submodule(self.part)
+        if isinstance(value, Tensor):
+            output = model(pixel_values=value, **self.arguments)
+            hidden = output.last_hidden_state
+            if hidden.ndim == 4:
+                hidden = hidden.flatten(2).transpose(1, 2)
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        else:
+            mask = value["mask"]
+            ids = value["ids"] if self.pad is None else value["ids"].masked_fill(~mask, self.pad)
+            output = model(input_ids=ids, attention_mask=mask.long(), **self.arguments)
+            hidden = output.last_hidden_state
+            if hidden.shape[:2] != mask.shape:
+                raise CutError(f"it gives {hidden.shape[1]} hidden states for {mask.shape[1]} tokens")
+        if self.pooling is None:
+            return {"hidden": hidden, "mask": mask}
+        if self.pooling == "pooler":
+            pooled: Tensor | None = getattr(output, "pooler_output", None)
+            if pooled is None:
+                raise CutError("it has no pooler")
+            return pooled.flatten(1)
+        return pool(hidden, mask, self.pooling)
 
 
 def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
@@ -118,6 +117,7 @@ def build_transformer(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
     end: End = "pooled",
@@ -125,110 +125,253 @@ def build_transformer(
     """Builds a backbone from a model of transformers: a name on the hub, or a folder in its format.
 
     Args:
-        model: Name on the hub, or a folder with ``config.json`` and tokenizer (see `find_weights`).
+        model: Name on the hub, or a folder with ``config.json`` and tokenizer or image processor (see `find_weights`).
         weights: ``default`` for the model's own, ``None`` for random weights, a file, or another folder.
         weights_sha256: SHA-256 the weights file must have.
-        granularity: Of no effect; a stage is a single layer.
-        options: ``pooling`` (cls, mean or last), ``revision`` on the hub, and settings of the model's configuration,
-            such as ``hidden_dropout_prob``.
+        weights_prefix: What stands in front of the tensors' names in a weights file; by default it is found.
+        granularity: Layers, or also the lists inside of them.
+        options: ``pooling`` (pooler, cls, mean or last), ``tower`` (image or text) of a model that has both,
+            ``revision`` on the hub, and settings of the model's configuration, such as ``hidden_dropout_prob``.
         end: ``pooled`` or ``sequence``.
 
     Raises:
         MissingExtraError: If transformers is not installed.
         WeightsError: If the weights cannot be had, are no safetensors, or do not fit.
-        UserError: If there is no such model, it is of an unknown family, or an option is unknown.
+        UserError: If there is no such model, it reads neither texts nor images nor sounds, or an option is unknown.
     """
-    transformers = import_transformers()
     settings = dict(options or {})
-    pooling = settings.pop("pooling", None)
-    if pooling not in (None, *get_args(Pooling)):
-        raise UserError(f"backbone.options.pooling: must be {', '.join(get_args(Pooling))} but got '{pooling}'")
+    pooling, tower = settings.pop("pooling", None), settings.pop("tower", "image")
+    for name, value, known in (("pooling", pooling, Pooling), ("tower", tower, Tower)):
+        if value not in (None, *get_args(known)):
+            raise UserError(f"backbone.options.{name}: must be {', '.join(get_args(known))} but got '{value}'")
+    loaded = _load(model, settings, pooling, weights, weights_sha256, weights_prefix)
+    family = loaded.config.model_type
+    if family == YOLOS:
+        return _yolos(loaded, pooling)
+    if family in SPEECH_MODELS:
+        return _speech(loaded, pooling, end)
+    part = _only(loaded.network, _part(loaded.network, tower))
+    reads = getattr(loaded.network.get_submodule(part), "main_input_name", None)
+    if reads == "pixel_values":
+        if end == "sequence":
+            raise UserError(f"backbone.name: hf/{model} reads images and gives no sequence, which the task needs")
+        return _images(loaded, part, pooling, granularity)
+    if reads == "input_ids":
+        return _texts(loaded, part, pooling, granularity, end)
+    raise UserError(
+        f"backbone.name: hf/{model} ({family}) reads {reads}; texts, images and the sounds of "
+        f"{', '.join(SPEECH_MODELS)} are known"
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model of transformers.
+
+    Attributes:
+        name: Its name on the hub, or its folder, as the user gave it.
+        place: Where it lies.
+        revision: Revision on the hub.
+        config: Its settings.
+        network: The model.
+        source: What its weights are called; ``None`` for random ones.
+        missing: Names of the tensors that were not loaded.
+        file: The weights file, where there is a single one.
+    """
+
+    name: str
+    place: str
+    revision: str | None
+    config: Any
+    network: nn.Module
+    source: str | None
+    missing: frozenset[str]
+    file: Path | None
+
+    def record(self, stages: Mapping[str, nn.Module]) -> WeightsRecord:
+        """Where the weights of these stages came from."""
+        if self.source is None:
+            return WeightsRecord(random_stages=tuple(stages))
+        state = {name: tensor for stage in stages.values() for name, tensor in stage.state_dict().items()}
+        random = [name for name, stage in stages.items() if self.missing & set(stage.state_dict())]
+        if random:
+            log.warning("hf/%s: weights are missing in the stages %s, which stay random", self.name, ", ".join(random))
+        return WeightsRecord(self.source, sha256(self.file) if self.file else digest(state), tuple(random))
+
+
+def _load(
+    model: str,
+    settings: dict[str, Any],
+    pooling: Pooling | None,
+    weights: str | None,
+    weights_sha256: str | None,
+    weights_prefix: str | None,
+) -> _Loaded:
+    transformers = import_transformers()
     revision = settings.pop("revision", None)
     place = find_model(model)
     config = load_config(transformers, model, place, revision, settings)
-    family = MODEL_FAMILIES.get(config.model_type)
-    if family is None and config.model_type not in (*SPEECH_MODELS, YOLOS):
-        raise UserError(
-            f"backbone.name: hf/{model} is of the family '{config.model_type}', which has no stages here; known: "
-            f"{', '.join([*MODEL_FAMILIES, *SPEECH_MODELS, YOLOS])}"
-        )
-    arguments = family.arguments if family else {}
-    detects = config.model_type == YOLOS
-    kind = transformers.YolosForObjectDetection if detects else transformers.MODEL_MAPPING[type(config)]
-    if family and family.encoder_of_two:
-        kind = getattr(transformers, kind.__name__.removesuffix("Model") + "EncoderModel")
+    kind = transformers.MODEL_MAPPING.get(type(config), None)
+    if kind is None:
+        raise UserError(f"backbone.name: transformers has no model without a head for hf/{model} ({config.model_type})")
+    kind = kind[0] if isinstance(kind, (tuple, list)) else kind
+    if config.model_type == YOLOS:
+        kind = transformers.YolosForObjectDetection
+    for drop in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if config.model_type not in SPEECH_MODELS and getattr(config, drop, None):
+            setattr(config, drop, 0.0)  # a layer that is left out could not hand its value on
+    given = {}
+    if pooling != "pooler" and "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        given = {"add_pooling_layer": False}
+    missing: set[str] = set()
+    file: Path | None = None
     with quiet():
         if weights is None:
-            network, missing, file = kind(config, **arguments).float(), None, None
+            network = kind(config, **given).float()
         else:
             network, missing, file = load_model(
-                kind, config, arguments, place, revision, weights, weights_sha256, model
+                kind, config, given, place, revision, weights, weights_sha256, weights_prefix, model
             )
     network.train()  # as all other backbones are; loading leaves it in eval mode
-    preprocessing: Any = None
-    if detects:
-        if pooling is not None:
-            raise UserError(f"backbone.options.pooling: hf/{model} finds boxes and pools nothing; leave it out")
-        stages = cut_yolos(network)
-    elif family is None:
-        if pooling not in (None, "mean"):
-            raise UserError(f"backbone.options.pooling: hf/{model} pools by mean, not '{pooling}'")
-        preprocessing, stages = speech_preprocessing(place, revision, config), cut_speech(network, end)
-    else:
-        preprocessing = load_tokenizer(transformers, model, place, revision, config)
-        stages = cut_layers(network, family, None if end == "sequence" else pooling or family.pooling)
-    record = WeightsRecord(random_stages=tuple(stages))
-    if weights is not None:
-        state = {name: tensor for stage in stages.values() for name, tensor in stage.state_dict().items()}
-        random = [name for name, stage in stages.items() if missing and missing & set(stage.state_dict())]
-        source = f"hf/{model}" if weights == "default" else weights
-        record = WeightsRecord(source, sha256(file) if file else digest(state), tuple(random))
-        if random:
-            log.warning("hf/%s: weights are missing in the stages %s, which stay random", model, ", ".join(random))
-    if detects:
-        return yolos_backbone(
-            network,
-            stages,
-            missing=missing if weights is not None else None,
-            weights=record,
-            place=place,
-            revision=revision,
-        )
-    about = {"out_features": config.hidden_size, "preprocessing": preprocessing, "weights": record}
-    if family is None:
-        backbone = StagedBackbone(stages, **about)
-        backbone.save_files = partial(_save_speech, config)
-        return backbone
-    return TextBackbone(stages, **about, save_files=partial(_save, config, preprocessing, pooling or family.pooling))
+    source = f"hf/{model}" if weights == "default" else weights
+    return _Loaded(model, place, revision, config, network, source, frozenset(missing), file)
 
 
-def cut_layers(model: nn.Module, family: Family, pooling: Pooling | None) -> dict[str, nn.Module]:
-    """Cuts a model into stages by name: ``embeddings``, ``layer_0`` and so on.
+def _yolos(loaded: _Loaded, pooling: Pooling | None) -> StagedBackbone:
+    if pooling is not None:
+        raise UserError(f"backbone.options.pooling: hf/{loaded.name} finds boxes and pools nothing; leave it out")
+    stages = cut_yolos(loaded.network)
+    return yolos_backbone(
+        loaded.network,
+        stages,
+        missing=set(loaded.missing) if loaded.source is not None else None,
+        weights=loaded.record(stages),
+        place=loaded.place,
+        revision=loaded.revision,
+    )
 
-    Modules behind the last layer, and pooling, belong to its stage: a stage of their own would have next to nothing
-    to train.
 
-    Args:
-        model: The model.
-        family: How it is built.
-        pooling: How the end becomes one vector; ``None`` ends in hidden states.
+def _speech(loaded: _Loaded, pooling: Pooling | None, end: End) -> StagedBackbone:
+    if pooling not in (None, "mean"):
+        raise UserError(f"backbone.options.pooling: hf/{loaded.name} pools by mean, not '{pooling}'")
+    preprocessing = speech_preprocessing(loaded.place, loaded.revision, loaded.config)
+    stages = cut_speech(loaded.network, end)
+    width = loaded.config.hidden_size
+    backbone = StagedBackbone(stages, out_features=width, preprocessing=preprocessing, weights=loaded.record(stages))
+    backbone.save_files = partial(_save_speech, loaded.config)
+    return backbone
+
+
+def _part(network: nn.Module, tower: Tower) -> str:
+    """Path of the part that is the backbone: the encoder of an encoder-decoder, a tower of two, else the whole."""
+    if _decodes(network):
+        encoder = network.get_encoder()  # type: ignore[operator]
+        return next(str(path) for path, module in network.named_modules() if module is encoder)
+    towers = {"image": "vision_model", "text": "text_model"}
+    return towers[tower] if all(hasattr(network, name) for name in towers.values()) else ""
+
+
+def _decodes(network: nn.Module) -> bool:
+    """Whether it is an encoder-decoder; configs do not always say so."""
+    return "decoder_input_ids" in inspect.signature(network.forward).parameters
+
+
+def _only(network: nn.Module, part: str) -> str:
+    """Drops all of a model that lies beside a part; returns the part's path."""
+    within = network
+    for name in part.split(".") if part else []:
+        for beside in [child for child in within._modules if child != name]:
+            setattr(within, beside, None)
+        within._parameters.clear()
+        within = within.get_submodule(name)
+    return part
+
+
+def _reader(network: nn.Module, part: str, pooling: Pooling | None) -> Reader:
+    import transformers
+
+    model: Any = network.get_submodule(part)
+    taken = inspect.signature(model.forward).parameters
+    settings = hashlib.sha256(model.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
+    return Reader(
+        part,
+        pooling,
+        getattr(model.config, "pad_token_id", None),
+        {name: False for name in ("use_cache",) if name in taken or hasattr(model.config, name)},
+        f"{settings}, transformers {transformers.__version__}, {model.config._attn_implementation}",
+    )
+
+
+def _texts(loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Granularity, end: End) -> StagedBackbone:
+    import transformers
+
+    inner: Any = loaded.network.get_submodule(part)
+    preprocessing = load_tokenizer(transformers, loaded.name, loaded.place, loaded.revision, inner)
+    length = min(LENGTH, preprocessing.max_length)
+    ids = torch.randint(inner.config.vocab_size, (3, length), generator=torch.Generator().manual_seed(0))
+    example = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
+    pooling = pooling or _pooling(loaded.network, _reader(loaded.network, part, None), example)
+    reader = _reader(loaded.network, part, None if end == "sequence" else pooling)
+    division = _divided(loaded, reader, example, granularity)
+    return TextBackbone(
+        division.stages,
+        out_features=_width(division),
+        preprocessing=preprocessing,
+        weights=loaded.record(division.stages),
+        way=division.way,
+        reasons=division.reasons,
+        save_files=partial(_save, loaded.config, preprocessing, pooling),
+    )
+
+
+def _images(loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Granularity) -> StagedBackbone:
+    inner: Any = loaded.network.get_submodule(part)
+    preprocessing = image_preprocessing(loaded.place, loaded.revision, inner.config)
+    side = preprocessing.crop or 224
+    example = torch.zeros(1, preprocessing.channels, side, side)
+    division = _divided(loaded, _reader(loaded.network, part, pooling or "mean"), example, granularity)
+    return StagedBackbone(
+        division.stages,
+        out_features=_width(division),
+        preprocessing=preprocessing,
+        weights=loaded.record(division.stages),
+        way=division.way,
+        reasons=division.reasons,
+    )
+
+
+def _divided(loaded: _Loaded, reader: Reader, example: Value, granularity: Granularity) -> Division:
+    first = "embeddings"
+    division = divide(loaded.network, reader, example, granularity=granularity, first=first, traced=False)
+    names = list(division.stages)
+    lists = {name.rpartition("_")[0] for name in names[1:]}
+    if division.way == "structure" and names[0] == first and len(lists) == 1:
+        # One list of layers, whatever the model calls it.
+        names = [first, *(f"layer_{number}" for number in range(len(names) - 1))]
+        division = replace(division, stages=dict(zip(names, division.stages.values(), strict=True)))
+    report(f"hf/{loaded.name}", division)
+    return division
+
+
+def _width(division: Division) -> int:
+    result = division.result
+    return int((result if isinstance(result, Tensor) else result["hidden"]).shape[-1])
+
+
+def _pooling(network: nn.Module, reader: Reader, example: dict[str, Tensor]) -> Pooling:
+    """How texts are pooled unless the user says so: where the first position sees all others, by it; else by the last.
+
+    The encoder of an encoder-decoder was not trained with a token for the whole text: its states are averaged.
     """
-    count = len(model.get_submodule(family.layers))  # type: ignore[arg-type]  # a ModuleList
-    embeddings = [path for path in family.embeddings if _has(model, path)]
-    stages: dict[str, nn.Module] = {"embeddings": TransformerStage(model, family, embeddings)}
-    for number in range(count):
-        owned = [f"{family.layers}.{number}"]
-        if number == 0 and family.beside_first and _has(model, family.beside_first):
-            owned.append(family.beside_first)
-        last = number == count - 1
-        final = family.final if last else ()
-        stages[f"layer_{number}"] = TransformerStage(
-            model, family, [*owned, *final], layer=number, final=final, pooling=pooling if last else None
-        )
-    held = {id(parameter) for stage in stages.values() for parameter in stage.parameters()}
-    lost = [name for name, parameter in model.named_parameters() if id(parameter) not in held]
-    assert not lost, f"in no stage: {lost}"
-    return stages
+    if reader.part and _decodes(network):
+        return "mean"
+    ids = example["ids"]
+    other = {**example, "ids": torch.cat([ids[:, :-1], ids[:, -1:] ^ 1], dim=1)}
+    with torch.no_grad(), evaluating(network):
+        first, second = (reader(network, value) for value in (example, other))
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    return "last" if torch.equal(first["hidden"][:, 0], second["hidden"][:, 0]) else "cls"
 
 
 def _save(config: Any, preprocessing: TextPreprocessing, pooling: Pooling, folder: Path) -> Recipe:
@@ -240,25 +383,3 @@ def _save(config: Any, preprocessing: TextPreprocessing, pooling: Pooling, folde
 def _save_speech(config: Any, folder: Path) -> Recipe:
     config.to_json_file(folder / "config.json", use_diff=False)
     return Recipe(name=f"hf/{FOLDER}", options={})
-
-
-def _view(module: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """A shallow copy of a model that holds nothing but the modules at some paths, and those around them."""
-    if "" in paths:
-        return module
-    shallow = copy.copy(module)
-    inner = {
-        name: [path.removeprefix(name).removeprefix(".") for path in paths if f"{path}.".startswith(f"{name}.")]
-        for name in module._modules
-    }
-    shallow._modules = {
-        name: _view(child, inner[name]) for name, child in module._modules.items() if child is not None and inner[name]
-    }
-    return shallow
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(path), nn.Module)
-    except AttributeError:
-        return False

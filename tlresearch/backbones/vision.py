@@ -22,9 +22,9 @@ from tlresearch.backbones.weights import (
     is_url,
     load_stages,
     locate,
-    sha256,
 )
 from tlresearch.base.errors import UserError, WeightsError, nearest
+from tlresearch.base.files import sha256
 from tlresearch.modality.image import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -41,6 +41,7 @@ def build_torchvision(
     *,
     weights: str | None = "default",
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
 ) -> StagedBackbone:
@@ -50,6 +51,7 @@ def build_torchvision(
         model: Name in `torchvision.models`.
         weights: Enum name, ``default``, ``None`` for random weights, a file, or a URL.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: How finely it is cut.
         options: Further arguments of the model's constructor.
 
@@ -59,6 +61,11 @@ def build_torchvision(
     """
     if model not in known_models():
         known = known_models()
+        if model in models.list_models():
+            raise UserError(
+                f"backbone.name: torchvision/{model} is no network for single images but one of video, optical "
+                "flow, keypoints or quantised numbers, and no task here takes those"
+            )
         raise UserError(
             f"backbone.name: torchvision has no model '{model}'{nearest(model, known, count=5)}; all of them: "
             'python -c "import torchvision; print(torchvision.models.list_models())"'
@@ -87,9 +94,11 @@ def build_torchvision(
     if published is not None and file is not None:
         record = WeightsRecord(str(published), sha256(file))
     elif file is not None:
-        record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY)
+        record = load_stages(pieces.stages, file, head=pieces.head, ignore=AUXILIARY, prefix=weights_prefix)
         record = replace(record, source=str(weights))
-    return StagedBackbone(pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record)
+    return StagedBackbone(
+        pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record, way="graph"
+    )
 
 
 def find_published(model: str, weights: str | None) -> models.WeightsEnum | None:

@@ -18,8 +18,9 @@ from torch.nn import functional
 from tlresearch.backbones.base import End, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
-from tlresearch.backbones.weights import load_stages, locate, sha256
+from tlresearch.backbones.weights import load_stages, locate
 from tlresearch.base.errors import UserError, WeightsError, nearest
+from tlresearch.base.files import sha256
 from tlresearch.base.paths import find_data, find_weights
 from tlresearch.modality.text import LONGEST, TextPreprocessing, WordTokenizer, split_words
 
@@ -74,6 +75,7 @@ def build_word_cnn(
     *,
     weights: str | None = None,
     weights_sha256: str | None = None,
+    weights_prefix: str | None = None,
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
     end: End = "pooled",
@@ -84,6 +86,7 @@ def build_word_cnn(
         model: Its name; there is only one.
         weights: ``None`` for random weights, a file, or a URL; word vectors are given in `options`.
         weights_sha256: SHA-256 of the weights file; required for a URL.
+        weights_prefix: What stands in front of the tensors' names in the file; by default it is found.
         granularity: Of no effect.
         options: ``vocabulary``, a text file or a list of them under the data directory, whose words get vectors (of
             a ``.tsv`` all columns count); ``vectors``, a file of word vectors as text (GloVe, or word2vec with its
@@ -115,7 +118,7 @@ def build_word_cnn(
     random = tuple(name for name in stages if name != "embeddings" or not vectors)
     record = WeightsRecord(source.name if source else "random", sha256(source) if source else "", random)
     if weights is not None:
-        record = load_stages(stages, locate(weights, weights_sha256))
+        record = load_stages(stages, locate(weights, weights_sha256), prefix=weights_prefix)
     tokenizer = WordTokenizer(words)
     rebuilt = {"width": width, "maps": numbers["maps"], "sizes": sizes, "vocabulary": f"{FOLDER}/words.txt"}
     return TextBackbone(

@@ -22,6 +22,7 @@ from tlresearch.backbones.base import WeightsRecord
 from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.text import FOLDER, Recipe
 from tlresearch.backbones.transformers_stage import ModelStage
+from tlresearch.backbones.weights import load_tensors
 from tlresearch.modality.image import Preprocessing
 
 YOLOS = "yolos"
@@ -195,9 +196,8 @@ def _shares(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def _native_head(config: Any, state: Mapping[str, Tensor], classes: int, *, masks: bool = False) -> nn.Module:
     """The heads for a number of classes; `masks` are none of theirs."""
     detector = YolosDetector(config, classes)
-    wanted = detector.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if wanted[name].shape == tensor.shape}
-    detector.load_state_dict(fitting, strict=False)
+    # The last layer of the classes has another size; random weights, and those of another task, have no head.
+    load_tensors(detector, state, "the head of YOLOS", required=(), other_shapes=detector.state_dict())
     return detector
 
 

@@ -80,16 +80,36 @@ class RunFailedError(UserError):
 
 
 def one_line(problem: str | BaseException, longest: int = 1000) -> str:
-    """A text, or that of an error, in one line of readable length; an error without a text gives its name."""
-    line = " ".join(part.strip() for part in str(problem).splitlines()).strip() or type(problem).__name__
-    return line if len(line) <= longest else f"{line[:longest]}…"
+    """A text, or that of an error, in one line of readable length and without secrets.
+
+    Of a `ConfigError` it gives the problems, without the file; an error without a text gives its name.
+    """
+    if isinstance(problem, ConfigError):
+        return _shortened("; ".join(problem.problems), longest)
+    lines = [line.strip() for line in str(problem).splitlines()]
+    return _shortened(" ".join(line for line in lines if line) or type(problem).__name__, longest)
+
+
+def first_line(error: BaseException, longest: int = 400) -> str:
+    """The first line of an error of a library that follows it up with advice, a dump or a statement of SQL.
+
+    Without secrets; SQLAlchemy's advice stands in front of its error and is left out too.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as a result of")]
+    return one_line(lines[0] if lines else type(error).__name__, longest)
+
+
+def _shortened(line: str, longest: int) -> str:
+    clean = redact(line)
+    return clean if len(clean) <= longest else f"{clean[:longest]}…"
 
 
 def nearest(word: str, known: Sequence[str], *, count: int = 1) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the known words closest to `word`, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    by_case = {name.lower(): name for name in reversed(known)}
+    close = [by_case[name] for name in difflib.get_close_matches(word.lower(), by_case, n=count, cutoff=0.5)]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 

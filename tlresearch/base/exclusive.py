@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tlresearch.base.errors import MissingExtraError
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 
 CONNECT_SECONDS = 8  # until a server that does not answer is an error
@@ -43,15 +43,9 @@ def exclusive(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
         folder, label = database.parent, f".{database.name}"
     else:
         folder, label = home(), ".database"
-        folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{label}.{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock"
-    with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with locked(file, -1 if wait else 0) as held:
+        yield held
 
 
 @contextlib.contextmanager

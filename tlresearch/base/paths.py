@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from tlresearch.base.errors import MissingFileError, UserError, nearest
 
+_ADDRESS = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # begins a query, stands for another letter
+
 
 def home() -> Path:
-    """The folder everything is written to: ``TLRESEARCH_HOME``, else ``.tlresearch`` in the current folder."""
-    return Path(os.environ.get("TLRESEARCH_HOME", ".tlresearch")).absolute()
+    """The folder everything is written to: ``TLRESEARCH_HOME``, else ``.tlresearch`` in the current folder.
+
+    Raises:
+        UserError: If addresses of databases and artifacts cannot name it.
+    """
+    folder = Path(os.environ.get("TLRESEARCH_HOME", ".tlresearch")).absolute()
+    odd = _ADDRESS.search(str(folder))
+    if odd is not None:
+        raise UserError(
+            f"TLRESEARCH_HOME: {folder} holds '{odd[0]}', which means something else in the address of a database; "
+            "set it to a folder without that"
+        )
+    return folder
 
 
 def data_folder() -> Path:

@@ -22,7 +22,8 @@ def command(options: argparse.Namespace) -> int:
 
         print(load_experiment(options.experiment, options.overrides).recorded, end="")
         return 0
-    from tlresearch.config.reference import as_table
+    from tlresearch.config.reference import page
+    from tlresearch.show.terminal import show
 
-    console_of_leader().print(as_table())
+    show(console_of_leader(), page())
     return 0

@@ -33,8 +33,8 @@ def command(options: argparse.Namespace) -> int:
         raise UserError(f"curve: --labels are whole numbers such as 1,2,5,10, but got '{options.labels}'")
     labels = [int(text) for text in texts]
     schedules = [text.strip() for text in options.schedules.split(",") if text.strip()]
-    from tlresearch.studies.curves.curve import fit_curve
-    from tlresearch.studies.curves.report import as_tables, remarks
+    from tlresearch.show.terminal import show
+    from tlresearch.studies.curve import fit_curve
 
     console = console_of_leader()
     result = fit_curve(
@@ -46,9 +46,5 @@ def command(options: argparse.Namespace) -> int:
         metric=options.metric,
         console=console,
     )
-    for table in as_tables(result):
-        console.print(table)
-    for line in remarks(result):
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"MLflow run {result.run_id}, with the plot; see it with: make ui", highlight=False)
+    show(console, result.page)
     return 0

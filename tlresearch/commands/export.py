@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16"
 
@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, help=f"largest difference of a probability {tolerated}")
     parser.add_argument("--changed", type=float, help=f"largest share of changed answers {tolerated}")
     parser.add_argument("--samples", type=int, help="measure on so many samples of the split (default all; 100 masks)")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.commands.shared import OVERRIDES, STORE_KEY, console_of_leader, store_argument
 
 EXAMPLE = (
     "tlresearch inspect torchvision/resnet50\n"
@@ -21,18 +21,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", default="", metavar="A,B", help="of a run: explain the samples of these names")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw an experiment's schedule, or a run's stages")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     """Shows a backbone's stages and costs, an experiment's plan, or what fine-tuning did to the stages of a run."""
+    from tlresearch.show.terminal import show
     from tlresearch.understand.inspection.inspect import inspect_anything
 
-    inspect_anything(
-        options.what,
-        options.overrides,
-        console_of_leader(),
-        saliency=options.saliency,
-        items=[name for name in options.items.split(",") if name],
-        picture=options.picture,
-    )
+    console = console_of_leader()
+    with console.status(f"looking at {options.what}"):
+        page = inspect_anything(
+            options.what,
+            [word for word in options.overrides if not word.startswith(STORE_KEY)],
+            saliency=options.saliency,
+            items=[name for name in options.items.split(",") if name],
+            picture=options.picture,
+        )
+    show(console, page)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = (
     "tlresearch predict 3f2a9c1b photos/ --out predictions.csv\n"
@@ -25,14 +25,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="file for all columns of the answers, .csv or .jsonl, or a folder for pictures")
     parser.add_argument("--batch", type=int, default=32, help="samples that are read and run at once (default 32)")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     """Predicts raw files by the model of a run: classes, entities, transcripts, masks, boxes."""
-    from tlresearch.serving.predict import predict, print_predicted
+    from tlresearch.serving.predict import predict
+    from tlresearch.show.terminal import show
 
     texts = [line for text in options.text for line in (sys.stdin if text == "-" else [text])]
     texts = [text.strip() for text in texts]
     predicted = predict(options.run, options.files, texts=texts, out=options.out, batch=options.batch)
-    print_predicted(console_of_leader(), predicted)
+    show(console_of_leader(), predicted.page)
     return predicted.exit_code

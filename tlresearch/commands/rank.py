@@ -41,8 +41,8 @@ def command(options: argparse.Namespace) -> int:
     """Ranks pretrained backbones on a data set without training, and proposes an unfreeze depth for each."""
     weights = dict(_pair(text, "--weights", "FILE") for text in options.weights)
     settings = dict(_pair(text, "--options", "YAML") for text in options.options)
+    from tlresearch.show.terminal import show
     from tlresearch.understand.ranking.rank import SMALL, rank
-    from tlresearch.understand.ranking.report import as_table, boundary_table
 
     console = console_of_leader()
     names = list(SMALL) if options.backbones == "all-small" else options.backbones.split(",")
@@ -50,17 +50,8 @@ def command(options: argparse.Namespace) -> int:
         ranking = rank(
             options.what, names, options.overrides, weights=weights, options=settings, by=options.by, say=status.update
         )
-    there = [one for one in ranking.backbones if not one.problem]
-    if there:
-        console.print(as_table(ranking))
-    if options.boundaries:
-        for one in there:
-            console.print(boundary_table(one))
-    for one in ranking.backbones:
-        if one.problem:
-            console.print(f"not ranked: {one.name}: {one.problem}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"MLflow run {ranking.run_id}; see it with: make ui", highlight=False)
-    return 0 if there else 1
+    show(console, ranking.page_with(boundaries=options.boundaries))
+    return 0 if ranking.there else 1
 
 
 def _pair(text: str, option: str, value: str) -> tuple[str, str]:

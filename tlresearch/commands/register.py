@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = "tlresearch register 3f2a9c1b ants_bees --alias champion"
 
@@ -14,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run id, unique beginning of it, or run name")
     parser.add_argument("name", help="name in the registry; it is made if it is new")
     parser.add_argument("--alias", help="alias that stands for this version from now on, such as champion")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

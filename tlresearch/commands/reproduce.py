@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tlresearch.base.errors import UserError
-from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.commands.shared import OVERRIDES, STORE_KEY, console_of_leader, store_argument
 
 EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b"
 
@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every published experiment; writes REPRODUCED.md")
     parser.add_argument("--slow", action="store_true", help="with --all: also what is marked as slow")
     parser.add_argument("--anyway", action="store_true", help="repeat a run although its data or weights have changed")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -32,7 +33,8 @@ def command(options: argparse.Namespace) -> int:
     if options.what and not _is_experiment(options.what):
         from tlresearch.studies.reproduction.repeat import repeat_run
 
-        if options.overrides or options.variant or options.again:
+        changes = [word for word in options.overrides if not word.startswith(STORE_KEY)]
+        if changes or options.variant or options.again:
             raise UserError(
                 f"reproduce: there is no experiment '{options.what}', and a recorded run is repeated as it was: "
                 "it takes no overrides, --variant or --again"
@@ -47,8 +49,6 @@ def command(options: argparse.Namespace) -> int:
     result = published.reproduce(
         options.what, options.overrides, variants=options.variant, again=options.again, console=console
     )
-    if result.run_id:
-        console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
     return int(not result.reached)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tlresearch.commands.shared import console_of_leader, warn_if_open
+from tlresearch.commands.shared import console_of_leader, store_argument, warn_if_open
 
 EXAMPLE = "tlresearch serve 3f2a9c1b\ntlresearch serve models:/ants_bees@champion --port 5002"
 
@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from tlresearch.base.ranks import is_leader
@@ -12,13 +16,46 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OVERRIDES = "values by full key, such as optimizer.lr=3e-3; `tlresearch config` lists them all"
+STORE_KEY = "tracking.uri="
+"""The override that names a store."""
+_STORE = "MLFLOW_TRACKING_URI"
+
+
+def store_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names the MLflow store a command looks for runs in; `store_of` follows it."""
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="the MLflow store to look in, as tracking.uri of the run's config (default MLFLOW_TRACKING_URI, else "
+        "SQLite under TLRESEARCH_HOME)",
+    )
+
+
+@contextlib.contextmanager
+def store_of(options: argparse.Namespace) -> Iterator[None]:
+    """Makes the store that a command names the default one while it runs: by its option, or among its overrides."""
+    if not hasattr(options, "tracking_uri"):
+        yield
+        return
+    overrides = [word.partition("=")[2] for word in getattr(options, "overrides", ()) if word.startswith(STORE_KEY)]
+    uri = options.tracking_uri or (overrides[-1] if overrides else None)
+    before = os.environ.get(_STORE)
+    if uri:
+        os.environ[_STORE] = uri
+    try:
+        yield
+    finally:
+        if uri and before is None:
+            del os.environ[_STORE]
+        elif uri and before is not None:
+            os.environ[_STORE] = before
 
 
 def console_of_leader() -> Console:
     """Returns the terminal, which is shown no secret; of several processes of one run, only the first writes to it."""
-    from rich.console import Console
+    from tlresearch.show.terminal import open_console
 
-    return Console(file=cast(Any, _Clean(sys.stdout)), quiet=not is_leader())
+    return open_console(cast(Any, _Clean(sys.stdout)), quiet=not is_leader())
 
 
 def warn_if_open(host: str) -> None:

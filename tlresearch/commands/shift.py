@@ -20,15 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Runs every variant of an experiment on its shifted sets and shows the table of all pairs."""
-    from tlresearch.studies.shift_pairs import as_markdown, as_tables, fit_pairs, write
+    from tlresearch.show.terminal import show
+    from tlresearch.studies.shift_pairs import as_markdown, fit_pairs, write
     from tlresearch.tracking.provenance import collect
 
     console = console_of_leader()
     result = fit_pairs(options.experiment, options.overrides, console=console)
-    for table in as_tables(result):
-        console.print(table)
+    show(console, result.page)
     if options.write:
         write(options.write, as_markdown(result, collect(sys.argv)))
         console.print(f"written to {options.write}", highlight=False)
-    console.print(f"MLflow run {result.run_id}; see it with: make ui", highlight=False)
     return 0

@@ -21,8 +21,8 @@ def command(options: argparse.Namespace) -> int:
 
     loaded = load_sweep(options.sweep, options.overrides)
     console = console_of_leader()
-    from tlresearch.studies.sweeps.report import print_result
+    from tlresearch.show.terminal import show
     from tlresearch.studies.sweeps.run import run as run_sweep
 
-    print_result(console, run_sweep(loaded, console=console))
+    show(console, run_sweep(loaded, console=console).page)
     return 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = "tlresearch sync"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--uri", help="the store, if its address needs a password (default: MLFLOW_TRACKING_URI)")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -27,13 +27,15 @@ def command(options: argparse.Namespace) -> int:
     if not labels:
         console.print("nothing waits: MLflow has everything")
         return 0
-    given = resolve_uri(options.uri)
+    given = resolve_uri()
     code = 0
     for label in labels:
         # An address is kept without its password: the whole one has to be given again.
         uri = given if redact(given) == label else label
         if redact(uri) != uri and uri == label:
-            raise TrackingError(f"the address {label} is kept without its password: set MLFLOW_TRACKING_URI, or --uri")
+            raise TrackingError(
+                f"the address {label} is kept without its password: set MLFLOW_TRACKING_URI, or --tracking-uri"
+            )
         connect(uri)
         done = deliver(uri)
         if whole := [one for one in done if not one.problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import warn_if_open
+from tlresearch.commands.shared import store_argument, warn_if_open
 
 EXAMPLE = "tlresearch ui --port 5001"
 
@@ -15,6 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, store_argument
 
 EXAMPLE = "tlresearch verify 3f2a9c1b"
 
@@ -12,6 +12,7 @@ EXAMPLE = "tlresearch verify 3f2a9c1b"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("run", help="run id, unique beginning of it, or run name")
+    store_argument(parser)
 
 
 def command(options: argparse.Namespace) -> int:

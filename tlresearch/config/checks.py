@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from tlresearch.base.errors import MissingFileError, nearest
 from tlresearch.base.paths import find_data, find_weights
 from tlresearch.config.device_checks import device_problems
@@ -76,7 +78,7 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *shift_problems(config.data, _data),
         *_backbone(config.backbone),
         *_known("task.name", config.task.name, tuple(TASKS)),
-        *_freeze(config.freeze),
+        *freeze_problems(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),
         *device_problems(config),
@@ -173,7 +175,8 @@ def _backbone(backbone: BackboneConfig) -> Iterator[str]:
         yield "backbone.checkpoint: replaces backbone.weights; give one of them"
 
 
-def _freeze(freeze: FreezeConfig) -> Iterator[str]:
+def freeze_problems(freeze: FreezeConfig) -> Iterator[str]:
+    """Yields what is wrong with a freeze section."""
     yield from _one_of("freeze.schedule", freeze.schedule, SCHEDULES)
     yield from _depth("freeze.unfreeze_depth", freeze.unfreeze_depth)
     needs = {"depth": "unfreeze_depth", "surgical": "stages", "phases": "phases"}
@@ -318,3 +321,12 @@ def _condition(path: str, text: str, sweep: SweepConfig) -> Iterator[str]:
         yield f"{path}: must compare a key with a value, such as 'freeze.unfreeze_depth > 0', but got '{text}'"
     elif match["key"] not in sweep.space:
         yield f"{path}: '{match['key']}' is not in the space{nearest(match['key'], list(sweep.space))}"
+    elif match["sign"] not in ("==", "!="):
+        values = [*sweep.space[match["key"]].choices, yaml.safe_load(match["value"])]
+        odd = [value for value in values if value != "all" and (isinstance(value, bool) or not _is_number(value))]
+        if odd:
+            yield f"{path}: '{match['sign']}' compares numbers, but '{odd[0]}' is none; use == or !="
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

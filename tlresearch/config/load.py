@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import re
 import typing
@@ -25,8 +26,12 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
+SchemaT = TypeVar("SchemaT")
 Overrides = Mapping[str, Any] | Sequence[str]
-OmegaConf.register_resolver("oc.env", read_variable, replace=True)  # as OmegaConf's own, but what it reads is hidden
+_VARIABLE = "tlresearch.env"
+"""What reads a variable for a config of ours: OmegaConf's own `oc.env` is there for everybody in the process."""
+OmegaConf.register_resolver(_VARIABLE, read_variable, replace=True)
+_READS_VARIABLE = re.compile(r"(?<!\\)(?P<before>(?:\\\\)*\$\{\s*)oc\.env(?=\s*:)")
 _NO_PARAMS = ("name", "description", "tracking", "seeds", "reference", "variants")
 
 
@@ -36,14 +41,23 @@ class Loaded(Generic[ConfigT]):
 
     Attributes:
         config: The config with every interpolation resolved.
-        recorded: The whole config as YAML, defaults filled in. ``${oc.env:...}`` stays unresolved, so that no
-            secret is written; this text alone starts the same run again.
+        values: The whole config as plain values, defaults filled in, interpolations as they stand.
+        texts: The same as YAML, by section.
         source: The file it came from, for error messages.
     """
 
     config: ConfigT
-    recorded: str
+    values: Mapping[str, Any]
+    texts: Mapping[str, str]
     source: str
+
+    @property
+    def recorded(self) -> str:
+        """The whole config as YAML; ``${oc.env:...}`` stands as such, so that no secret is written.
+
+        This text alone starts the same run again.
+        """
+        return "".join(self.texts.values())
 
     def flat(self) -> dict[str, Any]:
         """Every option by full key, as in `recorded`; what MLflow shows as parameters.
@@ -51,8 +65,7 @@ class Loaded(Generic[ConfigT]):
         What a run is called, how much of it is recorded and what it is held against are no properties of it, and would
         only differ in every comparison; its name and description are shown as such.
         """
-        flat = dict(_flatten(yaml.safe_load(self.recorded)))
-        return {key: value for key, value in flat.items() if key.split(".")[0] not in _NO_PARAMS}
+        return dict(_flatten({key: value for key, value in self.values.items() if key not in _NO_PARAMS}))
 
 
 class MissingFilesError(ConfigError):
@@ -155,9 +168,8 @@ def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfi
             [f"{key}: is a value of the experiment; give overrides.{key}=…" for key in strange], str(path)
         )
     loaded = _load(SweepConfig, values, overrides, str(path))
-    recorded = yaml.safe_load(loaded.recorded)
     for name in ("overrides", "baselines"):  # the experiment they are given to reads the variables, and records which
-        setattr(loaded.config, name, _with_variables(getattr(loaded.config, name), recorded[name]))
+        setattr(loaded.config, name, _with_variables(getattr(loaded.config, name), loaded.values[name]))
     return loaded
 
 
@@ -170,12 +182,39 @@ def _with_variables(resolved: Any, recorded: Any) -> Any:
 
 def revise(experiment: Loaded[ExperimentConfig], overrides: Overrides) -> Loaded[ExperimentConfig]:
     """Returns the experiment with some values replaced, checked again."""
-    return load_text(experiment.recorded, overrides, experiment.source)
+    problems: list[str] = []
+    values, revised = copy.deepcopy(dict(experiment.values)), set[str]()
+    for key, value in _parse(overrides, problems):
+        assign(values, key, value)
+        revised.add(key.partition(".")[0])
+    if problems or not revised <= experiment.values.keys() or "${" in experiment.recorded + repr(overrides):
+        # Unknown keys are reported with all that is wrong; an interpolation may refer to any section.
+        return _load(ExperimentConfig, copy.deepcopy(dict(experiment.values)), overrides, experiment.source)
+    part, plain = _typed(_part(frozenset(revised)), {key: values[key] for key in revised}, problems)
+    config = dataclasses.replace(experiment.config, **{key: getattr(part, key) for key in revised})
+    texts = {**experiment.texts, **_as_yaml(plain)}
+    return _checked(Loaded(config, {**experiment.values, **plain}, texts, experiment.source), problems)
 
 
 def load_text(text: str, overrides: Overrides = (), source: str = "config") -> Loaded[ExperimentConfig]:
     """Loads an experiment from YAML text, such as what a run recorded."""
     return _load(ExperimentConfig, _sections(text, source), overrides, source)
+
+
+def load_schedule(values: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """Loads the sections ``freeze``, ``optimizer`` and ``scheduler`` alone, for a module of somebody else's.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems: list[str] = []
+    tree = OmegaConf.structured(ExperimentConfig)
+    merge(tree, ExperimentConfig, values, "", problems)
+    config = _resolve(tree, ExperimentConfig, problems)
+    problems += [*_range_problems(config), *checks.freeze_problems(config.freeze)]
+    if problems:
+        raise ConfigError(problems, source)
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -209,20 +248,56 @@ def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, s
     problems: list[str] = []
     for key, value in _parse(overrides, problems):
         assign(values, key, value)
-    tree = OmegaConf.structured(schema)
-    merge(tree, schema, values, "", problems)
-    config = _resolve(tree, schema, problems)
+    config, plain = _typed(schema, values, problems)
+    return _checked(Loaded(config, plain, _as_yaml(plain), source), problems)
+
+
+def _checked(loaded: Loaded[ConfigT], problems: list[str]) -> Loaded[ConfigT]:
+    """The config, if beside the problems that came up on the way there is nothing wrong with it."""
+    config = loaded.config
     problems += _range_problems(config)
     # A section with a bad value was filled with defaults: what its combinations say would only confuse.
     bad_sections = {_section_of(problem) for problem in problems}
     problems += [line for line in checks.problems(config) if _section_of(line) not in bad_sections]
     missing: list[str] = [line for line in checks.missing(config) if _section_of(line) not in bad_sections]
     if problems:
-        raise ConfigError([*problems, *missing], source)
-    loaded = Loaded(config, OmegaConf.to_yaml(tree, resolve=False), source)
+        raise ConfigError([*problems, *missing], loaded.source)
     if missing:
-        raise MissingFilesError(missing, source, loaded)
+        raise MissingFilesError(missing, loaded.source, loaded)
     return loaded
+
+
+def _typed(schema: type[SchemaT], values: dict[str, Any], problems: list[str]) -> tuple[SchemaT, dict[str, Any]]:
+    """The typed config, and the same as plain values with interpolations as they stand."""
+    tree = OmegaConf.structured(schema)
+    merge(tree, schema, values, "", problems)
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
+    if "oc.env" in repr(plain):
+        tree = OmegaConf.structured(schema)
+        merge(tree, schema, _reading_by_us(plain), "", [])
+    return _resolve(tree, schema, problems), plain
+
+
+def _reading_by_us(values: Any) -> Any:
+    """Values in which ``${oc.env:...}`` is read by `read_variable`, which hides what it reads."""
+    if isinstance(values, dict):
+        return {key: _reading_by_us(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_reading_by_us(value) for value in values]
+    return _READS_VARIABLE.sub(rf"\g<before>{_VARIABLE}", values) if isinstance(values, str) else values
+
+
+@functools.cache
+def _part(names: frozenset[str]) -> type[Any]:
+    """The schema of an experiment that has some sections only."""
+    hints = typing.get_type_hints(ExperimentConfig)
+    fields = [item for item in dataclasses.fields(ExperimentConfig) if item.name in names]
+    return dataclasses.make_dataclass("Part", [(item.name, hints[item.name], copy.copy(item)) for item in fields])
+
+
+def _as_yaml(plain: Mapping[str, Any]) -> dict[str, str]:
+    """Each section as the YAML that it has in the whole."""
+    return {key: OmegaConf.to_yaml(OmegaConf.create({key: value})) for key, value in plain.items()}
 
 
 def override_texts(overrides: Overrides) -> list[str]:
@@ -253,14 +328,14 @@ def _section_of(problem: str) -> str:
     return re.split(r"[.:\[]", problem, maxsplit=1)[0]
 
 
-def _resolve(tree: DictConfig, schema: type[ConfigT], problems: list[str]) -> ConfigT:
+def _resolve(tree: DictConfig, schema: type[SchemaT], problems: list[str]) -> SchemaT:
     """The typed config with interpolations resolved; one that fails becomes a problem and takes its default.
 
     A wrong interpolated value is reported by its key only: it may come from a variable that holds a secret.
     """
     while True:
         try:
-            return typing.cast(ConfigT, OmegaConf.to_object(tree))
+            return typing.cast(SchemaT, OmegaConf.to_object(tree))
         except OmegaConfBaseException as error:
             defaults = OmegaConf.structured(schema)  # a trial's config is made in each trial: only where it is wanted
             key = error.full_key or ""

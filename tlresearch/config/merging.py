@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 import warnings
@@ -26,7 +27,7 @@ def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: li
         known = ", ".join(f.name for f in dataclasses.fields(schema))
         problems.append(f"{prefix.rstrip('.')}: is a section with the keys {known}, but got {values!r}")
         return
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in hints:
@@ -44,6 +45,11 @@ def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: li
             if node[key] is None:
                 node[key] = OmegaConf.structured(section)
             merge(node[key], section, value, f"{path}.", problems)
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:

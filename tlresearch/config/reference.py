@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
+from tlresearch.show import markdown
+from tlresearch.show.elements import Column, Section, Table, Text
+from tlresearch.show.page import Page
 
-if typing.TYPE_CHECKING:
-    from rich.table import Table
+_SCHEMAS = (("Experiment", ExperimentConfig), ("Sweep", SweepConfig))
 
 
 class Option(NamedTuple):
@@ -38,43 +40,34 @@ def options(schema: type = ExperimentConfig, prefix: str = "") -> Iterator[Optio
         yield Option(key, _words(hint), _default(field), f"{about['meaning']}{unit}")
 
 
-def as_table() -> Table:
-    """Returns all options of experiments and sweeps for the terminal."""
-    from rich.table import Table
-
-    table = Table(title="Options of experiments, then of sweeps", title_justify="left", row_styles=["", "dim"])
-    for column in ("key", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for schema in (ExperimentConfig, SweepConfig):
-        for option in options(schema):
-            table.add_row(*option)
-        table.add_section()
-    return table
+def page() -> Page:
+    """All options of experiments and sweeps."""
+    sections = (Section(title, (_table(list(options(schema))),)) for title, schema in _SCHEMAS)
+    return Page("Options", tuple(sections))
 
 
 def as_markdown() -> str:
-    """Returns the page ``docs/configuration.md``."""
-    lines = [
-        "# Configuration",
-        "",
-        "Every option of an experiment and of a sweep, as `tlresearch config` lists them.",
-        "This page is generated: `python -m tlresearch.config.reference > docs/configuration.md`.",
-    ]
-    for title, schema in (("Experiment", ExperimentConfig), ("Sweep", SweepConfig)):
+    """Returns the page ``docs/configuration.md``, with a table for each section of the YAML."""
+    intro = Text(
+        "Every option of an experiment and of a sweep, as `tlresearch config` lists them.\n"
+        "This page is generated: `python -m tlresearch.config.reference > docs/configuration.md`."
+    )
+    parts = [Section("", (intro,))]
+    for title, schema in _SCHEMAS:
         sections: dict[str, list[Option]] = {"": []}
         for option in options(schema):
             section, dot, _ = option.key.partition(".")
             sections.setdefault(section if dot else "", []).append(option)
-        lines += ["", f"## {title}"]
-        for section, found in sections.items():
-            lines += ["", f"### {section}"] if section else []
-            lines += ["", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *map(_row, found)]
-    return "\n".join(lines) + "\n"
+        blocks = [markdown.table(_table(sections.pop("")))]
+        for section, listed in sections.items():
+            blocks += [f"### {section}", markdown.table(_table(listed))]
+        parts.append(Section(title, (Text("\n\n".join(blocks)),)))
+    return markdown.render(Page("Configuration", tuple(parts)))
 
 
-def _row(option: Option) -> str:
-    cells = [f"`{option.key}`", option.kind, f"`{option.default}`", option.meaning]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _table(listed: Sequence[Option]) -> Table:
+    columns = (Column("key", code=True), Column("type"), Column("default", code=True), Column("meaning"))
+    return Table(columns, tuple(listed))
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

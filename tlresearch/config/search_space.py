@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -24,6 +25,10 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
+ALL = "all"
+"""Every stage of the backbone, as a depth."""
+
+
 class Suggests(Protocol):
     """The part of an Optuna trial that is used; `optuna.trial.FixedTrial` has it too."""
 
@@ -40,12 +45,31 @@ class Suggests(Protocol):
 
 
 def resolve_all(space: Mapping[str, SpaceConfig], stages: int) -> dict[str, SpaceConfig]:
-    """Returns the space with ``high: all`` replaced by the backbone's number of stages."""
+    """Returns the space with ``all`` replaced by the backbone's number of stages: `high`, choices and conditions."""
     resolved = {}
     for key, dimension in space.items():
-        values = {**vars(dimension), "high": stages if dimension.high == "all" else dimension.high}
+        values = {**vars(dimension), "high": stages if dimension.high == ALL else dimension.high}
+        if counts(key):
+            values["choices"] = list(dict.fromkeys(stages if choice == ALL else choice for choice in dimension.choices))
+        if dimension.when is not None and _names_all(dimension.when):
+            values["when"] = re.sub(rf"{ALL}\s*$", str(stages), dimension.when)
         resolved[key] = SpaceConfig(**values)
     return resolved
+
+
+def in_stages(point: Mapping[str, Any], stages: int) -> dict[str, Any]:
+    """Returns a point of the space with depths in numbers of stages."""
+    return {key: stages if value == ALL and counts(key) else value for key, value in point.items()}
+
+
+def needs_stages(space: Mapping[str, SpaceConfig]) -> bool:
+    """Whether `resolve_all` has to know the backbone's number of stages."""
+    return any(ALL in (d.high, *d.choices) or (d.when is not None and _names_all(d.when)) for d in space.values())
+
+
+def _names_all(condition: str) -> bool:
+    match = CONDITION.match(condition)
+    return match is not None and match["value"] == ALL
 
 
 def suggest(trial: Suggests, space: Mapping[str, SpaceConfig]) -> dict[str, Any]:

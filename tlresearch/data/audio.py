@@ -2,70 +2,76 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from tlresearch.base.errors import DataError, nearest
+from tlresearch.base.errors import DataError
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.audio_files import AudioFiles, AudioSplit
+from tlresearch.data.audio_files import AudioFiles
 from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
-from tlresearch.data.base import Data
-from tlresearch.data.prepared import prepare
-from tlresearch.data.table import Checked, Table, in_order, refuse
-from tlresearch.modality.base import expect
+from tlresearch.data.base import Split, SplitName
+from tlresearch.data.images import TableSplit
+from tlresearch.data.prepared import Prepared
+from tlresearch.data.rows import numbered
+from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.values import Value
 from tlresearch.modality.sound import AudioPreprocessing
 
 logger = logging.getLogger(__name__)
 
 
-def build_audio(config: DataConfig, *, preprocessing: AudioPreprocessing, seed: int) -> Data:
-    """Reads, checks and splits the sounds of a config.
+class AudioSplit(TableSplit):
+    """Sounds; nothing about them is random.
 
     Args:
-        config: The `data` section.
-        preprocessing: The backbone's; `data.seconds` overrides its length.
-        seed: Of no effect: nothing is random.
-
-    Raises:
-        UserError: If anything about the data is wrong; the text names the place and the cure.
+        preprocessing: What is done to each clip.
+        table: What is passed on to `TableSplit`.
     """
-    complaint = (
-        f"data.name: {config.name} gives sounds, which this backbone does not take; "
-        "choose a speech backbone, or put log_mel/ in front of an image backbone"
-    )
-    preprocessing = expect(preprocessing, AudioPreprocessing, DataError(complaint))
-    if config.augment != "none" or config.mixup or config.cutmix:
-        raise DataError("data.augment, mixup and cutmix: are for images; set augment=none, mixup=0 and cutmix=0")
-    if config.root is None:
-        raise DataError(f"data.root is not set: {config.name} needs the folder of the sounds")
-    table, files = LISTINGS[config.name](config, preprocessing.sample_rate)
+
+    def __init__(self, *table: Any, preprocessing: AudioPreprocessing, **named: Any) -> None:
+        super().__init__(*table, **named)
+        self._preprocessing = preprocessing
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on."""
+        return repr(self._preprocessing)
+
+    def load(self, index: int) -> Value:
+        """Returns one network input; see `AudioPreprocessing`."""
+        return self._preprocessing(self.raw(index))
+
+
+def audio_splits(
+    table: Table, prepared: Prepared, config: DataConfig, preprocessing: AudioPreprocessing, seed: int
+) -> tuple[AudioPreprocessing, Mapping[SplitName, Split]]:
+    """Makes the splits of a table of sounds.
+
+    Args:
+        table: The table.
+        prepared: Its samples, checked and distributed.
+        config: The `data` section; `data.seconds` overrides the preprocessing's length.
+        preprocessing: The backbone's.
+        seed: Of no effect: nothing is random.
+    """
     if config.seconds is not None:
         preprocessing = replace(preprocessing, seconds=config.seconds)
-    found = prepare(table, config)
-    _mention_lengths(table.name, found.checked, preprocessing)
-    return Data(
-        name=table.name,
-        splits={
-            split: AudioSplit(
-                files,
-                rows,
-                targets=found.targets_of(split),
-                names=[table.names[row] for row in rows],
-                preprocessing=preprocessing,
-            )
-            for split, rows in found.splits.items()
-        },
-        classes=found.classes,
-        kind=found.kind,
-        fingerprint=found.fingerprint,
-        preprocessing=preprocessing,
-        skipped=found.skipped,
-    )
+    _mention_lengths(table.name, prepared.checked, preprocessing)
+    return preprocessing, {
+        split: AudioSplit(
+            table.images,
+            rows,
+            targets=prepared.targets_of(split),
+            names=[table.names[row] for row in rows],
+            preprocessing=preprocessing,
+        )
+        for split, rows in prepared.splits.items()
+    }
 
 
 def audio_folder(
@@ -76,7 +82,7 @@ def audio_folder(
     test: Mapping[str, Sequence[str]] | None = None,
     val: Mapping[str, Sequence[str]] | None = None,
     transcripts: Mapping[str, str] | None = None,
-) -> tuple[Table, AudioFiles]:
+) -> Table:
     """Source `audio_folder`; see `list_folder`.
 
     Args:
@@ -103,7 +109,7 @@ def audio_folder(
 
 def audio_manifest(
     config: DataConfig, rate: int, *, path_column: str = "path", transcript_column: str | None = None
-) -> tuple[Table, AudioFiles]:
+) -> Table:
     """Source `audio_manifest`; see `list_manifest`.
 
     Args:
@@ -118,58 +124,45 @@ def audio_manifest(
         path_column=path_column,
         text_column=transcript_column or config.label_column,
         split_column=config.split_column,
+        delimiter=config.delimiter,
+        encoding=config.encoding,
+        labels=transcript_column is None,
     )
     return (_transcribed if transcript_column else _labelled)(listing, rate)
 
 
-def _checked_options(source: Callable[..., tuple[Table, AudioFiles]]) -> Callable[..., tuple[Table, AudioFiles]]:
-    """Calls a source with `data.options`, whose unknown keys are the config's mistake."""
-    known = [name for name, p in inspect.signature(source).parameters.items() if p.kind is p.KEYWORD_ONLY]
-
-    def call(config: DataConfig, rate: int) -> tuple[Table, AudioFiles]:
-        for name in config.options:
-            if name not in known:
-                guess = nearest(name, known)
-                raise DataError(f"data.options: {config.name} has no option '{name}'{guess}; it has {', '.join(known)}")
-        return source(config, rate, **config.options)
-
-    return call
-
-
-LISTINGS: Mapping[str, Callable[[DataConfig, int], tuple[Table, AudioFiles]]] = {
-    "audio_folder": _checked_options(audio_folder),
-    "audio_manifest": _checked_options(audio_manifest),
-}
+def _labelled(listing: Listing, rate: int) -> Table:
+    classes, labels = numbered(listing.texts)
+    return Table(
+        name=listing.root.name,
+        classes=classes,
+        labels=labels,
+        names=listing.names,
+        images=AudioFiles(listing.root, listing.names, rate),
+        splits=listing.splits,
+        samples="sounds",
+        passed=listing.passed,
+    )
 
 
-def _labelled(listing: Listing, rate: int) -> tuple[Table, AudioFiles]:
-    classes = in_order(listing.texts)
-    number = {label: position for position, label in enumerate(classes)}
-    files = AudioFiles(listing.root, listing.names, rate)
-    labels = torch.tensor([number[label] for label in listing.texts], dtype=torch.int64)
-    name = listing.root.name
-    return Table(name, classes, labels, listing.names, files, listing.splits, samples="sounds"), files
-
-
-def _transcribed(listing: Listing, rate: int) -> tuple[Table, AudioFiles]:
+def _transcribed(listing: Listing, rate: int) -> Table:
     """Transcripts as numbers of their characters; number 0 is the first class, and CTC's blank is not among them."""
     characters = sorted(set("".join(listing.texts)))
     number = {character: position for position, character in enumerate(characters)}
-    files = AudioFiles(listing.root, listing.names, rate)
     targets = [torch.tensor([number[c] for c in text], dtype=torch.int64) for text in listing.texts]
     none = torch.zeros(len(targets), dtype=torch.int64)
-    table = Table(
+    return Table(
         name=listing.root.name,
         classes=tuple(characters),
         labels=none,
         names=listing.names,
-        images=files,
+        images=AudioFiles(listing.root, listing.names, rate),
         splits=listing.splits,
         targets=targets,
         kind="transcript",
         samples="sounds",
+        passed=listing.passed,
     )
-    return table, files
 
 
 def _mention_lengths(name: str, checked: Mapping[int, Checked], preprocessing: AudioPreprocessing) -> None:

@@ -1,4 +1,4 @@
-"""Sounds that lie in files, decoded when they are asked for and verified once; and a split of them."""
+"""Sounds that lie in files, decoded when they are asked for and verified once."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from tlresearch.base.errors import DataError
-from tlresearch.data.base import Batch, SampleKey
+from tlresearch.data.decoding import Measured
 from tlresearch.data.file_cache import FileCache
-from tlresearch.data.loading import stack_targets
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
-from tlresearch.data.values import Value, stack
-from tlresearch.modality.sound import AudioPreprocessing, decode
+from tlresearch.modality.sound import decode
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +69,8 @@ class AudioFiles:
             stat = path.stat()
             known = cache.get(name, stat)
             if known is not None:
-                return known, False
+                digest, measured = known
+                return Checked(digest, measured.height, measured.width), False
             content = path.read_bytes()
         except FileNotFoundError:
             return Checked("", 0, 0, "the file does not exist"), False
@@ -88,72 +84,5 @@ class AudioFiles:
         checked = Checked(digest, own, round(len(clip) * own / self.rate))
         if not clip.any():
             return checked, True  # not remembered, so that the next run says so again
-        cache.put(name, stat, checked)
+        cache.put(name, stat, digest, Measured(checked.height, checked.width))
         return checked, False
-
-
-class AudioSplit:
-    """Samples of one split; nothing about them is random.
-
-    Args:
-        files: The sounds of the whole table.
-        rows: Positions of this split's sounds in them.
-        targets: Targets of this split.
-        names: Names of this split's samples.
-        preprocessing: What is done to each clip.
-    """
-
-    deterministic = True
-    augment_key = ""
-
-    def __init__(
-        self,
-        files: AudioFiles,
-        rows: Sequence[int],
-        *,
-        targets: Tensor | Sequence[Tensor],
-        names: Sequence[str],
-        preprocessing: AudioPreprocessing,
-    ) -> None:
-        self.targets = targets
-        self.names = names
-        self._files = files
-        self._rows = rows
-        self._preprocessing = preprocessing
-
-    @property
-    def load_key(self) -> str:
-        """What `load` depends on."""
-        return repr(self._preprocessing)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def raw(self, index: int) -> Tensor:
-        """Returns a clip before preprocessing, float32 ``(samples,)`` at the backbone's rate.
-
-        Raises:
-            DataError: If the file has become unreadable since it was checked.
-        """
-        try:
-            return self._files.load(self._rows[index])
-        except ValueError as error:
-            raise DataError(f"{self.names[index]} cannot be read any more: {error}; restore the file") from None
-
-    def load(self, index: int) -> Value:
-        """Returns one network input; see `AudioPreprocessing`."""
-        return self._preprocessing(self.raw(index))
-
-    def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
-        """Pads clips to a batch and adds their targets."""
-        indices = [key.index for key in keys]
-        targets = stack_targets([self.targets[index] for index in indices])
-        return Batch(stack(values), targets, torch.tensor(indices, dtype=torch.int64))
-
-    def __getitem__(self, key: SampleKey) -> tuple[Value, Any, int]:
-        """Returns network input, target and index of one sample."""
-        return self.load(key.index), self.targets[key.index], key.index
-
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """Assembles a whole batch."""
-        return self.finish([self.load(key.index) for key in keys], keys)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import SPLIT_ALIASES, refuse
+from tlresearch.data.folders import find_listed, list_files
+from tlresearch.data.rows import check_labels, clean, read_rows
+from tlresearch.data.table import refuse, splits_among
 from tlresearch.modality.sound import EXTENSIONS
 
 Groups = Mapping[str, Sequence[Any]]
@@ -29,12 +27,14 @@ class Listing:
         names: Paths of the files.
         texts: Label or transcript of each.
         splits: Split of each where the source gives one; a source without a test split may leave rows of it out.
+        passed: Number of files and rows that are no samples, by their ending or by why.
     """
 
     root: Path
     names: Sequence[str]
     texts: Sequence[str]
     splits: Sequence[SplitName] | None = None
+    passed: Mapping[str, int] = field(default_factory=dict)
 
 
 def list_folder(
@@ -54,7 +54,8 @@ def list_folder(
     """
     if not root.is_dir():
         raise DataError(f"data.root: {root} is a file; audio_folder needs a folder of sound files")
-    names = _sounds(root)
+    files = list_files(root, EXTENSIONS)
+    names = sorted(files.names)
     if not names:
         raise DataError(f"{root} holds no sound files ({' '.join(EXTENSIONS)}): check data.root")
     for key, chosen in (("test", test), ("val", val)):
@@ -63,76 +64,67 @@ def list_folder(
     if pattern is None:
         if test or val:
             raise DataError("data.options: test and val choose by the groups of data.options.pattern, which is not set")
-        return _by_folder(root, names)
-    return _by_pattern(root, names, _compile(pattern), {"test": test or {}, "val": val or {}})
+        return replace(_by_folder(root, names), passed=files.passed)
+    groups: Mapping[SplitName, Groups] = {"test": test or {}, "val": val or {}}
+    return replace(_by_pattern(root, names, _compile(pattern), groups), passed=files.passed)
 
 
-def list_manifest(root: Path, table: str, *, path_column: str, text_column: str, split_column: str | None) -> Listing:
-    """Reads a manifest: a CSV file with a header, or JSON lines, one sound file per row.
+def list_manifest(
+    root: Path,
+    table: str,
+    *,
+    path_column: str,
+    text_column: str,
+    split_column: str | None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    labels: bool = True,
+) -> Listing:
+    """Reads a manifest: a table with one sound file per row; see `read_rows`.
 
     Args:
         root: Folder that holds the manifest; paths in it are relative to this folder.
-        table: Name of the manifest, ending in ``.csv``, ``.tsv`` or ``.jsonl``.
+        table: Name of the manifest.
         path_column: Column (key) of the paths.
         text_column: Column of labels or transcripts.
         split_column: Column of splits; ``None`` if there is none.
+        delimiter: What separates values; ``None`` finds it.
+        encoding: Encoding of the manifest; ``None`` finds it.
+        labels: Whether the texts are labels, which are checked as such.
 
     Raises:
         DataError: If the manifest or a column is missing, or a row is incomplete.
     """
     path = root / table
-    wanted = [path_column, text_column, *([split_column] if split_column else [])]
-    rows = _read_rows(path, wanted)
-    for column in (path_column, text_column):
-        refuse(
-            [f"row {number}" for number, row in enumerate(rows, start=1) if not row[column].strip()],
-            what=f"{path}: rows with nothing in '{column}'",
-            cure="Fill it in or remove the row",
-        )
-    names = [Path(row[path_column].strip()).as_posix() for row in rows]
-    refuse(
-        [f"{name} ({count} rows)" for name, count in Counter(names).items() if count > 1],
-        what=f"{path}: files listed more than once",
-        cure="Keep one row per file",
-    )
-    splits = None
-    if split_column:
-        found = [row[split_column].strip() for row in rows]
-        refuse(
-            [f"row {number} has '{text}'" for number, text in enumerate(found, start=1) if text not in SPLIT_ALIASES],
-            what=f"{path}: unknown splits in '{split_column}'",
-            cure="A split is train, val or test",
-        )
-        splits = [SPLIT_ALIASES[text] for text in found]
-    return Listing(root, names, [" ".join(row[text_column].split()) for row in rows], splits)
-
-
-def _sounds(root: Path) -> list[str]:
-    found = []
-    for place, folders, files in os.walk(root, followlinks=True):
-        # Notebooks and macOS leave folders of their own behind.
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        below = Path(place).relative_to(root)
-        found += [(below / file).as_posix() for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
-    return sorted(found)
+    columns = [path_column, text_column, *([split_column] if split_column else [])]
+    rows = read_rows(path, columns, delimiter=delimiter, encoding=encoding)
+    files = find_listed(root, rows.texts(path_column), EXTENSIONS, str(path))
+    rows.refuse_repeated(files.names, "files", "Keep one row per file")
+    texts = [" ".join(text.split()) for text in rows.texts(text_column)]
+    if labels:
+        check_labels(f"{path}, column '{text_column}'", texts)
+    splits = rows.splits(split_column) if split_column else None
+    return Listing(root, files.names, texts, splits, files.passed + rows.passed)
 
 
 def _by_folder(root: Path, names: Sequence[str]) -> Listing:
     parts = [name.split("/") for name in names]
-    given = any(part[0] in SPLIT_ALIASES for part in parts)
-    depth = 1 + given
+    split_of = splits_among(sorted({part[0] for part in parts if len(part) > 1}), str(root))
+    if split_of and not any(len(part) > 2 and part[0] in split_of for part in parts):
+        split_of = {}  # classes, one of which is called train or test
+    depth = 1 + bool(split_of)
     refuse(
         [
             name
             for name, part in zip(names, parts, strict=True)
-            if len(part) <= depth or (given and part[0] not in SPLIT_ALIASES)
+            if len(part) <= depth or (split_of and part[0] not in split_of)
         ],
         what=f"{root}: sound files outside a class folder",
         cure="Expected <root>/<class>/<file> or <root>/{train,val,test}/<class>/<file>; "
         "labels in file names are read by data.options.pattern",
     )
-    splits = [SPLIT_ALIASES[part[0]] for part in parts] if given else None
-    return Listing(root, names, [part[depth - 1] for part in parts], splits)
+    splits = [split_of[part[0]] for part in parts] if split_of else None
+    return Listing(root, names, [clean(part[depth - 1]) for part in parts], splits)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -188,53 +180,4 @@ def _choose(split: SplitName, wanted: Groups, groups: Sequence[Mapping[str, str]
             cure=f"The files have {', '.join(sorted(present)[:20])}",
         )
         rows &= {row for row, group in enumerate(groups) if group[name] in {str(value) for value in values}}
-    return rows
-
-
-def _read_rows(path: Path, wanted: Sequence[str]) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise DataError(f"data.table: {path} does not exist; it is looked up inside data.root")
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-        content = path.read_text(encoding="utf-8-sig")
-        rows = _json_rows(content, path) if path.suffix == ".jsonl" else _csv_rows(content, path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a table in UTF-8: {error}") from None
-    if not rows:
-        raise DataError(f"{path} has no rows: add one per sound file")
-    for column in wanted:
-        lacking = [number for number, row in enumerate(rows, start=1) if column not in row]
-        if lacking:
-            known = list(rows[lacking[0] - 1])
-            raise DataError(
-                f"{path}: row {lacking[0]} has no '{column}'{nearest(column, known)}; it has {', '.join(known)}"
-            )
-    return rows
-
-
-def _csv_rows(content: str, path: Path) -> list[dict[str, str]]:
-    reader = csv.DictReader(content.splitlines(), restval="", delimiter="\t" if path.suffix == ".tsv" else ",")
-    rows: list[dict[str, Any]] = list(reader)
-    refuse(
-        [f"row {number}" for number, row in enumerate(rows, start=1) if None in row],
-        what=f"{path}: rows with more fields than the header",
-        cure="Put a text that contains the separator in double quotes",
-    )
-    return rows
-
-
-def _json_rows(content: str, path: Path) -> list[dict[str, str]]:
-    rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # half a character can be written so, not stored
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number} is not a JSON object")
-        rows.append({key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()})
     return rows

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from tlresearch.data.values import Value
+from tlresearch.data.values import Value, stack, unstack
 from tlresearch.modality.base import Modality
 
 SplitName = Literal["train", "val", "test"]
@@ -47,40 +48,44 @@ class Batch(NamedTuple):
 
 
 class Split(Protocol):
-    """One split of a data set."""
+    """One split of a data set; a split is made by subclassing, with `targets`, `names`, `load` and `raw` of its own.
+
+    Samples are made in two steps, so that the first can be kept even if the second is random.
+
+    Attributes:
+        targets: All targets: a tensor whose rows they are, or one by one.
+        names: Name of each sample, such as its path relative to the root.
+    """
+
+    targets: Tensor | Sequence[Any]
+    names: Sequence[str]
 
     @property
-    def targets(self) -> Tensor | Sequence[Any]:
-        """All targets: a tensor whose rows they are, or one by one."""
-        ...
+    def lengths(self) -> Sequence[int] | None:
+        """Length of each sample, in whatever unit; ``None`` where all are of one."""
+        return None
 
     @property
-    def names(self) -> Sequence[str]:
-        """Name of each sample, such as its path relative to the root."""
-        ...
+    def load_key(self) -> str:
+        """What `load` depends on beside the data set's content, in words; empty if it is not worth keeping."""
+        return ""
+
+    @property
+    def augment_key(self) -> str:
+        """What a random `finish` depends on beside its keys, such as a seed; empty if it is not random."""
+        return ""
 
     @property
     def deterministic(self) -> bool:
         """Whether a sample is the same in every epoch, so that its activations can be kept."""
-        ...
+        return not self.augment_key
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
-        """Returns network input, target and index of one sample."""
-        ...
+    def __len__(self) -> int:
+        return len(self.names)
 
     def raw(self, index: int) -> Any:
         """Returns a sample before preprocessing, as a served model takes it: images uint8 ``(C, H, W)``."""
         ...
-
-
-@runtime_checkable
-class TwoStepSplit(Protocol):
-    """A split whose samples are made in two steps, so that the first can be kept even if the second is random.
-
-    Implemented beside `Split`, by sources whose first step costs something: decoding, resizing, tokenising.
-    """
 
     def load(self, index: int) -> Value:
         """Returns a sample as it is in every epoch: decoded, and at the needed size where nothing random follows.
@@ -91,17 +96,38 @@ class TwoStepSplit(Protocol):
 
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
         """Makes a batch of what `load` gave: augmented by the keys, normalised, with its targets."""
-        ...
+        return Batch(stack(values), self.targets_at(keys), positions(keys))
 
-    @property
-    def load_key(self) -> str:
-        """What `load` depends on beside the data set's content, in words; empty if it is not worth keeping."""
-        ...
+    def targets_at(self, keys: Sequence[SampleKey]) -> Any:
+        """Returns the targets of a batch, as the augmentation moves them."""
+        return take_targets(self.targets, [key.index for key in keys])
 
-    @property
-    def augment_key(self) -> str:
-        """What a random `finish` depends on beside its keys, such as a seed; empty if it is not random."""
-        ...
+    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
+        """Returns network input, target and index of one sample."""
+        batch = self.__getitems__([key])
+        return unstack(batch.inputs)[0], batch.targets[0], key.index
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        """Assembles a whole batch at once; torch's loader asks for it by this name."""
+        return self.finish([self.load(key.index) for key in keys], keys)
+
+
+def positions(keys: Sequence[SampleKey]) -> Tensor:
+    """Positions of samples in their split, ``(batch,)`` int64."""
+    return torch.tensor([key.index for key in keys], dtype=torch.int64)
+
+
+def stack_targets(targets: Sequence[Any]) -> Any:
+    """Stacks targets that are tensors of one shape; others stay a list, which their task understands."""
+    first = targets[0]
+    if isinstance(first, Tensor) and all(isinstance(t, Tensor) and t.shape == first.shape for t in targets):
+        return torch.stack(list(targets))
+    return list(targets)
+
+
+def take_targets(targets: Tensor | Sequence[Any], indices: Sequence[int]) -> Any:
+    """Returns the targets of a batch, from all targets of its split."""
+    return targets[list(indices)] if isinstance(targets, Tensor) else stack_targets([targets[i] for i in indices])
 
 
 @dataclass(frozen=True)
@@ -134,6 +160,7 @@ class Data:
         fingerprint: Content hash over all splits.
         preprocessing: What is done to each sample, with the config's changes to the backbone's own.
         skipped: Unreadable samples that were left out, with the reason, by name.
+        passed: Number of files and rows beside the samples, by their ending or by why they are none.
     """
 
     name: str
@@ -143,3 +170,4 @@ class Data:
     fingerprint: Fingerprint
     preprocessing: Modality | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    passed: Mapping[str, int] = field(default_factory=dict)

@@ -3,93 +3,152 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Any, NamedTuple
 
 from tlresearch.base.errors import DataError, call_object, load_object, nearest, one_line
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.audio import build_audio
+from tlresearch.data import detection, segmentation, volumes
+from tlresearch.data.audio import audio_folder, audio_manifest, audio_splits
 from tlresearch.data.base import Data, Split, SplitName
-from tlresearch.data.checks import check_sizes
-from tlresearch.data.detection import READERS as BOX_READERS
-from tlresearch.data.detection import build_boxes
 from tlresearch.data.digits import read_digits
 from tlresearch.data.download import ensure_here
+from tlresearch.data.folders import summary
 from tlresearch.data.image_csv import read_image_csv
 from tlresearch.data.image_folder import read_image_folder
-from tlresearch.data.images import ImageSplit
-from tlresearch.data.medical import with_medical
+from tlresearch.data.images import image_splits
 from tlresearch.data.npz import read_npz
 from tlresearch.data.prepared import Prepared, prepare
 from tlresearch.data.sampling import check_sampling
-from tlresearch.data.segmentation import build_masks
 from tlresearch.data.table import Table
-from tlresearch.data.text import TEXT_SOURCES, build_text
+from tlresearch.data.text import TEXT_SOURCES, text_splits
 from tlresearch.data.torchvision_sets import read_torchvision
-from tlresearch.data.transforms import build_augmentation
 from tlresearch.modality.base import Modality, expect
-from tlresearch.modality.image import Evaluation, Preprocessing
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.text import TextPreprocessing
+
+logger = logging.getLogger(__name__)
+
+Splits = Callable[[Table, Prepared, DataConfig, Any, int], tuple[Any, Mapping[SplitName, Split]]]
 
 
-def _root(config: DataConfig) -> Path:
-    if config.root is None:
-        raise DataError(f"data.root is not set: {config.name} needs the folder or file of the images")
-    return find_data(config.root)
+class Kind(NamedTuple):
+    """What samples of one kind need.
+
+    Attributes:
+        samples: What they are called.
+        modality: What a backbone that takes them has for its inputs.
+        splits: Makes splits of a table of them.
+        cure: Which backbone takes them.
+    """
+
+    samples: str
+    modality: type[Modality]
+    splits: Splits
+    cure: str
 
 
-def _image_folder(config: DataConfig) -> Table:
-    return with_medical(read_image_folder(_root(config)), config.options)
+IMAGES = Kind("images", Preprocessing, image_splits, "choose torchvision/<model>, timm/<model> or small_cnn")
+TEXTS = Kind("texts", TextPreprocessing, text_splits, "choose hf/<model> or word_cnn")
+SOUNDS = Kind(
+    "sounds",
+    AudioPreprocessing,
+    audio_splits,
+    "choose a speech backbone, or put log_mel/ in front of an image backbone",
+)
 
 
-def _image_csv(config: DataConfig) -> Table:
-    table = read_image_csv(
-        _root(config),
-        table=config.table,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        split_column=config.split_column,
-        group_column=config.group_column,
-    )
-    return with_medical(table, config.options)
+class Source(NamedTuple):
+    """One entry of the registry.
+
+    Attributes:
+        read: Reads the table, given the config and the backbone's preprocessing; the user's own may give the data.
+        kind: What its samples are.
+        options: Names that ``data.options`` may have; ``None`` leaves them to whatever they are passed on to.
+    """
+
+    read: Callable[[DataConfig, Any], Table | Data]
+    kind: Kind = IMAGES
+    options: Sequence[str] | None = ()
 
 
-def _npz(config: DataConfig) -> Table:
-    return read_npz(_root(config))
+def _below(read: Callable[[Path, DataConfig], Table], options: Sequence[str] = ()) -> Source:
+    """A source of images below `data.root`."""
+    return Source(lambda config, _: read(find_data(str(config.root)), config), IMAGES, options)
 
 
-def _torchvision(config: DataConfig) -> Table:
+def _torchvision(config: DataConfig, _: Any) -> Table:
     if config.dataset is None:
         raise DataError("data.dataset is not set: torchvision needs the name of a data set, such as CIFAR10")
     # Not looked up with find_data: before a download the folder need not exist.
     folder = Path(os.environ.get("TLRESEARCH_DATA", "data"), config.root or "").expanduser().absolute()
-    return read_torchvision(folder, dataset=config.dataset, download=config.download, options=config.options)
+    return read_torchvision(
+        folder,
+        dataset=config.dataset,
+        download=config.download,
+        options=config.options,
+        orientation=config.orientation,
+    )
 
 
-def _digits(config: DataConfig) -> Table:
-    return read_digits()
+def _named(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Options of a reader: its arguments, without those that every reader has."""
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in parameters if name not in ("root", "config", "rate"))
 
 
-SOURCES: dict[str, Callable[[DataConfig], Table]] = {
-    "image_folder": _image_folder,
-    "image_csv": _image_csv,
-    "npz": _npz,
-    "torchvision": _torchvision,
-    "digits": _digits,
+def _sounds(read: Callable[..., Table]) -> Source:
+    return Source(lambda config, wanted: read(config, wanted.sample_rate, **config.options), SOUNDS, _named(read))
+
+
+def _texts(name: str, read: Callable[[DataConfig], Table]) -> Source:
+    # What the hub takes is up to `datasets`.
+    return Source(lambda config, _: read(config), TEXTS, None if name == "hf_dataset" else ())
+
+
+def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
+    """What a function of the user's own gives: a table of images, or data with splits of any modality."""
+    arguments = dict(config.options)
+    if config.root is not None:
+        arguments["root"] = find_data(config.root)
+    function = load_object(config.name, "data.name")
+    if callable(function) and "preprocessing" in inspect.signature(function).parameters:
+        arguments["preprocessing"] = preprocessing
+    table = call_object(config.name, "data.name", arguments)
+    if not isinstance(table, (Table, Data)):
+        raise DataError(
+            f"data.name: {config.name} must return a tlresearch Table or Data but got {type(table).__name__}"
+        )
+    return table
+
+
+OWN = Source(_own, options=None)
+"""A function of the user's own, by its dotted path."""
+
+SOURCES: Mapping[str, Source] = {
+    "image_folder": _below(read_image_folder, volumes.OPTIONS),
+    "image_csv": _below(read_image_csv, volumes.OPTIONS),
+    "npz": _below(lambda root, _: read_npz(root)),
+    "torchvision": Source(_torchvision, options=None),
+    "digits": Source(lambda config, _: read_digits()),
+    "masks": _below(segmentation.read_masks, segmentation.OPTIONS),
+    **{
+        name: _below(detection.read_boxes, (*_named(reader), *detection.OPTIONS))
+        for name, reader in detection.READERS.items()
+    },
+    "audio_folder": _sounds(audio_folder),
+    "audio_manifest": _sounds(audio_manifest),
+    **{name: _texts(name, read) for name, read in TEXT_SOURCES.items()},
 }
+"""Sources by the name of ``data.name``; a dotted path names one of the user's own."""
 
-
-BUILDERS: dict[str, Callable[..., Data]] = {
-    "audio_folder": build_audio,
-    "audio_manifest": build_audio,
-    **dict.fromkeys(TEXT_SOURCES, build_text),
-    "masks": build_masks,
-    **dict.fromkeys(BOX_READERS, build_boxes),
-}
-"""Sources of other samples than images, which build their splits themselves."""
+_NEED_NO_ROOT = ("torchvision", "digits", "hf_dataset")
 
 
 def build_data(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
@@ -103,10 +162,9 @@ def build_data(config: DataConfig, *, preprocessing: Modality, seed: int) -> Dat
     Raises:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
-    build: Callable[..., Data] = BUILDERS.get(config.name, _build_images)
+    source = _source(config)
     try:
-        ensure_here(config)
-        data = build(config, preprocessing=preprocessing, seed=seed)
+        data = _read(config, source, preprocessing, seed)
     except OSError as error:  # a folder that may not be read, a name that no file can have, a disk that is full
         raise DataError(f"data: {config.name} cannot be read: {one_line(error, 200)}") from None
     if config.sampling == "balanced":
@@ -114,65 +172,73 @@ def build_data(config: DataConfig, *, preprocessing: Modality, seed: int) -> Dat
     return data
 
 
-def _build_images(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
-    table = _own(config, preprocessing) if config.name not in SOURCES else None
+def _read(config: DataConfig, source: Source, preprocessing: Modality, seed: int) -> Data:
+    if source is not OWN:
+        _check(config, source, preprocessing)
+    ensure_here(config)
+    table = source.read(config, preprocessing)
     if isinstance(table, Data):
         return table
-    complaint = DataError(f"data.name: {config.name} gives images, which this backbone does not take")
-    preprocessing = expect(preprocessing, Preprocessing, complaint)
-    if preprocessing.channels not in (1, 3):
-        raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
-    if table is None:
-        table = SOURCES[config.name](config)
-    found = prepare(table, config)
-    prepared = preprocessing.sized(config.image_size, config.resize)
+    if source is OWN:  # only now is it known that its samples are images
+        _check(config, source, preprocessing)
+    data = _built(table, config, source.kind, preprocessing, seed)
+    if data.passed:
+        logger.warning("%s: %d %s, %s", data.name, len(table.names), table.samples, summary(data.passed))
+    return data
+
+
+def _built(table: Table, config: DataConfig, kind: Kind, preprocessing: Modality, seed: int) -> Data:
+    prepared = prepare(table, config)
+    preprocessing = preprocessing.sized(config.image_size, config.resize)
+    if isinstance(preprocessing, Preprocessing):
+        preprocessing = replace(preprocessing, orientation=config.orientation, windows=table.windows)
+    preprocessing, splits = kind.splits(table, prepared, config, preprocessing, seed)
     return Data(
         name=table.name,
-        splits=_build_splits(table, found, config, prepared, seed),
-        classes=found.classes,
-        kind=found.kind,
-        fingerprint=found.fingerprint,
-        preprocessing=prepared,
-        skipped=found.skipped,
+        splits=splits,
+        classes=prepared.classes,
+        kind=prepared.kind,
+        fingerprint=prepared.fingerprint,
+        preprocessing=preprocessing,
+        skipped=prepared.skipped,
+        passed=table.passed,
     )
 
 
-def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
-    """What a function of the user's own gives: a table of images, or data with splits of any modality."""
+def _check(config: DataConfig, source: Source, preprocessing: Modality) -> None:
+    """Refuses what does not fit together, before anything is read."""
+    samples, modality, _, cure = source.kind
+    complaint = f"data.name: {config.name} gives {samples}, which this backbone does not take; {cure}"
+    preprocessing = expect(preprocessing, modality, DataError(complaint))
+    dense = config.name == "masks" or config.name in detection.READERS
+    if isinstance(preprocessing, Preprocessing) and preprocessing.channels not in (1, 3) and not dense:
+        raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
+    unfit = {"augment": config.augment != "none", "mixup": config.mixup > 0, "cutmix": config.cutmix > 0}
+    for key, given in unfit.items():
+        if given and source.kind is not IMAGES:
+            raise DataError(f"data.{key}: is for images, but {config.name} holds {samples}; leave it out")
+    if dense:
+        if config.mixup or config.cutmix:
+            raise DataError("data.mixup and data.cutmix: are for classification; set them to 0")
+        if config.labels_per_class is not None:
+            raise DataError("data.labels_per_class: an image has many classes here; use data.train_fraction")
+    options = config.options if source.options is None else source.options
+    for name in config.options:
+        if name not in options:
+            known = ", ".join(options) or "none"
+            raise DataError(
+                f"data.options: {config.name} has no option '{name}'{nearest(name, [*options])}; it has {known}"
+            )
+    if config.root is None and config.name in SOURCES and config.name not in _NEED_NO_ROOT:
+        raise DataError(f"data.root is not set: {config.name} needs the folder or file of the {samples}")
+
+
+def _source(config: DataConfig) -> Source:
+    if config.name in SOURCES:
+        return SOURCES[config.name]
     if "." not in config.name:
         raise DataError(
-            f"data.name: unknown source '{config.name}'{nearest(config.name, [*SOURCES, *BUILDERS])}; "
-            f"choose from {', '.join([*SOURCES, *BUILDERS])}, or give the dotted path of your own"
+            f"data.name: unknown source '{config.name}'{nearest(config.name, [*SOURCES])}; "
+            f"choose from {', '.join(SOURCES)}, or give the dotted path of your own"
         )
-    arguments = dict(config.options)
-    if config.root is not None:
-        arguments["root"] = find_data(config.root)
-    function = load_object(config.name, "data.name")
-    if callable(function) and "preprocessing" in inspect.signature(function).parameters:
-        arguments["preprocessing"] = preprocessing
-    given = call_object(config.name, "data.name", arguments)
-    if not isinstance(given, (Table, Data)):
-        raise DataError(
-            f"data.name: {config.name} must return a tlresearch Table or Data but got {type(given).__name__}"
-        )
-    return given
-
-
-def _build_splits(
-    table: Table, found: Prepared, config: DataConfig, preprocessing: Preprocessing, seed: int
-) -> dict[SplitName, Split]:
-    size = check_sizes(table.names, found.checked, preprocessing)
-    evaluation = Evaluation(preprocessing)
-    augmentation = build_augmentation(config.augment, evaluation, size=size)
-    return {
-        split: ImageSplit(
-            table.images,
-            rows,
-            targets=torch.as_tensor(found.targets_of(split)),
-            names=[table.names[row] for row in rows],
-            evaluation=evaluation,
-            augmentation=augmentation if split == "train" else None,
-            seed=seed,
-        )
-        for split, rows in found.splits.items()
-    }
+    return OWN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -28,8 +29,11 @@ def check_table(table: Table) -> None:
             raise DataError(f"{table.name}: {count} names but {length} {part}; every sample needs one of each")
     if not count:
         raise DataError(f"{table.name} holds no samples: check data.root")
-    if len(set(table.names)) < count:
-        raise DataError(f"{table.name}: sample names are not unique; every sample needs a name of its own")
+    refuse(
+        [f"{name} ({times} times)" for name, times in Counter(table.names).items() if times > 1],
+        what=f"{table.name}: names that several samples have",
+        cure="Every sample needs a name of its own",
+    )
     classes = len(table.classes)
     if table.multilabel:
         if table.labels.shape[1] != classes:
@@ -82,7 +86,7 @@ def keep_classes(table: Table, wanted: Sequence[str]) -> tuple[Tensor, tuple[str
 
 
 def check_splits(name: str, splits: Mapping[SplitName, Sequence[int]], labels: Tensor, classes: Sequence[str]) -> None:
-    """Checks that every class is in every split; a rare label of many may be missing from val and test.
+    """Checks that every class is in train and val; the test may lack some, and val a rare label of many.
 
     Raises:
         DataError: If a split is empty or lacks a class.
@@ -96,14 +100,14 @@ def check_splits(name: str, splits: Mapping[SplitName, Sequence[int]], labels: T
         for cls, found in zip(classes, present.tolist(), strict=True):
             if found:
                 continue
-            if part.ndim == 2 and split != "train":
+            if split == "test" or (part.ndim == 2 and split == "val"):
                 logger.warning("%s: no sample of the %s split has the label '%s'", name, split, cls)
             else:
                 problems.append(f"{split} has no sample of '{cls}'")
     refuse(
         problems,
         what=f"{name}: classes missing from a split",
-        cure="Add samples, or leave the class out with data.classes",
+        cure="Add samples (names of classes differ in capitals too), or leave the class out with data.classes",
     )
 
 

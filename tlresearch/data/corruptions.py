@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tlresearch.base.errors import DataError
 from tlresearch.data import weather
-from tlresearch.data.base import Batch, SampleKey, Split, TwoStepSplit
+from tlresearch.data.base import Batch, SampleKey, Split
 from tlresearch.data.seeding import seeded
 from tlresearch.data.values import Value
 
@@ -136,7 +136,7 @@ CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, Any], Tensor], Sequence[Any]]]
 """What is done to an image in [0, 1], and the five strengths of it."""
 
 
-class CorruptedSplit:
+class CorruptedSplit(Split):
     """A split of images, each corrupted in one way.
 
     Args:
@@ -149,23 +149,16 @@ class CorruptedSplit:
         DataError: If the samples are no such images.
     """
 
-    augment_key = ""
-
     def __init__(self, split: Split, kind: str, severity: int, *, name: str) -> None:
-        sample = split.load(0) if isinstance(split, TwoStepSplit) and split.deterministic else None
+        sample = split.load(0) if split.deterministic else None
         if not (isinstance(sample, Tensor) and sample.dtype == torch.uint8 and sample.ndim == 3):
             raise DataError(
                 f"data.shift[{name}].corruptions: only images with classes are corrupted; "
                 "name another set of this kind of sample instead, by what differs in `data`"
             )
-        self.split = cast(TwoStepSplit, split)
+        self.split = split
         self.kind, self.severity = kind, severity
         self.targets, self.names = split.targets, split.names
-        self.deterministic = True
-        self._raw = split.raw
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     @property
     def load_key(self) -> str:
@@ -184,9 +177,4 @@ class CorruptedSplit:
 
     def raw(self, index: int) -> Any:
         """Returns the image before preprocessing and corruption."""
-        return self._raw(index)
-
-    def __getitem__(self, key: SampleKey) -> tuple[Any, Any, int]:
-        """Returns network input, target and index of one sample."""
-        batch = self.finish([self.load(key.index)], [key])
-        return cast(Tensor, batch.inputs)[0], batch.targets[0], key.index
+        return self.split.raw(index)

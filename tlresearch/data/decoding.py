@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +13,64 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.dicom import Window, is_dicom, read_dicom
+from tlresearch.data.dicom import Window, is_dicom, read_dicom, show
+
+ResultT = TypeVar("ResultT")
+Orientation = Literal["exif", "stored"]
+
+_ORIENTATION, _LARGEST, _BITS = 0x0112, 281, 258
+"""Tags of EXIF and TIFF: orientation, MaxSampleValue, BitsPerSample."""
+_DEEPEST = ("I", "F")
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", *_DEEPEST)
+"""Modes of PIL with more than 8 bits; the deepest have 32."""
+NEEDS_WINDOW = "pixels of 32 bit; set data.options.window=[centre, width], or convert it to 8 or 16 bit"
+_TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns the pixels as stored into the picture that is seen, by EXIF orientation."""
 
 
-def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Tensor:
-    """Decodes an image file; alpha is dropped, the first frame is taken, EXIF rotation is not applied.
+class Measured(NamedTuple):
+    """What is known of an image file, whatever it is shown by.
+
+    Attributes:
+        height: Height in pixels as the file stores it.
+        width: Width in pixels as the file stores it.
+        turn: Number of its EXIF orientation: 1 is upright, from 5 on height and width change places.
+        low: Smallest value of a picture with more than 8 bits; 0 of others.
+        high: Its largest value; 0 of others.
+        bits: Bits that its values use, as the file says; 8 of others.
+    """
+
+    height: int
+    width: int
+    turn: int = 1
+    low: int = 0
+    high: int = 0
+    bits: int = 8
+
+    def size(self, orientation: Orientation) -> tuple[int, int]:
+        """Height and width of the picture that is seen."""
+        turned = orientation == "exif" and self.turn > 4
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    def is_flat(self, windows: Sequence[Window]) -> bool:
+        """Whether different values all become one in 8 bits."""
+        if self.low == self.high:
+            return False
+        ends = _narrowed(np.array([[self.low, self.high]]), self.bits, windows)
+        return bool((ends[:, 0] == ends[:, 1]).all())
+
+
+def decode(content: bytes, channels: int, windows: Sequence[Window] = (), orientation: Orientation = "exif") -> Tensor:
+    """Decodes an image file; alpha is dropped, the first frame is taken.
 
     PIL decodes every format: torchvision's own decoders give the same pixels, know fewer formats and are
     deprecated since 0.29. DICOM files need the extra `medical`.
@@ -24,32 +78,67 @@ def decode(content: bytes, channels: int, windows: Sequence[Window] = ()) -> Ten
     Args:
         content: The bytes of the file.
         channels: Channels of the result, 1 or 3.
-        windows: Intensities shown of a DICOM file; see `read_dicom`.
+        windows: Intensities shown of files with more than 8 bits; see `read_dicom`. Without any, a picture of 16 bits
+            is shown by the bits that the file says it uses.
+        orientation: See `Preprocessing.orientation`.
 
     Raises:
         ValueError: If it cannot be decoded; the text says why.
     """
     if is_dicom(content):
         return as_tensor(read_dicom(content, windows), channels)
-    return as_tensor(read_pixels(content, lambda image: _to_uint8(image, channels)), channels)
+    bits = _png_bits(content)
+    return as_tensor(
+        read_pixels(content, lambda image: _to_uint8(image, channels, bits, windows), orientation), channels
+    )
 
 
-def read_pixels(content: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def measure(content: bytes) -> Measured:
+    """Decodes an image file and says what is known of it.
+
+    Raises:
+        ValueError: If it cannot be decoded; the text says why.
+    """
+    if is_dicom(content):
+        height, width = read_dicom(content).shape[:2]
+        return Measured(height, width)
+
+    def look(image: Image.Image) -> Measured:
+        turn = _turn(image)
+        if image.mode in _DEEP:
+            values = np.asarray(image)
+            low, high = (int(values.min()), int(values.max())) if image.mode != "F" else (0, 0)
+            bits = 32 if image.mode in _DEEPEST else _bits(image, _png_bits(content))
+            return Measured(image.height, image.width, turn, low, high, bits)
+        image.convert("RGB" if image.mode != "P" else "RGBA")  # of a broken palette, this fails
+        return Measured(image.height, image.width, turn)
+
+    return _opened(content, look)
+
+
+def read_pixels(
+    content: bytes, convert: Callable[[Image.Image], np.ndarray], orientation: Orientation = "exif"
+) -> np.ndarray:
     """Decodes an image file by PIL, which refuses more than 179 million pixels.
 
     Args:
         content: The bytes of the file.
         convert: Takes the pixels from the decoded image.
+        orientation: See `Preprocessing.orientation`.
 
     Raises:
         ValueError: If it cannot be decoded; the text says why.
     """
+    return _opened(content, lambda image: convert(turned(image) if orientation == "exif" else image))
+
+
+def _opened(content: bytes, use: Callable[[Image.Image], ResultT]) -> ResultT:
     if not content:
         raise ValueError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            return convert(image)
+            return use(image)
     except UnidentifiedImageError:
         raise ValueError("not an image, or a damaged one") from None
     except Exception as error:  # of a damaged file a plug-in of PIL raises whatever its broken part leads to
@@ -61,13 +150,55 @@ def as_tensor(pixels: np.ndarray, channels: int) -> Tensor:
     return to_channels(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), channels)
 
 
-def _to_uint8(image: Image.Image, channels: int) -> np.ndarray:
+def _turn(image: Image.Image) -> int:
+    """Number of the EXIF orientation, once the image is loaded: of TIFF and AVIF, PIL has applied it by then."""
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF turns nothing: viewers show such a picture as it is stored
+        return 1
+    return turn if turn in _TURNS else 1
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """Returns a loaded picture as its EXIF orientation says."""
+    how = _TURNS[_turn(image)]
+    return image if how is None else image.transpose(how)
+
+
+def _png_bits(content: bytes) -> int | None:
+    """Bits that a grey PNG says it uses: its chunk ``sBIT``, which PIL does not read."""
+    if not content.startswith(b"\x89PNG"):
+        return None
+    start = content.find(b"sBIT", 0, max(0, content.find(b"IDAT")))
+    return content[start + 4] if start > 0 and 1 <= content[start + 4] <= 16 else None
+
+
+def _bits(image: Image.Image, png: int | None) -> int:
+    """Bits that the values of a picture of 16 bits use, as the file says."""
+    if png is not None:
+        return png
+    tags = getattr(image, "tag_v2", {})  # of TIFF alone
+    largest, stored = tags.get(_LARGEST), tags.get(_BITS)
+    largest, stored = (value[0] if isinstance(value, tuple) and value else value for value in (largest, stored))
+    if isinstance(largest, int) and 0 < largest < 65536:
+        return largest.bit_length()
+    return stored if isinstance(stored, int) and 8 <= stored <= 16 else 16
+
+
+def _narrowed(values: np.ndarray, bits: int, windows: Sequence[Window]) -> np.ndarray:
+    """Brings values ``(H, W)`` of more than 8 bits to 8: through windows, else by leaving out the lowest bits."""
+    if windows:
+        return np.stack([show(values, window) for window in windows], axis=-1)
+    return (values >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)[..., None]
+
+
+def _to_uint8(image: Image.Image, channels: int, bits: int | None, windows: Sequence[Window]) -> np.ndarray:
     """Returns ``(H, W, 1 or 3)``."""
-    if image.mode.startswith("I;16"):
+    if image.mode in _DEEP:
+        if image.mode in _DEEPEST and not windows:
+            raise ValueError(NEEDS_WINDOW)
         # PIL's own conversion clips at 255, which turns most 16-bit images white.
-        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} (32 bit); convert the image to 8 or 16 bit")
+        return _narrowed(np.asarray(image), _bits(image, bits), windows)
     if channels == 1 or image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))[..., None]
     if image.mode == "P" and "transparency" in image.info:

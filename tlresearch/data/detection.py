@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tlresearch.base.errors import DataError, nearest
-from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import Annotations, read_coco, read_instance_masks, read_voc, to_boxes
-from tlresearch.data.base import Data, TargetKind
-from tlresearch.data.dense_split import BoxTargets, DenseSplit, PlaneTargets, build_joint
 from tlresearch.data.files import FileImages
 from tlresearch.data.instances import Instances, InstanceTargets
-from tlresearch.data.prepared import prepare
-from tlresearch.data.segmentation import check_channels, check_image_backbone, check_options, one_size
-from tlresearch.data.table import Checked, Table, refuse
-from tlresearch.modality.image import Evaluation, Preprocessing
+from tlresearch.data.plane import BoxTargets
+from tlresearch.data.table import Checked, PlaneTargets, Size, Table, refuse
+from tlresearch.data.volumes import Reading, read_reading
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +28,8 @@ READERS: Mapping[str, Callable[..., Annotations]] = {
 }
 FITS = ("letterbox", "stretch")
 TARGETS = ("boxes", "masks")
+OPTIONS = ("targets", "fit", "window")
+"""Options of every reader, beside its own."""
 
 
 class _AnnotatedImages(FileImages):
@@ -41,25 +37,25 @@ class _AnnotatedImages(FileImages):
 
     Args:
         root: Folder the names are relative to.
-        names: Paths relative to the root.
-        problems: Why an image's annotation cannot be read, by name.
+        read: What the annotations say.
+        reading: How files become pictures.
         instances: Masks of the objects, if they are read.
     """
 
-    def __init__(
-        self, root: Path, names: Sequence[str], problems: Mapping[str, str], instances: Instances | None = None
-    ) -> None:
-        super().__init__(root, names)
-        self._problems = problems
+    def __init__(self, root: Path, read: Annotations, reading: Reading, instances: Instances | None) -> None:
+        super().__init__(root, read.names, reading)
+        self._read = read
         self._instances = instances
 
     def check(self, indices: Sequence[int]) -> list[Checked]:
         """Hashes and decodes every image, and its masks if they are read."""
         checked = super().check(indices)
-        return [self._with_annotation(index, one) for index, one in zip(indices, checked, strict=True)]
+        return [self._with_annotation(index, image) for index, image in zip(indices, checked, strict=True)]
 
     def _with_annotation(self, index: int, image: Checked) -> Checked:
-        problem = image.problem or self._problems.get(self.names[index])
+        problem = image.problem or self._read.problems.get(self.names[index])
+        if problem is None and self._read.declared:
+            problem = self._contradiction(self._read.declared[index], (image.height, image.width))
         if problem is not None or self._instances is None:
             return image._replace(problem=problem)
         try:
@@ -71,108 +67,111 @@ class _AnnotatedImages(FileImages):
         whole = hashlib.sha256(f"{image.digest} {self._instances.digest(index)}".encode()).hexdigest()
         return image._replace(digest=whole)
 
+    def _contradiction(self, declared: Size, seen: Size) -> str | None:
+        """Why boxes drawn on a picture of the declared size do not lie where they should."""
+        if declared == seen or not all(declared):
+            return None
+        said = f"its annotation says {declared[1]}x{declared[0]} but it is {seen[1]}x{seen[0]}"
+        if declared != seen[::-1]:
+            return f"{said}; its boxes belong to another size of it"
+        if self.reading.orientation == "exif":
+            return (
+                f"{said} (turned by its EXIF orientation?); data.orientation=stored takes pictures as they are stored"
+            )
+        return f"{said} as it is stored; data.orientation=exif turns pictures as viewers do"
 
-def build_boxes(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -> Data:
-    """Reads, checks and splits images with boxes, or with a mask of each object.
+
+def read_boxes(root: Path, config: DataConfig) -> Table:
+    """Reads images with boxes, or with a mask of each object.
 
     Options (``data.options``) are those of the reader (`read_coco`, `read_voc`, `read_instance_masks`), ``targets``
-    (boxes, or masks) and ``fit`` (letterbox, or stretch; see `Preprocessing.fit`). Boxes are clipped to their image;
-    those without area are left out, and their number is said. Images without a box stay.
+    (boxes, or masks), ``fit`` (letterbox, or stretch; see `Preprocessing.fit`) and ``window`` (see `read_reading`).
+    Boxes lie in the frame of the picture that is seen; they are clipped to it. Those without area are left out, and
+    their number is said. Images without a box stay.
 
     Args:
+        root: The root folder.
         config: The `data` section.
-        preprocessing: The backbone's; `data.image_size` overrides its size.
-        seed: Seed of the augmentation.
 
     Raises:
-        UserError: If anything about the data is wrong; the text names the place and the cure.
+        DataError: If anything about the data is wrong; the text names the place and the cure.
     """
-    reader = READERS[config.name]
-    known = {name: about.annotation for name, about in inspect.signature(reader).parameters.items() if name != "root"}
-    check_options(config, [*known, "targets", "fit"])
-    for name, value in config.options.items():
-        if known.get(name) == "str" and not isinstance(value, str):
+    options = {name: value for name, value in config.options.items() if name not in OPTIONS}
+    for name, value in options.items():
+        if not isinstance(value, str) and config.name != "coco":
             raise DataError(f"data.options.{name}: must be a text, but got {value!r}")
-    preprocessing = check_image_backbone(config, preprocessing)
-    options = dict(config.options)
-    fit, wanted_targets = options.pop("fit", "letterbox"), options.pop("targets", "boxes")
+    fit, kind = config.options.get("fit", "letterbox"), config.options.get("targets", "boxes")
     if fit not in FITS:
         raise DataError(f"data.options.fit: unknown '{fit}'; choose from {', '.join(FITS)}")
-    if wanted_targets not in TARGETS:
-        raise DataError(f"data.options.targets: unknown '{wanted_targets}'; choose from {', '.join(TARGETS)}")
-    if config.root is None:
-        raise DataError(f"data.root is not set: {config.name} needs the folder of images and annotations")
-    root = find_data(config.root)
-    found = reader(root, **options)
-    instances = found.instances if wanted_targets == "masks" else None
-    if wanted_targets == "masks" and instances is None:
+    if kind not in TARGETS:
+        raise DataError(f"data.options.targets: unknown '{kind}'; choose from {', '.join(TARGETS)}")
+    reading = read_reading(config.options, config.orientation)
+    read = READERS[config.name](root, **options)
+    instances = read.instances if kind == "masks" else None
+    if kind == "masks" and instances is None:
         raise DataError(f"data.options.targets: {config.name} has boxes only; masks need coco or instance_masks")
-    kind: TargetKind = "boxes" if instances is None else "instances"
-    classes = _kept_classes(root.name, found.classes, config.classes)
-    read = [to_boxes(objects, classes) for objects in found.objects]
-    images = _AnnotatedImages(root, found.names, found.problems, instances)
-    table = Table(
+    classes = _kept_classes(root.name, read.classes, config.classes)
+    boxes = [to_boxes(objects, classes) for objects in read.objects]
+    left_out = read.left_out.copy()
+    left_out["boxes without area"] += sum(count for _, count in boxes)
+
+    def plane(sizes: Mapping[int, Size]) -> PlaneTargets:
+        clipped = {row: _clip(boxes[row][0], *size) for row, size in sizes.items()}
+        _say_left_out(root.name, boxes, clipped, left_out)
+        if instances is not None:
+            return InstanceTargets(instances, classes, sizes)
+        return BoxTargets([clipped[row][0] if row in clipped else own for row, (own, _) in enumerate(boxes)])
+
+    return Table(
         name=root.name,
         classes=classes,
-        labels=torch.zeros(len(found.names), dtype=torch.int64),
-        names=found.names,
-        images=images,
-        splits=found.splits,
-        targets=[boxes for boxes, _ in read],
-        kind=kind,
-        samples=f"images with {wanted_targets}",
-    )
-    prepared = prepare(table, replace(config, classes=[]))
-    sizes = {row: (checked.height, checked.width) for row, checked in prepared.checked.items()}
-    clipped = {row: _clip(read[row][0], *size) for row, size in sizes.items()}
-    empty = sum(count for _, count in read) + sum(count for _, count in clipped.values())
-    if empty or found.crowds:
-        logger.warning("%s: %d boxes without area and %d crowd regions are left out", root.name, empty, found.crowds)
-    targets: PlaneTargets
-    if instances is None:
-        targets = BoxTargets([clipped[row][0] if row in clipped else boxes for row, (boxes, _) in enumerate(read)])
-    else:
-        targets = InstanceTargets(instances, classes, sizes)
-    wanted = preprocessing.sized(config.image_size)
-    if wanted.crop is None:
-        side = one_size(sizes.values())
-        wanted = replace(wanted, crop=side, resize=side)
-    wanted = replace(wanted, fit=fit)
-    assert wanted.crop is not None
-    check_channels(images, found.names, wanted.channels)
-    evaluation = Evaluation(wanted)
-    augmentation = build_joint(config.augment, evaluation, wanted.crop)
-    return Data(
-        name=table.name,
-        splits={
-            split: DenseSplit(
-                images,
-                targets,
-                rows,
-                names=[found.names[row] for row in rows],
-                sizes=[sizes[row] for row in rows],
-                evaluation=evaluation,
-                augmentation=augmentation if split == "train" else None,
-                seed=seed,
-            )
-            for split, rows in prepared.splits.items()
-        },
-        classes=classes,
-        kind=kind,
-        fingerprint=prepared.fingerprint,
-        preprocessing=wanted,
-        skipped=prepared.skipped,
+        labels=torch.zeros(len(read.names), dtype=torch.int64),
+        names=read.names,
+        images=_AnnotatedImages(root, read, reading, instances),
+        splits=read.splits,
+        targets=[own for own, _ in boxes],
+        kind="boxes" if instances is None else "instances",
+        samples=f"images with {kind}",
+        plane=plane,
+        fit=fit,
+        windows=reading.windows,
+        passed={why: count for why, count in read.passed.items() if count},
     )
 
 
-def _kept_classes(name: str, known: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+def _say_left_out(
+    name: str,
+    boxes: Sequence[tuple[Tensor, int]],
+    clipped: Mapping[int, tuple[Tensor, int]],
+    before: Mapping[str, int],
+) -> None:
+    """Says what is left out, and that boxes are cut where so many reach out of their picture that it is no chance."""
+    outside = sum(count for _, count in clipped.values())
+    parts = [f"{count} {what}" for what, count in before.items() if count]
+    parts += [f"{outside} boxes outside their picture"] if outside else []
+    if parts:
+        logger.warning("%s: left out: %s", name, ", ".join(parts))
+    total = sum(len(boxes[row][0]) for row in clipped)
+    cut = outside + sum(_is_cut(boxes[row][0], own) for row, (own, _) in clipped.items())
+    if cut > max(3, total // 4):
+        logger.warning(
+            "%s: %d of %d boxes reach out of their picture: are they given as x, y, width, height?", name, cut, total
+        )
+
+
+def _is_cut(boxes: Tensor, inside: Tensor) -> int:
+    """How many boxes of a picture lost a part when they were clipped."""
+    return int((boxes[:, 2:4].sum() > inside[:, 2:4].sum() + 2).item()) if len(boxes) == len(inside) else 0
+
+
+def _kept_classes(source: str, known: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
     refuse(
-        [f"'{one}'{nearest(one, known)}" for one in wanted if one not in known],
-        what=f"data.classes: unknown to {name}",
+        [f"'{name}'{nearest(name, known)}" for name in wanted if name not in known],
+        what=f"data.classes: unknown to {source}",
         cure=f"Its classes are: {', '.join(known[:50])}",
     )
     if not known:
-        raise DataError(f"{name} has no object in any image; check its annotations")
+        raise DataError(f"{source} has no object in any image; check its annotations")
     return tuple(wanted or known)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -12,13 +9,13 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
 
 from tlresearch.base.errors import DataError, MissingFileError
+from tlresearch.base.files import locked, sha256
 from tlresearch.base.paths import data_folder, find_data
 from tlresearch.config.schema import DataConfig
 
@@ -43,9 +40,8 @@ def ensure_here(config: DataConfig) -> None:
     if not config.download:
         raise DataError(f"data.root: {target} is not there and data.download is off; set it, or put the data there")
     downloads = data_folder() / ".downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
     name = f"{config.sha256[:16].lower()}-{Path(urlparse(config.url).path).name}"
-    with _locked(downloads / f"{name}.lock"):
+    with locked(downloads / f"{name}.lock"):
         if _is_here(config.root):  # another process was faster
             return
         file = _download(config.url, downloads / name, config.sha256)
@@ -65,13 +61,6 @@ def _is_here(root: str) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _download(url: str, path: Path, expected: str) -> Path:
     if not path.exists():
         log.info("downloading %s", url)
@@ -81,11 +70,10 @@ def _download(url: str, path: Path, expected: str) -> Path:
             raise DataError(
                 f"data.url: {url} cannot be downloaded ({error}); download it elsewhere and unpack it as data.root"
             ) from None
-    with path.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != expected.lower():
+    actual = sha256(path)
+    if actual != expected.lower():
         path.unlink()
-        raise DataError(f"data.url: what is at {url} has SHA-256 {found}, but data.sha256 is {expected.lower()}")
+        raise DataError(f"data.url: what is at {url} has SHA-256 {actual}, but data.sha256 is {expected.lower()}")
     return path
 
 

@@ -6,23 +6,23 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from tlresearch.base.files import write
 from tlresearch.base.paths import home
-from tlresearch.data.table import Checked
+from tlresearch.data.decoding import Measured
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 # A file changed this shortly before it was read may change again within one clock tick of the file system.
 _TICK_NS = 20_000_000
 
 
 class FileCache:
-    """Hash and size of the readable files below one root, by name, size and times of change.
+    """Hash and measures of the readable files below one root, by name, size and times of change.
 
     The time of the last status change is compared too: it cannot be set back as the modification time can.
     Unreadable files are never remembered. A cache that cannot be read or written is ignored.
@@ -38,21 +38,21 @@ class FileCache:
         self._entries = self._read()
         self._changed = False
 
-    def get(self, name: str, stat: os.stat_result) -> Checked | None:
-        """Returns what is known of a file, or ``None`` if it is new or has changed."""
+    def get(self, name: str, stat: os.stat_result) -> tuple[str, Measured] | None:
+        """Returns hash and measures of a file, or ``None`` if it is new or has changed."""
         entry = self._entries.get(name)
-        if not isinstance(entry, list) or len(entry) != 6 or entry[:3] != _stamp(stat):
+        if not isinstance(entry, list) or len(entry) != 4 + len(Measured._fields) or entry[:3] != _stamp(stat):
             return None
-        digest, height, width = entry[3:]
-        if isinstance(digest, str) and len(digest) == 64 and type(height) is int and type(width) is int:
-            return Checked(digest, height, width)
+        digest, *measures = entry[3:]
+        if isinstance(digest, str) and len(digest) == 64 and all(type(measure) is int for measure in measures):
+            return digest, Measured(*measures)
         return None
 
-    def put(self, name: str, stat: os.stat_result, checked: Checked) -> None:
+    def put(self, name: str, stat: os.stat_result, digest: str, measured: Measured) -> None:
         """Remembers a readable file."""
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _TICK_NS:
             return
-        self._entries[name] = [*_stamp(stat), checked.digest, checked.height, checked.width]
+        self._entries[name] = [*_stamp(stat), digest, *measured]
         self._changed = True
 
     def save(self) -> None:
@@ -61,14 +61,7 @@ class FileCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump({"version": _VERSION, "files": self._entries}, file)
-                os.replace(temporary, self._path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write(self._path, json.dumps({"version": _VERSION, "files": self._entries}))
         except OSError as error:
             logger.debug("the file cache %s was not written: %s", self._path, error)
 

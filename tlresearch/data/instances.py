@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
 from tlresearch.base.errors import MissingExtraError, one_line
+from tlresearch.base.files import sha256
 from tlresearch.data.decoding import read_pixels
 from tlresearch.modality.image import Preprocessing, framed
 
@@ -74,7 +75,7 @@ class InstanceFiles:
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
         name = self.names[index]
-        return hashlib.sha256((self.root / name).read_bytes() if name is not None else b"").hexdigest()
+        return sha256(self.root / name) if name is not None else hashlib.sha256().hexdigest()
 
 
 class CocoShapes:

@@ -10,10 +10,9 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.base import Batch, SampleKey, Split
+from tlresearch.data.base import SampleKey, Split
 from tlresearch.data.sampling import balanced_order, classes_of
 from tlresearch.data.seeding import derive_seed
-from tlresearch.data.values import stack
 
 POOL = 50
 """Batches whose samples are sorted by length together."""
@@ -123,25 +122,9 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def collate(samples: Batch | Sequence[tuple[Any, Any, int]]) -> Batch:
-    """Stacks samples to a batch; a batch that a split has assembled itself passes through."""
-    if isinstance(samples, Batch):
-        return samples
-    inputs, targets, indices = zip(*samples, strict=True)
-    return Batch(stack(inputs), stack_targets(targets), torch.tensor(indices, dtype=torch.int64))
-
-
-def stack_targets(targets: Sequence[Any]) -> Any:
-    """Stacks targets that are tensors of one shape; others stay a list, which their task understands."""
-    first = targets[0]
-    if isinstance(first, Tensor) and all(isinstance(t, Tensor) and t.shape == first.shape for t in targets):
-        return torch.stack(list(targets))
-    return list(targets)
-
-
-def take_targets(targets: Tensor | Sequence[Any], indices: Sequence[int]) -> Any:
-    """Returns the targets of a batch, from all targets of its split."""
-    return targets[list(indices)] if isinstance(targets, Tensor) else stack_targets([targets[i] for i in indices])
+def whole(batch: Any) -> Any:
+    """Returns a batch as its split has assembled it; named, so that loader processes can be handed it."""
+    return batch
 
 
 def make_loader(
@@ -168,10 +151,9 @@ def make_loader(
     Raises:
         DataError: If `drop_last` would leave no batch, or samples to be balanced have no single class.
     """
-    lengths = getattr(split, "lengths", None)
     classes = classes_of(split) if shuffle and sampling == "balanced" else None
     sampler = EpochSampler(
-        len(split), shuffle=shuffle, seed=seed, batch_size=batch_size, lengths=lengths, classes=classes
+        len(split), shuffle=shuffle, seed=seed, batch_size=batch_size, lengths=split.lengths, classes=classes
     )
     if drop_last and len(sampler) < batch_size:
         raise DataError(
@@ -185,7 +167,7 @@ def make_loader(
         drop_last=drop_last,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=collate,
+        collate_fn=whole,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
     )

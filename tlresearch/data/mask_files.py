@@ -10,10 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.decoding import read_pixels
+from tlresearch.data.decoding import Orientation, read_pixels
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
@@ -46,6 +47,8 @@ class Legend:
         Raises:
             ValueError: If a pixel has a value that means nothing.
         """
+        if pixels.ndim == 3 and all(len(value) == 1 for value in self.values):
+            pixels = without_colour(pixels)
         codes = _codes(pixels)
         known = {_code(value): number for number, value in enumerate(self.values)}
         known |= {_code(value): IGNORE for value in self.ignore}
@@ -54,7 +57,8 @@ class Legend:
         if strange:
             raise ValueError(
                 f"the value {_colour(strange[0], pixels.ndim)} in its mask is no class; "
-                f"known are {', '.join(_text(value) for value in (*self.values, *self.ignore))}"
+                f"known are {', '.join(_text(value) for value in (*self.values, *self.ignore))} (data.options.classes "
+                "and ignore); JPEG changes values, so masks are saved as PNG"
             )
         table = np.array([known[int(code)] for code in found], dtype=np.uint8)
         numbers: np.ndarray = table[inverse].reshape(codes.shape)
@@ -79,11 +83,13 @@ class FileMasks:
     Args:
         root: Folder the names are relative to.
         names: Paths relative to the root; of slices, see `slices_of`.
+        orientation: See `Preprocessing.orientation`.
     """
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, names: Sequence[str], orientation: Orientation = "exif") -> None:
         self.root = root
         self.names = names
+        self.orientation = orientation
 
     def pixels(self, index: int) -> tuple[np.ndarray, str]:
         """Returns a mask's pixels, palette numbers where the file has a palette, and the SHA-256 of the file."""
@@ -95,10 +101,15 @@ class FileMasks:
             return numbers, part.digest
         try:
             content = (self.root / self.names[index]).read_bytes()
-            pixels = read_pixels(content, lambda image: np.array(image.convert(_PLAIN.get(image.mode, image.mode))))
+            pixels = read_pixels(content, _plain, self.orientation)
         except (OSError, ValueError) as error:
             raise ValueError(f"its mask {self.names[index]} cannot be read: {one_line(error, 200)}") from None
         return pixels.astype(np.int64), hashlib.sha256(content).hexdigest()
+
+
+def _plain(image: Image.Image) -> np.ndarray:
+    """Pixels without transparency: palette numbers where there is a palette, but of GIF, whose encoders number anew."""
+    return np.array(image.convert("RGB" if image.format == "GIF" else _PLAIN.get(image.mode, image.mode)))
 
 
 class ArrayMasks:
@@ -173,7 +184,11 @@ def found_legend(masks: Masks, count: int, ignore: Sequence[Colour]) -> Legend:
     """
     values: set[int] = set()
     for index in range(count):
-        pixels, _ = masks.pixels(index)
+        try:
+            pixels, _ = masks.pixels(index)
+        except ValueError:  # named, or left out, where every sample is checked
+            continue
+        pixels = without_colour(pixels)
         if pixels.ndim == 3:
             raise ValueError("they are coloured")
         values |= set(np.unique(pixels).tolist())
@@ -181,6 +196,12 @@ def found_legend(masks: Masks, count: int, ignore: Sequence[Colour]) -> Legend:
             raise ValueError("they have more than 64 values")
     kept = sorted(value for value in values if (value,) not in ignore)
     return Legend(tuple(str(v) for v in kept), tuple((v,) for v in kept), tuple(ignore))
+
+
+def without_colour(pixels: np.ndarray) -> np.ndarray:
+    """Returns a mask ``(H, W, 3)`` whose channels are equal as numbers ``(H, W)``; any other as it is."""
+    grey = pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all())
+    return pixels[..., 0] if grey else pixels
 
 
 def read_legend(classes: Mapping[str, object] | Sequence[object], ignore: object) -> Legend:

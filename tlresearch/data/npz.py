@@ -40,6 +40,7 @@ def read_npz(root: Path) -> Table:
             raise DataError(f"{path}: {split}_images has {sizes[0]} samples but {split}_labels has {sizes[1]}")
     labels = torch.cat([_labels(arrays[f"{split}_labels"], f"{path}: {split}_labels") for split in found])
     splits: list[SplitName] = [split for split in found for _ in arrays[f"{split}_labels"]]
+    further = len(set(arrays) - {"classes"} - {f"{split}_{part}" for split in found for part in ("images", "labels")})
     return Table(
         name=path.stem,
         classes=_classes(path, arrays, labels),
@@ -47,6 +48,7 @@ def read_npz(root: Path) -> Table:
         names=[f"{split}/{index}" for split in found for index in range(len(arrays[f"{split}_labels"]))],
         images=_images(path, arrays, found),
         splits=None if found == ["train"] else splits,
+        passed={"arrays of other names": further} if further else {},
     )
 
 

@@ -62,7 +62,7 @@ def prepare(table: Table, config: DataConfig) -> Prepared:
         labels, classes, rows = keep_classes(table, config.classes)
         groups, kind = classes, _kind(labels, classes)
     else:
-        if config.classes:
+        if config.classes and tuple(config.classes) != table.classes:  # those of boxes are chosen where they are read
             raise DataError(f"data.classes: {table.name} has no classes to choose from; leave it empty")
         # One group: there is nothing to stratify by.
         labels, classes, rows = (

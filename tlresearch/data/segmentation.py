@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from tlresearch.base.errors import DataError, nearest
-from tlresearch.base.paths import find_data
+from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
-from tlresearch.data.base import Data, SplitName
-from tlresearch.data.dense_split import DenseSplit, MaskTargets, build_joint
-from tlresearch.data.files import FileImages
+from tlresearch.data.base import SplitName
+from tlresearch.data.files import PICTURES, FileImages
+from tlresearch.data.folders import list_files, stem_of
 from tlresearch.data.mask_files import (
     ArrayMasks,
     FileMasks,
@@ -28,171 +29,101 @@ from tlresearch.data.mask_files import (
     ignored_values,
     read_legend,
 )
-from tlresearch.data.medical import PICTURES
 from tlresearch.data.npz import load_arrays
-from tlresearch.data.prepared import prepare
-from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Images, Table, refuse
+from tlresearch.data.plane import MaskTargets
+from tlresearch.data.rows import read_text
+from tlresearch.data.table import SPLITS, Images, Table, refuse, split_of, splits_among
 from tlresearch.data.volumes import OPTIONS as MEDICAL_OPTIONS
 from tlresearch.data.volumes import Reading, all_slices, file_of, is_volume, read_reading
-from tlresearch.modality.base import Modality, expect
-from tlresearch.modality.image import Evaluation, Preprocessing
 
-OPTIONS = ("images", "masks", "mask_suffix", "classes", "ignore", "fit", *MEDICAL_OPTIONS)
+OPTIONS = ("images", "masks", "mask_suffix", "pair_pattern", "classes", "ignore", "fit", *MEDICAL_OPTIONS)
+MASKS = (*PICTURES, ".gif")
+"""Endings of masks: some sets have theirs as GIF."""
 LEGEND_FILE = "classes.json"
 FITS = ("stretch", "letterbox", "crop")
 
+_LEGEND_LINE = re.compile(r"^\s*(?P<whole>(?:(?P<value>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)[\s,;:]+)?(?P<name>\S.*?))\s*$")
 _EXPECTED = "expected <root>/<images>/<name> with <root>/<masks>/<name>, also below train, val and test"
 
 
-def build_masks(config: DataConfig, *, preprocessing: Preprocessing, seed: int) -> Data:
-    """Reads, checks and splits images with masks.
+class _Source(NamedTuple):
+    """Images with their masks, as they lie somewhere."""
+
+    names: list[str]
+    images: Images
+    masks: Masks
+    splits: list[SplitName] | None
+    passed: Mapping[str, int]
+
+
+def read_masks(root: Path, config: DataConfig) -> Table:
+    """Reads images with masks.
 
     Options (``data.options``): ``images`` and ``masks`` (names of the folders), ``mask_suffix`` (what a mask's name
-    has behind its image's), ``classes`` (names with their mask values, numbers or colours, or names alone), ``ignore``
-    (value of pixels that do not count), ``fit`` (see `Preprocessing.fit`; ``stretch``), and those of medical images
-    (see `read_reading`). Without ``classes`` they are read from ``classes.json`` in the root, else every value that
-    occurs is a class.
+    has behind its image's), ``pair_pattern`` (a regular expression whose first group is the same in the names of an
+    image and its mask), ``classes`` (names with their mask values, numbers or colours, or names alone, or a file of
+    them), ``ignore`` (value of pixels that do not count), ``fit`` (see `Preprocessing.fit`; ``stretch``), and those of
+    `read_reading`. Without ``classes`` they are read from ``classes.json`` in the root, else every value that occurs is
+    a class.
 
     Args:
+        root: Folder, or npz file.
         config: The `data` section.
-        preprocessing: The backbone's; `data.image_size` overrides its size.
-        seed: Seed of the augmentation.
 
     Raises:
-        UserError: If anything about the data is wrong; the text names the place and the cure.
+        DataError: If anything about the data is wrong; the text names the place and the cure.
     """
-    check_options(config, OPTIONS)
-    preprocessing = check_image_backbone(config, preprocessing)
     fit = config.options.get("fit", "stretch")
     if fit not in FITS:
         raise DataError(f"data.options.fit: unknown '{fit}'; choose from {', '.join(FITS)}")
-    if config.root is None:
-        raise DataError("data.root is not set: masks needs the folder of images and masks, or an npz file")
-    root = find_data(config.root)
-    names, images, masks, splits = _read_arrays(root) if root.suffix == ".npz" else _read_folder(root, config.options)
-    legend = _legend(root, masks, len(names), config.options)
-    pairs = Pairs(images, masks, legend)
-    table = Table(
+    reading = read_reading(config.options, config.orientation)
+    source = _read_arrays(root) if root.suffix == ".npz" else _read_folder(root, config.options, reading)
+    legend = _legend(root, source.masks, len(source.names), config.options)
+    pairs = Pairs(source.images, source.masks, legend)
+    return Table(
         name=root.stem,
         classes=legend.classes,
-        labels=torch.zeros(len(names), dtype=torch.int64),
-        names=names,
+        labels=torch.zeros(len(source.names), dtype=torch.int64),
+        names=source.names,
         images=pairs,
-        splits=splits,
-        targets=[torch.empty(0)] * len(names),  # a pair's hash holds the mask
+        splits=source.splits,
+        targets=[torch.empty(0)] * len(source.names),  # a pair's hash holds the mask
         kind="masks",
         samples="images with masks",
-        groups=[file_of(name) for name in names] if any(file_of(name) != name for name in names) else None,
-    )
-    found = prepare(table, config)
-    sizes = {row: (checked.height, checked.width) for row, checked in found.checked.items()}
-    wanted = preprocessing.sized(config.image_size)
-    if wanted.crop is None:
-        side = one_size(sizes.values())
-        wanted = replace(wanted, crop=side, resize=side)
-    wanted = replace(wanted, fit=fit)
-    check_channels(images, names, wanted.channels)
-    evaluation = Evaluation(wanted)
-    assert wanted.crop is not None
-    augmentation = build_joint(config.augment, evaluation, wanted.crop)
-    return Data(
-        name=table.name,
-        splits={
-            split: DenseSplit(
-                images,
-                MaskTargets(pairs),
-                rows,
-                names=[names[row] for row in rows],
-                sizes=[sizes[row] for row in rows],
-                evaluation=evaluation,
-                augmentation=augmentation if split == "train" else None,
-                seed=seed,
-            )
-            for split, rows in found.splits.items()
-        },
-        classes=found.classes,
-        kind="masks",
-        fingerprint=found.fingerprint,
-        preprocessing=wanted,
-        skipped=found.skipped,
+        groups=[file_of(n) for n in source.names] if any(file_of(n) != n for n in source.names) else None,
+        plane=lambda sizes: MaskTargets(pairs),
+        fit=fit,
+        windows=reading.windows,
+        passed={why: count for why, count in source.passed.items() if count},
     )
 
 
-def check_options(config: DataConfig, known: Sequence[str]) -> None:
-    """Refuses options that a source does not have, and mixing, which masks and boxes do not survive.
-
-    Raises:
-        DataError: If there is one.
-    """
-    for name in config.options:
-        if name not in known:
-            raise DataError(
-                f"data.options: {config.name} has no option '{name}'{nearest(name, known)}; it has {', '.join(known)}"
-            )
-    if config.mixup or config.cutmix:
-        raise DataError("data.mixup and data.cutmix: are for classification; set them to 0")
-    if config.labels_per_class is not None:
-        raise DataError("data.labels_per_class: an image has many classes here; use data.train_fraction")
-
-
-def check_image_backbone(config: DataConfig, preprocessing: Modality) -> Preprocessing:
-    """Returns the preprocessing of a backbone that takes images.
-
-    Raises:
-        DataError: If it takes something else.
-    """
-    complaint = DataError(f"data.name: {config.name} gives images, which this backbone does not take")
-    return expect(preprocessing, Preprocessing, complaint)
-
-
-def check_channels(images: Images, names: Sequence[str], channels: int) -> None:
-    """Refuses images that cannot be brought to the network's channels.
-
-    Raises:
-        DataError: If they cannot; the text names the cure.
-    """
-    try:
-        images.load(0, channels)
-    except ValueError as error:
-        raise DataError(f"{names[0]}: {error}") from None
-
-
-def one_size(sizes: Any) -> int:
-    """Returns the side of images that are all squares of one size.
-
-    Raises:
-        DataError: If they are not.
-    """
-    different = sorted(set(sizes))
-    if len(different) > 1 or different[0][0] != different[0][1]:
-        shown = ", ".join(f"{width}x{height}" for height, width in different[:3])
-        raise DataError(f"images are taken as they are but are no squares of one size ({shown}); set data.image_size")
-    return int(different[0][0])
-
-
-Found = tuple[list[str], Images, Masks, list[SplitName] | None]
-
-
-def _read_folder(root: Path, options: Mapping[str, Any]) -> Found:
-    """Finds images and masks; a mask has the name of its image, with another extension or a suffix."""
+def _read_folder(root: Path, options: Mapping[str, Any], reading: Reading) -> _Source:
+    """Finds images and masks: a mask has the name of its image, with another ending or a suffix, or by a pattern."""
     if not root.is_dir():
         raise DataError(f"data.root: {root} is neither a folder nor an npz file; {_EXPECTED}")
     images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
-    parts = [folder for folder in sorted(SPLIT_ALIASES) if (root / folder / images).is_dir()] or [""]
-    suffix, reading = str(options.get("mask_suffix", "")), read_reading(options)
-    found = [_slices(root, _pairs(root, Path(part, images), Path(part, masks), suffix), reading) for part in parts]
-    names = [image for pairs in found for image, _ in pairs]
-    if not names:
+    above = sorted(path.name for path in root.iterdir() if (path / images).is_dir())
+    meant = splits_among(above, str(root))
+    parts: list[str] = [*meant] or [""]
+    passed: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
+    first: list[str] = []
+    for part in parts:
+        own = _pairs(root, Path(part, images), Path(part, masks), options, passed)
+        slices = _slices(root, own, reading)
+        pairs += slices
+        # The split is the folder above, or the first one below: images/train/1.png.
+        first += [part or Path(image).relative_to(images).parts[0] for image, _ in slices]
+    if not pairs:
         raise DataError(f"{root} holds no images in '{images}'; {_EXPECTED} (data.options.images and .masks name them)")
-    # The split is the folder above, or the first one below: images/train/1.png.
-    first = [
-        part or Path(image).relative_to(images).parts[0]
-        for part, ps in zip(parts, found, strict=True)
-        for image, _ in ps
-    ]
-    splits = [SPLIT_ALIASES[name] for name in first] if all(name in SPLIT_ALIASES for name in first) else None
-    pictures = FileImages(root, names, reading.windows)
-    return names, pictures, FileMasks(root, [mask for pairs in found for _, mask in pairs]), splits
+    names = [image for image, _ in pairs]
+    splits = [split for name in first if (split := split_of(name)) is not None]
+    if len(splits) == len(names):
+        splits_among(sorted(set(first)), str(root))
+    pictures = FileImages(root, names, reading)
+    drawn = FileMasks(root, [mask for _, mask in pairs], reading.orientation)
+    return _Source(names, pictures, drawn, splits if len(splits) == len(names) else None, passed)
 
 
 def _slices(root: Path, pairs: Sequence[tuple[str, str]], reading: Reading) -> list[tuple[str, str]]:
@@ -212,35 +143,73 @@ def _slices(root: Path, pairs: Sequence[tuple[str, str]], reading: Reading) -> l
     return [pair for a, b in sides for pair in zip(a, b, strict=True)]
 
 
-def _pairs(root: Path, images: Path, masks: Path, suffix: str) -> list[tuple[str, str]]:
+def _pairs(
+    root: Path, images: Path, masks: Path, options: Mapping[str, Any], passed: Counter[str]
+) -> list[tuple[str, str]]:
+    """Pairs of an image and its mask, in the order of the images; what is no pair is counted."""
     for folder, key in ((images, "images"), (masks, "masks")):
         if not (root / folder).is_dir():
             raise DataError(f"{root} has no folder '{folder}'; name it by data.options.{key}. {_EXPECTED}")
-    by_stem = {_stem(path, root / masks): path for path in _files(root / masks)}
-    pictures = _files(root / images)
-    wanted = {path: _stem(path, root / images) + suffix for path in pictures}
+    pictures = list_files(root, PICTURES, below=images.as_posix())
+    drawn = list_files(root, MASKS, below=masks.as_posix())
+    key_of = _key_by(options)
+    by_key: dict[str, list[str]] = {}
+    for name in drawn.names:
+        by_key.setdefault(key_of(name, masks, ""), []).append(name)
     refuse(
-        [path.relative_to(root).as_posix() for path, stem in wanted.items() if stem not in by_stem],
-        what=f"{root}: images without a mask in '{masks}'",
-        cure="A mask has its image's name, perhaps with data.options.mask_suffix behind it",
+        [" and ".join(sorted(names)) for names in by_key.values() if len(names) > 1],
+        what=f"{root}: masks for the same image",
+        cure="Keep one of them",
     )
-    return [
-        (path.relative_to(root).as_posix(), by_stem[stem].relative_to(root).as_posix()) for path, stem in wanted.items()
-    ]
+    keys = {name: key_of(name, images, str(options.get("mask_suffix", ""))) for name in _in_order(pictures.names)}
+    lacking = [name for name, key in keys.items() if key not in by_key]
+    if lacking:
+        refuse(
+            lacking,
+            what=f"{root}: images without a mask in '{masks}'",
+            cure=_missing(root, masks, drawn.names, lacking[0]),
+        )
+    passed.update(pictures.passed + drawn.passed)
+    passed["masks without an image"] += len(set(by_key) - set(keys.values()))
+    return [(name, by_key[key][0]) for name, key in keys.items()]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(PICTURES))
+def _key_by(options: Mapping[str, Any]) -> Callable[[str, Path, str], str]:
+    """What an image and its mask have in common: the name without ending and suffix, or a group of the pattern."""
+    pattern = options.get("pair_pattern")
+    if pattern is None:
+        return lambda name, folder, suffix: stem_of(Path(name).relative_to(folder).as_posix(), MASKS) + suffix
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"data.options.pair_pattern: {pattern!r} is no regular expression: {error}") from None
+    if not compiled.groups:
+        raise DataError(f"data.options.pair_pattern: '{pattern}' has no group for what both names have, such as (\\d+)")
+
+    def key(name: str, folder: Path, suffix: str) -> str:
+        match = compiled.search(Path(name).relative_to(folder).as_posix())
+        if match is None or match[1] is None:
+            raise DataError(f"data.options.pair_pattern: '{pattern}' does not fit {name}")
+        return match[1]
+
+    return key
 
 
-def _stem(path: Path, folder: Path) -> str:
-    name = path.relative_to(folder).as_posix()
-    # All of the ending of .nii.gz; in other names a point may stand anywhere.
-    ending = max((e for e in PICTURES if name.lower().endswith(e)), key=len)
-    return name[: -len(ending)]
+def _missing(root: Path, masks: Path, drawn: Sequence[str], image: str) -> str:
+    """The cure for images without a mask, by what lies there instead."""
+    cure = "A mask has its image's name, perhaps with data.options.mask_suffix behind it, or data.options.pair_pattern"
+    stem = stem_of(Path(image).name, PICTURES)
+    alike = sorted(path.name for path in (root / masks).rglob(f"{glob.escape(stem)}.*"))
+    if alike:
+        return f"'{masks}' holds {alike[0]}, which is none of the formats that are read ({' '.join(MASKS)})"
+    return f"{cure} says what they share; '{masks}' holds {', '.join(sorted(drawn)[:3]) or 'no pictures'}"
 
 
-def _read_arrays(path: Path) -> Found:
+def _in_order(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=Path)
+
+
+def _read_arrays(path: Path) -> _Source:
     """Reads ``{train,val,test}_images`` uint8 ``(N, H, W[, C])`` and ``..._masks`` ``(N, H, W[, 3])``."""
     arrays = load_arrays(path)
     present = [split for split in SPLITS if f"{split}_images" in arrays and f"{split}_masks" in arrays]
@@ -260,15 +229,19 @@ def _read_arrays(path: Path) -> Found:
         raise DataError(f"{path}: {error}") from None
     names = [f"{split}/{index}" for split in present for index in range(len(arrays[f"{split}_images"]))]
     splits: list[SplitName] = [split for split in present for _ in arrays[f"{split}_images"]]
-    return names, images, ArrayMasks(masks), None if present == ["train"] else splits
+    return _Source(names, images, ArrayMasks(masks), None if present == ["train"] else splits, {})
 
 
 def _legend(root: Path, masks: Masks, count: int, options: Mapping[str, Any]) -> Legend:
     given, where = options.get("classes"), "data.options.classes"
-    file = root / LEGEND_FILE
+    file = root / (given if isinstance(given, str) else LEGEND_FILE)
     try:
-        if given is None and file.is_file():
-            given, where = json.loads(file.read_text(encoding="utf-8")), str(file)
+        if isinstance(given, str) and not file.is_file():
+            raise ValueError(
+                f"there is no file {file}; or give names with their mask values: {{background: 0, cell: 255}}"
+            )
+        if isinstance(given, str) or (given is None and file.is_file()):
+            given, where = _legend_file(file), str(file)
         if given is None:
             where = "data.options.classes is needed to read the masks"
             return found_legend(masks, count, ignored_values(options.get("ignore")))
@@ -277,3 +250,15 @@ def _legend(root: Path, masks: Masks, count: int, options: Mapping[str, Any]) ->
         return read_legend(given, options.get("ignore"))
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def _legend_file(file: Path) -> Any:
+    """Reads ``.json``, or a text with a class in each line: its name, or its number or colour with its name."""
+    text = read_text(file)
+    if file.suffix.lower() == ".json":
+        return json.loads(text)
+    lines = [_LEGEND_LINE.match(line) for line in text.split("\n") if line.strip()]
+    if not all(match and match["value"] for match in lines):
+        return [match["whole"] for match in lines if match]
+    numbers = [(match["name"], [int(part) for part in re.findall(r"\d+", match["value"])]) for match in lines if match]
+    return {name: value[0] if len(value) == 1 else value for name, value in numbers}

@@ -41,6 +41,9 @@ def assign_splits(
     if given is not None:
         splits = {split: [row for row in rows if given[row] == split] for split in SPLITS}
         splits = {split: members for split, members in splits.items() if members or split == "train"}
+        if not splits["train"]:
+            there = ", ".join(f"{len(members)} in {split}" for split, members in splits.items() if members)
+            raise DataError(f"the train split is empty: of the samples that can be read, {there or 'none are left'}")
     held_out: tuple[tuple[SplitName, float], ...] = (("test", test_fraction), ("val", val_fraction))
     for split, fraction in held_out:
         if split not in splits and fraction > 0:

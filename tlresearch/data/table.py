@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName, TargetKind
+from tlresearch.data.dicom import Window
+from tlresearch.modality.image import Preprocessing
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-# Names other tools give the validation split; read-only data cannot be renamed.
-SPLIT_ALIASES: dict[str, SplitName] = {
+# Names that other tools give the splits, in small letters; read-only data cannot be renamed.
+_SPELLINGS: dict[str, SplitName] = {
     "train": "train",
+    "training": "train",
+    "trainval": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
+    "testing": "test",
 }
+
+
+def split_of(name: str) -> SplitName | None:
+    """Returns the split that a folder, file or entry of this name means; ``None`` if it means none."""
+    return _SPELLINGS.get(name.strip().lower())
+
+
+def splits_among(names: Iterable[str], where: str) -> dict[str, SplitName]:
+    """Returns those of the names that mean a split, with the split.
+
+    ``trainval`` is ``train`` unless that is there too: then it holds train and val once more.
+
+    Raises:
+        DataError: If two names mean one split.
+    """
+    meant = {name: split for name in names if (split := split_of(name)) is not None}
+    joint = [name for name in meant if name.lower() == "trainval"]
+    if joint and len(set(meant.values())) < len(meant):
+        meant = {name: split for name, split in meant.items() if name not in joint}
+    for split in SPLITS:
+        alike = [name for name in meant if meant[name] == split]
+        if len(alike) > 1:
+            raise DataError(f"{where} holds {' and '.join(alike)}, which are one split ({split}): keep one of them")
+    return meant
 
 
 class Checked(NamedTuple):
@@ -54,6 +87,26 @@ class Images(Protocol):
         ...
 
 
+class PlaneTargets(Protocol):
+    """Targets in the image plane, masks or boxes, by row of the table."""
+
+    def whole(self, row: int) -> Tensor:
+        """Returns a target at the size of its image."""
+        ...
+
+    def framed(self, target: Tensor, wanted: Preprocessing, size: Size) -> Tensor:
+        """Brings a target of an image of this size to the input size."""
+        ...
+
+    def wrap(self, target: Tensor, size: Size) -> Any:
+        """Returns what torchvision's transforms move with the image."""
+        ...
+
+    def unwrap(self, moved: Any, target: Tensor) -> Tensor:
+        """Makes a target of what was moved, given the target it was made from."""
+        ...
+
+
 @dataclass(frozen=True)
 class Table:
     """All samples of a source.
@@ -69,6 +122,10 @@ class Table:
         kind: What `targets` are.
         samples: What the samples are called in messages.
         groups: What each sample is of, such as a patient: samples of one group are never in two splits.
+        plane: Makes targets that lie in the image plane, from height and width of each readable row.
+        fit: How images with such targets get square; see `Preprocessing.fit`.
+        windows: Intensities shown of its files; see `Preprocessing.windows`.
+        passed: Number of files and rows that are no samples, by their ending or by why.
     """
 
     name: str
@@ -81,6 +138,10 @@ class Table:
     kind: TargetKind = "multiclass"
     samples: str = "images"
     groups: Sequence[str] | None = None
+    plane: Callable[[Mapping[int, Size]], PlaneTargets] | None = None
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"
+    windows: tuple[Window, ...] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def multilabel(self) -> bool:
@@ -90,9 +151,9 @@ class Table:
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Different labels in their order: by value if all are numbers, else by the alphabet."""
-    found = sorted(set(labels))
-    numbers = all(label.isdecimal() and len(label) < 1000 for label in found)  # Python reads no longer ones
-    return tuple(sorted(found, key=int) if numbers else found)
+    different = sorted(set(labels))
+    numbers = all(label.isdecimal() and len(label) < 1000 for label in different)  # Python reads no longer ones
+    return tuple(sorted(different, key=int) if numbers else different)
 
 
 def refuse(problems: Sequence[str], *, what: str, cure: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,17 +14,18 @@ from torch import Tensor
 from tlresearch.base.errors import DataError
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Data, SampleKey
-from tlresearch.data.prepared import prepare
+from tlresearch.data.base import Split, SplitName
+from tlresearch.data.prepared import Prepared
 from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
 from tlresearch.data.text_hub import read_hub
 from tlresearch.data.text_table import Text, Texts
-from tlresearch.modality.base import Modality, expect
+from tlresearch.data.values import Value
 from tlresearch.modality.text import Encoded, TextPreprocessing, text_input
 
 log = logging.getLogger(__name__)
 
+_ENCODING = threading.RLock()
 IGNORED = -100
 """Target of a token that has none: all but the first of a word, and those the tokenizer adds."""
 
@@ -36,6 +37,8 @@ def _text_table(config: DataConfig) -> Table:
         text_column=config.text_column,
         label_column=config.label_column,
         split_column=config.split_column,
+        delimiter=config.delimiter,
+        encoding=config.encoding,
     )
 
 
@@ -68,7 +71,7 @@ TEXT_SOURCES: Mapping[str, Callable[[DataConfig], Table]] = {
 }
 
 
-class TextSplit:
+class TextSplit(Split):
     """Samples of one split; tokenised when the first is asked for, all at once.
 
     Args:
@@ -78,8 +81,6 @@ class TextSplit:
         preprocessing: The tokenizer, and how long a text may be.
         encoded: Token numbers of each sample, where they are known already.
     """
-
-    deterministic = True
 
     def __init__(
         self,
@@ -93,53 +94,61 @@ class TextSplit:
         self.texts = texts
         self.targets = targets
         self.names = names
-        self.lengths = [len(text) for text in texts]
         self._preprocessing = preprocessing
-        self._given = encoded
+        self._encoded = encoded
 
-    def __len__(self) -> int:
-        return len(self.texts)
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Characters of each text, or words of each sentence."""
+        return [len(text) for text in self.texts]
+
+    @property
+    def load_key(self) -> str:
+        """What `load` depends on."""
+        return f"tokens, {self._preprocessing!r}"
 
     def raw(self, index: int) -> Text:
         """Returns the text, or the words of the sentence."""
         return self.texts[index]
 
-    def __getitem__(self, key: SampleKey) -> tuple[dict[str, Tensor], Tensor, int]:
-        """Returns token numbers ``ids`` with their ``mask``, target and index of one sample."""
-        return text_input(self.encoded[key.index]), self.targets[key.index], key.index
+    def load(self, index: int) -> Value:
+        """Returns token numbers ``ids`` with their ``mask`` of one sample."""
+        return text_input(self.encoded[index])
 
-    @cached_property
+    @property
     def encoded(self) -> Sequence[list[int]]:
         """Token numbers of each sample."""
-        if self._given is not None:
-            return self._given
-        texts = [text if isinstance(text, str) else " ".join(text) for text in self.texts]
-        return self._preprocessing.tokenizer.texts(texts, self._preprocessing.max_length)
+        with _ENCODING:  # threads that want samples wait for the first
+            if self._encoded is None:
+                texts = [text if isinstance(text, str) else " ".join(text) for text in self.texts]
+                self._encoded = self._preprocessing.tokenizer.texts(texts, self._preprocessing.max_length)
+        return self._encoded
 
 
-def build_text(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
-    """Reads, checks and splits the texts of a config.
+def text_splits(
+    table: Table, prepared: Prepared, config: DataConfig, preprocessing: TextPreprocessing, seed: int
+) -> tuple[TextPreprocessing, Mapping[SplitName, Split]]:
+    """Makes the splits of a table of texts.
 
     Args:
-        config: The `data` section.
-        preprocessing: The backbone's, which must be for text; `data.max_length` overrides its length.
+        table: The table.
+        prepared: Its samples, checked and distributed.
+        config: The `data` section; `data.max_length` overrides the preprocessing's length.
+        preprocessing: The backbone's.
         seed: Of no effect: nothing is random.
 
     Raises:
-        UserError: If anything about the data is wrong; the text names the place and the cure.
+        DataError: If texts are to be longer than the backbone takes.
     """
-    prepared = _prepare(config, preprocessing)
-    table = TEXT_SOURCES[config.name](config)
-    found = prepare(table, config)
-    return Data(
-        name=table.name,
-        splits={split: _split(table, rows, found.targets_of(split), prepared) for split, rows in found.splits.items()},
-        classes=found.classes,
-        kind=found.kind,
-        fingerprint=found.fingerprint,
-        preprocessing=prepared,
-        skipped=found.skipped,
-    )
+    longest = config.max_length or preprocessing.max_length
+    if preprocessing.limit is not None and longest > preprocessing.limit:
+        raise DataError(
+            f"data.max_length: {longest} tokens are more than {preprocessing.name} takes; at most {preprocessing.limit}"
+        )
+    preprocessing = replace(preprocessing, max_length=longest)
+    return preprocessing, {
+        split: _split(table, rows, prepared.targets_of(split), preprocessing) for split, rows in prepared.splits.items()
+    }
 
 
 def aligned(encoded: Encoded, tags: Tensor) -> Tensor:
@@ -176,23 +185,6 @@ def _split(table: Table, rows: Sequence[int], targets: Any, preprocessing: TextP
         )
     ids = [tokens.ids for tokens in encoded]
     return TextSplit(texts, targets=by_token, names=names, preprocessing=preprocessing, encoded=ids)
-
-
-def _prepare(config: DataConfig, backbones: Modality) -> TextPreprocessing:
-    complaint = (
-        f"data.name: {config.name} gives texts, which this backbone does not take; choose hf/<model> or word_cnn"
-    )
-    preprocessing = expect(backbones, TextPreprocessing, DataError(complaint))
-    unfit = {"augment": config.augment != "none", "mixup": config.mixup > 0, "cutmix": config.cutmix > 0}
-    for key, given in unfit.items():
-        if given:
-            raise DataError(f"data.{key}: is for images, but {config.name} holds text; leave it out")
-    longest = config.max_length or preprocessing.max_length
-    if preprocessing.limit is not None and longest > preprocessing.limit:
-        raise DataError(
-            f"data.max_length: {longest} tokens are more than {preprocessing.name} takes; at most {preprocessing.limit}"
-        )
-    return replace(preprocessing, max_length=longest)
 
 
 def _root(config: DataConfig) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tlresearch.base.errors import DataError, nearest, one_line
+from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import SPLIT_ALIASES, SPLITS, Table, refuse
-from tlresearch.data.text_table import Label, label_table, tag_table
-
-_ALIASES = {**SPLIT_ALIASES, "dev": SPLIT_ALIASES["val"]}
-_TABLES = (".csv", ".tsv", ".txt", ".jsonl")
-
-Row = Mapping[str, Any]
+from tlresearch.data.folders import is_hidden, list_files
+from tlresearch.data.rows import ENDINGS, Label, read_rows, read_text
+from tlresearch.data.table import SPLITS, Table, refuse, split_of, splits_among
+from tlresearch.data.text_table import label_table, tag_table
 
 
 def read_text_table(
-    root: Path, files: Mapping[str, str], *, text_column: str, label_column: str, split_column: str | None
+    root: Path,
+    files: Mapping[str, str],
+    *,
+    text_column: str,
+    label_column: str,
+    split_column: str | None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> Table:
-    """Reads tables of texts and labels: ``.csv`` (quoted), ``.tsv`` and ``.txt`` (tabs, no quotes), ``.jsonl``.
+    """Reads tables of texts and labels; see `read_rows`.
 
     Columns that are given as numbers, from 0, say that a file has no header. Several labels of one text are separated
     by ``;``, or are a list in JSON.
@@ -33,36 +36,31 @@ def read_text_table(
         text_column: Column of the text.
         label_column: Column of the label.
         split_column: Column of the split, where a file holds several.
+        delimiter: What separates values; ``None`` finds it.
+        encoding: Encoding of the files; ``None`` finds it.
 
     Raises:
         DataError: If a file, column or field is missing.
     """
-    paths = split_files(root, files, _TABLES)
+    paths = split_files(root, files, ENDINGS)
     columns = [text_column, label_column, *([split_column] if split_column else [])]
     names: list[str] = []
     texts: list[str] = []
     labels: list[Label] = []
     splits: list[SplitName] = []
-    problems: list[str] = []
+    passed: Counter[str] = Counter()
     for split, path in paths:
-        for line, row in _rows(path, columns):
-            where = f"{_short(root, path)}:{line}"
-            label = _label(row[label_column])
-            if not isinstance(row[text_column], str) or label is None:
-                problems.append(where)
-                continue
-            names.append(where)
-            texts.append(row[text_column])
-            labels.append(label)
-            splits.append(_split(row[split_column], where) if split_column else split or "train")
-    refuse(problems, what=f"{root}: lines without a text or a label", cure="Fill them in or remove the lines")
-    if any(";" in label for label in labels if isinstance(label, str)):
-        labels = [
-            [part.strip() for part in label.split(";") if part.strip()] if isinstance(label, str) else label
-            for label in labels
-        ]
+        rows = read_rows(path, columns, delimiter=delimiter, encoding=encoding, key="data.files")
+        rows.refuse_empty(text_column, [text if isinstance(text, str) else "" for text in rows.columns[text_column]])
+        names += [f"{_short(root, path)}:{line}" for line in rows.lines]
+        texts += rows.columns[text_column]
+        labels += rows.labels(label_column)
+        splits += rows.splits(split_column) if split_column else [split or "train"] * len(rows.lines)
+        passed += rows.passed
+    passed += _beside(root, [path for _, path in paths])
     given = None if len(paths) == 1 and not split_column else splits
-    return label_table(root.stem, names=names, texts=texts, labels=labels, splits=given)
+    table = label_table(root.stem, names=names, texts=texts, labels=labels, splits=given)
+    return replace(table, passed=passed)
 
 
 def read_text_lines(root: Path, files: Mapping[str, str]) -> Table:
@@ -112,7 +110,8 @@ def read_conll(
             tags.append([row[-1 if tag_column is None else tag_column].strip() for row in rows])
             splits.append(split or "train")
     given = None if len(paths) == 1 else splits
-    return tag_table(root.stem, names=names, sentences=sentences, tags=tags, splits=given)
+    table = tag_table(root.stem, names=names, sentences=sentences, tags=tags, splits=given)
+    return replace(table, passed=_beside(root, [path for _, path in paths]))
 
 
 def split_files(
@@ -126,26 +125,38 @@ def split_files(
     if root.is_file():
         return [(None, root)]
     if files:
+        meant = splits_among(files, "data.files")
         refuse(
-            [f"'{split}'{nearest(split, list(_ALIASES))}" for split in files if split not in _ALIASES],
+            [f"'{split}'{nearest(split, SPLITS)}" for split in files if split not in meant],
             what="data.files: unknown splits",
             cure="A split is train, val or test",
         )
-        named = {_ALIASES[split]: _existing(root, name) for split, name in files.items()}
+        named = {meant[split]: _existing(root, name) for split, name in files.items()}
     else:
-        named = {}
-        for path in sorted(root.iterdir()):
-            split = _ALIASES.get(path.stem.lower())
-            if split and (suffixes is None or path.suffix in suffixes):
-                if split in named:
-                    raise DataError(f"{root} has two files for {split}: {named[split].name} and {path.name}; "
-                                    "say with data.files which one")  # fmt: skip
-                named[split] = path
+        there = [path for path in sorted(root.iterdir()) if not is_hidden(path.name)]
+        readable = {path.name: path for path in there if suffixes is None or path.suffix.lower() in suffixes}
+        stems = {name: path.stem for name, path in readable.items() if split_of(path.stem)}
+        doubled = [name for name, stem in stems.items() if list(stems.values()).count(stem) > 1]
+        if doubled:
+            raise DataError(
+                f"{root} has two files for one split: {' and '.join(doubled)}; say with data.files which one"
+            )
+        meant = splits_among(stems.values(), str(root))
+        named = {meant[stem]: readable[name] for name, stem in stems.items() if stem in meant}
     if "train" not in named:
         raise DataError(
             f"{root} has no file for train; name the files, such as data.files={{train: a.tsv, val: b.tsv}}"
         )
     return [(split, named[split]) for split in SPLITS if split in named]
+
+
+def _beside(root: Path, read: Sequence[Path]) -> Counter[str]:
+    """Files of a folder that are none of those that are read, by their ending."""
+    if not root.is_dir():
+        return Counter()
+    files = list_files(root, ("",), deep=False)
+    further = {root / name for name in files.names} - set(read)
+    return files.passed + Counter(path.suffix.lower() or "without an ending" for path in further)
 
 
 def _short(root: Path, path: Path) -> str:
@@ -162,11 +173,7 @@ def _existing(root: Path, name: str) -> Path:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1. Split at line feeds alone: texts may hold other separators of lines."""
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}; convert it, such as with iconv") from None
-    return ((number, line.removesuffix("\r")) for number, line in enumerate(content.split("\n"), start=1))
+    return enumerate(read_text(path).split("\n"), start=1)
 
 
 def _blocks(path: Path, columns: int) -> Iterator[tuple[int, list[list[str]]]]:
@@ -190,68 +197,3 @@ def _blocks(path: Path, columns: int) -> Iterator[tuple[int, list[list[str]]]]:
             first = number
         block.append(row)
     refuse(problems, what=f"{path}: lines with fewer than {columns} columns", cure="Every word needs its tag beside it")
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    if path.suffix == ".jsonl":
-        yield from _json_rows(path, columns)
-        return
-    lines = (f"{line}\n" for _, line in _lines(path))
-    tabs = path.suffix != ".csv"
-    reader = csv.reader(
-        lines, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True
-    )
-    header: list[str] | None = None
-    try:
-        for row in reader:
-            if not row:
-                continue
-            if header is None:
-                numbered = all(column.isdecimal() for column in columns)
-                header = [str(number) for number in range(len(row))] if numbered else [name.strip() for name in row]
-                _check_columns(path, columns, header)
-                if not numbered:
-                    continue
-            if len(row) != len(header):
-                raise DataError(f"{path}:{reader.line_num} has {len(row)} fields, but {len(header)} are expected")
-            yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} cannot be read: {one_line(error, 200)}") from None
-
-
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # half a character can be written so, not stored
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{path}:{number} is no JSON object such as {{"text": "…", "label": "…"}}')
-        _check_columns(path, columns, list(row))
-        yield number, row
-
-
-def _check_columns(path: Path, columns: Sequence[str], known: Sequence[str]) -> None:
-    for column in columns:
-        if column not in known:
-            raise DataError(
-                f"{path} has no column '{column}'{nearest(column, known)}; it has {', '.join(known)}. Choose with "
-                "data.text_column and data.label_column; numbers, from 0, say that there is no header"
-            )
-
-
-def _label(value: Any) -> Label | None:
-    if isinstance(value, list):
-        return [str(label) for label in value]
-    text = str(value).strip() if value is not None else ""
-    return text or None
-
-
-def _split(value: Any, where: str) -> SplitName:
-    if value not in _ALIASES:
-        raise DataError(f"{where}: '{value}' is no split; data.split_column must hold train, val or test")
-    return _ALIASES[value]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlresearch.base.errors import DataError, MissingExtraError, UserError, nearest
+from tlresearch.base.errors import DataError, MissingExtraError, UserError, first_line, nearest
 from tlresearch.base.paths import find_data
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import SPLIT_ALIASES, Table
-from tlresearch.data.text_table import Label, label_table, tag_table
+from tlresearch.data.rows import Label
+from tlresearch.data.table import Table, splits_among
+from tlresearch.data.text_table import label_table, tag_table
 
 
 def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapping[str, Any]) -> Table:
@@ -32,8 +34,11 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
     labels: list[Any] = []
     splits: list[SplitName] = []
     classes: tuple[str, ...] | None = None
+    passed: dict[str, int] = {}
+    meant = splits_among(loaded, dataset)
     for split, part in loaded.items():
-        if split not in SPLIT_ALIASES:
+        if split not in meant:
+            passed[f"entries of '{split}'"] = len(part)
             continue
         for column in (text_column, label_column):
             if column not in part.column_names:
@@ -44,18 +49,20 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
         classes = _class_names(part.features[label_column])
         values = part[label_column][:]
         if all(value in (-1, None) for value in values):
-            continue  # a test split whose labels are kept secret
+            passed[f"entries of '{split}' without a label"] = len(values)  # those of a test that are kept secret
+            continue
         names += [f"{split}/{index}" for index in range(len(values))]
         texts += part[text_column][:]
         labels += [_names(value, classes) for value in values]
-        splits += [SPLIT_ALIASES[split]] * len(values)
+        splits += [meant[split]] * len(values)
     if not names:
         raise DataError(f"{dataset} has no labelled split called train, validation or test; it has {', '.join(loaded)}")
     given = splits if len(set(splits)) > 1 else None
     short = Path(dataset).name
     if isinstance(texts[0], list):
-        return tag_table(short, names=names, sentences=texts, tags=labels, splits=given)
-    return label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
+        return replace(tag_table(short, names=names, sentences=texts, tags=labels, splits=given), passed=passed)
+    table = label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
+    return replace(table, passed=passed)
 
 
 def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,7 +79,7 @@ def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         found: Any = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(dataset, **options)
     except Exception as error:  # of the hub client, its HTTP library, and every file format
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise DataError(f"data.dataset: '{dataset}' cannot be loaded: {reason}") from None
     return found if isinstance(found, Mapping) else {"train": found}
 

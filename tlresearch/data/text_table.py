@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from tlresearch.data.base import SplitName
-from tlresearch.data.table import Checked, Table, in_order, refuse
-
-Label = str | Sequence[str]
-"""One label, or several."""
+from tlresearch.data.rows import Label, numbered
+from tlresearch.data.table import Checked, Table, refuse
 
 Text = str | Sequence[str]
 """A text, or a sentence that is split into words already."""
+
+
+_BILOU = {"L-": "E-", "U-": "S-"}
+"""Prefixes of BILOU that BIOES calls otherwise."""
 
 
 class Texts:
@@ -69,15 +71,8 @@ def label_table(
         classes: All labels in their order; found and sorted unless given.
     """
     several = any(not isinstance(label, str) for label in labels)
-    lists = [[label] if isinstance(label, str) else list(label) for label in labels]
-    ordered = tuple(classes) if classes is not None else in_order(label for row in lists for label in row)
-    number = {label: position for position, label in enumerate(ordered)}
-    if several:
-        numbers = torch.zeros(len(lists), len(ordered))
-        for row, members in enumerate(lists):
-            numbers[row, [number[label] for label in members]] = 1
-    else:
-        numbers = torch.tensor([number[row[0]] for row in lists], dtype=torch.int64)
+    lists: Sequence[Label] = [[row] if isinstance(row, str) else row for row in labels] if several else labels
+    ordered, numbers = numbered(lists, classes)
     return Table(name, ordered, numbers, names, Texts(texts), splits, samples="texts")
 
 
@@ -91,17 +86,26 @@ def tag_table(
 ) -> Table:
     """Makes a table of sentences with one tag per word, such as ``B-person``, ``I-person`` and ``O``.
 
+    BILOU is read as BIOES, which it is in other letters: L is E, and U is S. Kinds without a prefix (IO) are read as
+    ``I-person``, so that neighbours of one kind are one entity.
+
     Raises:
         DataError: If a tag is of another form.
     """
-    found = {tag for row in tags for tag in row}
+    different = {tag for row in tags for tag in row}
+    if not any("-" in tag for tag in different):
+        rename = {tag: tag if tag == "O" else f"I-{tag}" for tag in different}
+    else:
+        rename = {tag: _BILOU.get(tag[:2], tag[:2]) + tag[2:] for tag in different}
     refuse(
-        [f"'{tag}'" for tag in sorted(found) if tag != "O" and not _is_tag(tag)],
+        [f"'{tag}'" for tag in sorted(different) if rename[tag] != "O" and not _is_tag(rename[tag])],
         what=f"{name}: tags of another form",
-        cure="A tag is O, or one of B, I, E, S with a hyphen and the kind, such as B-person; "
+        cure="A tag is O, or one of B, I, E, S (or L, U) with a hyphen and the kind, such as B-person; "
         "say with data.label_column which column holds them",
     )
-    classes = ("O", *sorted(found - {"O"}, key=lambda tag: (tag.partition("-")[2], tag)))
+    tags = [[rename[tag] for tag in row] for row in tags]
+    kinds = {tag for row in tags for tag in row}
+    classes = ("O", *sorted(kinds - {"O"}, key=lambda tag: (tag.partition("-")[2], tag)))
     number = {tag: position for position, tag in enumerate(classes)}
     return Table(
         name,

@@ -19,9 +19,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
-from tlresearch.data.decoding import to_channels
+from tlresearch.data.decoding import Orientation, to_channels, turned
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import Checked, Images, Table
+from tlresearch.data.volumes import Reading
 
 _SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "trainval"),
@@ -33,7 +34,9 @@ _LABELS = ("targets", "labels", "_labels", "y")
 _FILES = ("samples", "_samples", "_image_files", "_images")
 
 
-def read_torchvision(folder: Path, *, dataset: str, download: bool, options: Mapping[str, Any]) -> Table:
+def read_torchvision(
+    folder: Path, *, dataset: str, download: bool, options: Mapping[str, Any], orientation: Orientation = "exif"
+) -> Table:
     """Reads all splits of a data set below `folder`.
 
     Args:
@@ -41,6 +44,7 @@ def read_torchvision(folder: Path, *, dataset: str, download: bool, options: Map
         dataset: Class name in torchvision.datasets.
         download: Whether to download what is not there.
         options: Further arguments of the class, such as ``split`` of EMNIST.
+        orientation: See `Preprocessing.orientation`.
 
     Raises:
         DataError: If there is no such data set, it is not there, or it is not image classification.
@@ -64,7 +68,7 @@ def read_torchvision(folder: Path, *, dataset: str, download: bool, options: Map
         classes=_classes(next(iter(parts.values())), labels),
         labels=torch.cat(labels),
         names=[f"{split}/{index:06d}" for split, size in zip(parts, sizes, strict=True) for index in range(size)],
-        images=_Joined([_images(part) for part in parts.values()], sizes),
+        images=_Joined([_images(part, orientation) for part in parts.values()], sizes),
         splits=[split for split, size in zip(parts, sizes, strict=True) for _ in range(size)]
         if len(parts) > 1
         else None,
@@ -153,7 +157,7 @@ def _classes(part: Any, labels: Sequence[Tensor]) -> tuple[str, ...]:
     return tuple(str(number) for number in range(count))
 
 
-def _images(part: Any) -> Images:
+def _images(part: Any, orientation: Orientation) -> Images:
     """Takes the shortest way to the same pixels: the array, the files, or the images one by one."""
     data = getattr(part, "data", None)
     if isinstance(data, (np.ndarray, Tensor)) and len(part):
@@ -162,7 +166,7 @@ def _images(part: Any) -> Images:
             array = array.transpose(0, 2, 3, 1)
         if array.dtype == np.uint8 and array.shape[0] == len(part) and array.ndim in (3, 4):
             images = ArrayImages(array)
-            if torch.equal(images.load(0, 3), _Single(part).load(0, 3)):
+            if torch.equal(images.load(0, 3), _Single(part, orientation).load(0, 3)):
                 return images
     for attribute in _FILES:
         entries = getattr(part, attribute, None)
@@ -171,15 +175,17 @@ def _images(part: Any) -> Images:
             if all(isinstance(path, (str, Path)) for path in paths):
                 root = Path(part.root).absolute()
                 # Joining an absolute path to the root gives that path.
-                return FileImages(root, [str(Path(path).absolute()) for path in paths])
-    return _Single(part)
+                reading = Reading(orientation=orientation)
+                return FileImages(root, [str(Path(path).absolute()) for path in paths], reading)
+    return _Single(part, orientation)
 
 
 class _Single:
     """Images of a data set that only gives them one by one, as PIL images."""
 
-    def __init__(self, part: Any) -> None:
+    def __init__(self, part: Any, orientation: Orientation) -> None:
         self._part = part
+        self._orientation = orientation
 
     def load(self, index: int, channels: int) -> Tensor:
         try:
@@ -188,6 +194,8 @@ class _Single:
             raise ValueError(str(error)) from None
         if not isinstance(image, Image.Image):
             raise ValueError(f"it is a {type(image).__name__}, not an image")
+        if self._orientation == "exif":
+            image = turned(image)
         return to_channels(pil_to_tensor(image.convert("L" if image.mode in ("1", "L") else "RGB")), channels)
 
     def check(self, indices: Sequence[int]) -> list[Checked]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
 from torchvision.transforms import v2
 
 from tlresearch.base.errors import DataError, nearest
@@ -14,21 +14,21 @@ from tlresearch.modality.image import Evaluation
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random transform of uint8 images; it draws from torch's global generator.
+    """A random transform of uint8 images, alone or with a target; it draws from torch's global generator.
 
     Attributes:
         name: The value of ``data.augment``.
-        transform: From a framed or a decoded image to one of input size.
+        transform: From a framed or a decoded image to one of input size; of image and target, both.
         framed: Whether it takes framed images, which are of one size; else whole decoded ones.
     """
 
     name: str
-    transform: Callable[[Tensor], Tensor]
+    transform: Callable[..., Any]
     framed: bool
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Augments one image."""
-        return self.transform(image)
+    def __call__(self, *parts: Any) -> Any:
+        """Augments one image, or an image and its target."""
+        return self.transform(*parts)
 
 
 def build_augmentation(
@@ -64,3 +64,25 @@ def build_augmentation(
         known = ["none", "flip", *further]
         raise DataError(f"data.augment: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}")
     return Augmentation(name, v2.Compose([*crop_flip, *further[name]]), framed=False)
+
+
+def build_joint(name: str, evaluation: Evaluation, side: int) -> Augmentation | None:
+    """Builds the random transform of image and target; ``None`` for `none`.
+
+    Args:
+        name: none, flip (mirrored half of the time) or crop_flip (a random part of at least a quarter, resized).
+        evaluation: Gives the interpolation.
+        side: Side of the input in pixels.
+
+    Raises:
+        DataError: If it is one that would move the image without its target.
+    """
+    if name == "none":
+        return None
+    if name == "flip":
+        return Augmentation(name, v2.RandomHorizontalFlip(), framed=True)
+    if name != "crop_flip":
+        raise DataError(f"data.augment: {name} moves images without their masks or boxes; use none, flip or crop_flip")
+    mode, antialias = evaluation.interpolation, evaluation.preprocessing.antialias
+    crop = v2.RandomResizedCrop((side, side), scale=(0.25, 1.0), interpolation=mode, antialias=antialias)
+    return Augmentation(name, v2.Compose([crop, v2.RandomHorizontalFlip()]), framed=False)

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlresearch.base.errors import DataError, MissingExtraError, one_line
+from tlresearch.base.files import sha256
+from tlresearch.data.decoding import Orientation
 from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
 
@@ -29,10 +31,11 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class Reading:
-    """How DICOM files and volumes become pictures.
+    """How files become pictures.
 
     Attributes:
-        windows: None for the image's own range, one for a grey picture, three for three channels.
+        windows: None for the image's own range, one for a grey picture, three for three channels; of DICOM files,
+            volumes, and pictures with more than 8 bits.
         axis: Axis across which a volume is sliced, once it lies left to right, back to front, bottom to top: 0
             sagittal, 1 coronal, 2 axial.
         slices: First slice, and the one behind the last, as in Python; ``None`` from or to the end.
@@ -41,9 +44,10 @@ class Reading:
     windows: tuple[Window, ...] = ()
     axis: int = 2
     slices: tuple[int | None, int | None] = (None, None)
+    orientation: Orientation = "exif"
 
 
-def read_reading(options: Mapping[str, Any]) -> Reading:
+def read_reading(options: Mapping[str, Any], orientation: Orientation = "exif") -> Reading:
     """Reads ``window`` (centre and width, or three of them), ``axis`` and ``slices`` of a config.
 
     Raises:
@@ -59,7 +63,8 @@ def read_reading(options: Mapping[str, Any]) -> Reading:
         raise DataError(f"data.options.axis: takes 0 (sagittal), 1 (coronal) or 2 (axial), but got {axis!r}")
     if not isinstance(slices, Sequence) or len(slices) != 2 or not all(s is None or type(s) is int for s in slices):
         raise DataError(f"data.options.slices: takes [first, end] as in Python, such as [20, -20], but got {slices!r}")
-    return Reading(tuple((float(c), float(w)) for c, w in pairs), int(axis), (slices[0], slices[1]))
+    windows = tuple((float(c), float(w)) for c, w in pairs)
+    return Reading(windows, int(axis), (slices[0], slices[1]), orientation)
 
 
 def is_volume(name: str) -> bool:
@@ -168,8 +173,7 @@ def _read(path: Path, *_: int) -> _Volume:
     low, high = np.percentile(values, _OUTLIERS)
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _Volume(values, digest, ((low + high) / 2, max(high - low, 1e-6)))
+    return _Volume(values, sha256(path), ((low + high) / 2, max(high - low, 1e-6)))
 
 
 def _load(path: Path) -> Any:

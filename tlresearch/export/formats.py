@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tlresearch.base.errors import MissingExtraError, UserError
+from tlresearch.base.errors import MissingExtraError, UserError, first_line
 from tlresearch.export.network import Exportable, Shipped
 from tlresearch.serving.stored import WEIGHTS
 
@@ -133,7 +133,7 @@ def open_onnx(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class in common
-        raise UserError(f"export: ONNX Runtime cannot run {path.name}: {str(error).splitlines()[0][:300]}") from error
+        raise UserError(f"export: ONNX Runtime cannot run {path.name}: {first_line(error)}") from error
 
 
 def _onnx_runner(path: Path) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]:

@@ -1,17 +1,15 @@
-"""What an export came to: the forms that were kept or refused, and the table of them."""
+"""What an export came to: the forms that were kept or refused, and the page of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from tlresearch.data.base import SplitName
 from tlresearch.export.formats import Form
 from tlresearch.export.measure import Measured
+from tlresearch.show.elements import Cell, Column, Command, Entry, Facts, Note, Table, numbers
+from tlresearch.show.page import Page, Shown, page_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Shipped:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Shown):
     """What an export came to.
 
     Attributes:
@@ -60,47 +58,40 @@ class Export:
         """0 if every form was kept, else 1."""
         return int(any(shipped.refused for shipped in self.forms))
 
-
-def show(console: Console, result: Export) -> None:
-    """Prints size, speed, metric and agreement of each form, why forms were refused, and how to predict."""
-    known = result.original.metrics
-    key = next((name for name in ("dice", "accuracy") if name in known), next(iter(known)))
-    title = f"{result.name}  run {result.run_id[:8]}: {result.samples} samples of {result.split}"
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("form", no_wrap=True)
-    for column in ("MB", "ms", f"{result.reads}s/s", key, "changed", "moved"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    answers = "answers of pixels" if "dice" in known else "answers"
-    table.caption = f"ms: median of one {result.reads}; changed: {answers}; moved: largest change of a probability"
-    table.caption_justify = "left"
-    rows: list[tuple[str, Measured | None, str]] = [("original", result.original, "")]
-    rows += [(s.form.name, s.measured, "[red]refused[/red]" if s.refused else "kept") for s in result.forms]
-    for name, measured, state in rows:
-        cells = _cells(measured, key) if measured else ["-"] * 6
-        table.add_row(name, *cells, state)
-    console.print(table)
-    for shipped in result.forms:
-        if shipped.refused:
-            console.print(
-                f"refused: {shipped.form.name}: {shipped.refused}", highlight=False, markup=False, soft_wrap=True
-            )
-    console.print(f"written to {result.folder}/", highlight=False, markup=False, soft_wrap=True)
-    file = next((s.form.file for s in result.forms if s.form.to == "onnx" and not s.refused), None)
-    if file:
-        example = {"image": "PHOTO.jpg", "text": "'A text.'", "sound": "SOUND.wav"}[result.reads]
-        command = f"cd {result.folder} && python predict.py {file} {example}"
-        console.print(f"predict: {command}", highlight=False, markup=False, soft_wrap=True)
+    @property
+    def page(self) -> Page:
+        """Size, speed, metric and agreement of each form, why forms were refused, and how to predict."""
+        metrics = self.original.metrics
+        key: str = next((name for name in ("dice", "accuracy") if name in metrics), next(iter(metrics)))
+        answers = "answers of pixels" if "dice" in metrics else "answers"
+        rows = [_row("original", self.original, key, "")]
+        for shipped in self.forms:
+            state = Cell("refused", tone="bad") if shipped.refused else "kept"
+            rows.append(_row(shipped.form.name, shipped.measured, key, state))
+        table = Table(
+            (
+                Column("form"),
+                Column("size", ".2f", unit="MB"),
+                Column("time", ".2f", unit="ms"),
+                Column("speed", ".1f", unit=f"{self.reads}s/s"),
+                *numbers((key,), ".4f"),
+                Column("changed", ".2%"),
+                Column("moved", ".2g"),
+                Column("verdict"),
+            ),
+            tuple(rows),
+            title=f"{self.name}  run {self.run_id[:8]}: {self.samples} samples of {self.split}",
+            note=f"time: median of one {self.reads}; changed: {answers}; moved: largest change of a probability",
+        )
+        notes = [Note(f"refused: {s.form.name}: {s.refused}", "bad") for s in self.forms if s.refused]
+        file = next((s.form.file for s in self.forms if s.form.to == "onnx" and not s.refused), None)
+        example = {"image": "PHOTO.jpg", "text": "'A text.'", "sound": "SOUND.wav"}[self.reads]
+        command = Command(f"cd {self.folder} && python predict.py {file} {example}", "predict")
+        return page_of("", table, *notes, Facts((("written to", f"{self.folder}/"),)), *([command] if file else []))
 
 
-def _cells(measured: Measured, key: str) -> list[str]:
-    return [
-        f"{measured.size / 1e6:.2f}",
-        f"{measured.latency:.2f}",
-        f"{measured.throughput:.1f}",
-        f"{measured.metrics[key]:.4f}",
-        f"{measured.changed:.2%}",
-        f"{measured.difference:.2g}",
-    ]
+def _row(name: str, measured: Measured | None, key: str, state: Entry) -> tuple[Entry, ...]:
+    if measured is None:
+        return (name, *[None] * 6, state)
+    size, metric = measured.size / 1e6, measured.metrics[key]
+    return (name, size, measured.latency, measured.throughput, metric, measured.changed, measured.difference, state)

@@ -20,8 +20,9 @@ from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
 from tlresearch.export.network import Exportable
-from tlresearch.export.outcome import Export, Shipped, show
+from tlresearch.export.outcome import Export, Shipped
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import present_data, recorded_config
 from tlresearch.tracking.loaders import find_loader, recorded_loader
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
@@ -107,7 +108,7 @@ def export_run(
     _leave(result, about)
     _record(store, result)
     if console is not None:
-        show(console, result)
+        show(console, result.page)
     return result
 
 

@@ -46,11 +46,17 @@ def predict(session: Any, sample: str) -> tuple[Any, Any]:
 
 
 def read_image(file: str, session: Any, about: Any) -> tuple[Any, ...]:
-    """Returns the pixels of an image file, ``(1, height, width, channels)``."""
-    from PIL import Image
+    """Returns the pixels of an image file, ``(1, height, width, channels)``, turned as in training."""
+    from PIL import Image, ImageOps
 
     channels = session.get_inputs()[0].shape[3]
-    with Image.open(file) as image:
+    with Image.open(file) as stored:
+        turned = json.loads(about["preprocessing"])["orientation"] == "exif"
+        image = ImageOps.exif_transpose(stored) if turned else stored
+        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
+            raise ValueError(
+                f"{file} has more than 8 bits ({image.mode}): bring it to 8 as training did, see model.json"
+            )
         pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return (pixels.reshape(1, *pixels.shape[:2], -1),)
 

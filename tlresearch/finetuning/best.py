@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
+from tlresearch.backbones.weights import Loadable, load_tensors
 from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning.schedule import Metrics, Plateau
-
-
-class Loadable(Protocol):
-    """What takes weights: any module."""
-
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
-        """Puts tensors in place."""
 
 
 @dataclass
@@ -40,7 +34,8 @@ class BestWeights:
     def restore(self, task: Loadable) -> None:
         """Puts the best weights back."""
         if self.tensors is not None:
-            task.load_state_dict(self.tensors, strict=False)
+            # Frozen stages are as they were, and have no copy.
+            load_tensors(task, self.tensors, f"the weights of epoch {self.epoch}", required=())
 
 
 def pack(best: BestWeights | None) -> dict[str, Any] | None:

@@ -5,40 +5,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.weights import load_tensors
+from tlresearch.base.errors import ConfigError
 from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning import param_groups
 from tlresearch.finetuning.best import BestWeights, pack, unpack
+from tlresearch.finetuning.parts import Parts, find_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
 from tlresearch.finetuning.sharding import whole
 
 log = logging.getLogger(__name__)
 
 
-class Tunable(Protocol):
-    """What the schedule needs of a task."""
-
-    backbone: StagedBackbone
-    head: nn.Module
+@runtime_checkable
+class Gathering(Protocol):
+    """A module that gathers the metrics of an epoch itself, and knows which tensors training can change."""
 
     def finish_epoch(self) -> dict[str, float]:
         """Returns the metrics of the epoch that ended."""
 
     def changing_state(self) -> dict[str, Tensor]:
         """Returns the tensors that training can change."""
-
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
-        """Puts tensors back."""
 
 
 class FrozenWeightsMovedError(RuntimeError):
@@ -78,12 +75,15 @@ Listener = Callable[[EpochReport], None]
 
 
 class FreezeScheduleCallback(L.Callback):
-    """Runs a freeze schedule over a task.
+    """Runs a freeze schedule over a module with one optimizer.
+
+    Before the first step the groups of the optimizer are split by stage, once; a phase changes rates, modes and
+    ``requires_grad``, never a group. When training ends ``requires_grad`` and modes are again as they were.
 
     Args:
-        schedule: The phases.
-        seed: Seed of dropout and the like; each step's random numbers are a function of it and the step alone,
-            so that a resumed run draws the same ones.
+        schedule: The phases; ``None`` where `find_parts` makes them.
+        seed: Seed of order, dropout and the like; each epoch's and each step's random numbers are a function of it and
+            the epoch and step alone, so that a resumed run draws the same ones.
         select: Rule for the best epoch of the whole run; ``None`` keeps the last weights.
         early_stopping: Ends the run early.
         listeners: Called in order after each epoch. One that raises ends the run.
@@ -91,9 +91,11 @@ class FreezeScheduleCallback(L.Callback):
         weights: Returns the weights that validation saw, where they are not the trained ones but their average.
     """
 
+    schedule: FreezeSchedule
+
     def __init__(
         self,
-        schedule: FreezeSchedule,
+        schedule: FreezeSchedule | None,
         *,
         seed: int,
         select: Plateau | None = None,
@@ -102,18 +104,30 @@ class FreezeScheduleCallback(L.Callback):
         on_phase: Callable[[Phase], None] = lambda phase: None,
         weights: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self.schedule = schedule
+        if schedule is not None:
+            self.schedule = schedule
         self.seed = seed
         self.history: list[dict[str, float]] = []
         self.best = BestWeights(select) if select else None
         self.listeners = tuple(listeners)
         self.on_phase = on_phase
         self.weights = weights
-        self._whole_run = _early_stopping_schedule(schedule, early_stopping)
+        self._whole_run = _early_stopping_schedule(schedule, early_stopping) if schedule and early_stopping else None
         self._phase_best: BestWeights | None = None
         self._digests: dict[str, str] = {}
+        self._entered = -1
+        self._restored: dict[str, Any] | None = None
+        self._own: list[dict[str, Any]] = []
+        self._parts: Parts | None = None
+        self._before: tuple[list[tuple[torch.nn.Parameter, bool]], list[tuple[torch.nn.Module, bool]]] = ([], [])
         self._batches = 1
-        self._gradients = (0.0,) * (len(schedule.stage_names) + 1)
+        self._gradients: tuple[float, ...] = ()
+
+    @property
+    def parts(self) -> Parts:
+        """The stages and the head; there are none before training begins."""
+        assert self._parts is not None
+        return self._parts
 
     @property
     def position(self) -> Position:
@@ -126,17 +140,19 @@ class FreezeScheduleCallback(L.Callback):
         stopped = self._whole_run is not None and self._whole_run.position(self.history).phase > 0
         return stopped or self.position.phase == len(self.schedule.phases)
 
-    def restore_selected(self, task: Tunable) -> None:
+    def restore_selected(self, module: torch.nn.Module) -> None:
         """Puts the weights in place that the run has come to: the best, else the average, else the last."""
         if self.best is not None:
-            self.best.restore(task)
+            self.best.restore(module)
         elif self.weights is not None:
-            task.load_state_dict(dict(self.weights()), strict=False)
+            # Frozen stages are as they were.
+            load_tensors(module, self.weights(), "the result of training", required=())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain containers and tensors only."""
         return {
             "history": self.history,
+            "entered": self._entered,
             "digests": self._digests,
             "best": pack(self.best),
             "phase_best": pack(self._phase_best),
@@ -146,10 +162,30 @@ class FreezeScheduleCallback(L.Callback):
         """Takes up what `state_dict` gave."""
         self.history = state["history"]
         self._digests = state["digests"]
+        self._entered = state["entered"]
         unpack(self.best, state["best"])
-        if not self.finished:
-            self._phase_best = self._new_phase_best()
-            unpack(self._phase_best, state["phase_best"])
+        self._restored = state
+
+    def find_parts(self, trainer: L.Trainer, module: L.LightningModule) -> Parts:
+        """Finds the stages and the head; called once before training, when the optimizer has been made."""
+        return find_parts(module, None, None)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Splits the optimizer's groups by stage, before a checkpoint's moments are put into them.
+
+        Raises:
+            ConfigError: If there is not one optimizer, or it lacks parameters.
+        """
+        self._parts = self.find_parts(trainer, pl_module)
+        self._gradients = (0.0,) * len(self._parts.names)
+        self._before = (
+            [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()],
+            [(layer, layer.training) for layer in pl_module.modules()],
+        )
+        self._regroup(trainer, pl_module)
+
+    def _regroup(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        param_groups.regroup(only_optimizer(trainer, pl_module), self.parts, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enters the phase the history leads to: the first, or a resumed one with its digests."""
@@ -157,69 +193,99 @@ class FreezeScheduleCallback(L.Callback):
             trainer.should_stop = True
             return
         self._batches = max(1, int(trainer.num_training_batches))
-        self._enter_phase(trainer, _task(pl_module), resumed=self._digests if self._mid_phase() else None)
+        resumed = self._restored is not None and self._entered == self.position.phase
+        self._enter_phase(trainer, pl_module, resumed=resumed)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sets the modes, which Lightning and evaluation may have changed."""
-        self._apply_modes(_task(pl_module))
+        self._apply_modes()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Makes the ranks agree on norm statistics, which each has taken from its own share of the batches."""
-        if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING:
-            task = _task(pl_module)
-            param_groups.synchronise_buffers(task.backbone, task.head)
+        if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            param_groups.synchronise_buffers(self.parts)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sets the modes again after evaluation."""
-        if trainer.state.fn == TrainerFn.FITTING and not self.finished:
-            self._apply_modes(_task(pl_module))
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self.finished:
+            self._apply_modes()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seeds the step and sets the rate of each group."""
+        if batch_idx == 0:
+            self._apply_modes()  # which the module's own hook at the epoch's start may have changed
         step = len(self.history) * 1_000_003 + batch_idx
         seed_all((self.seed * 1_000_033 + step) * 1_009 + trainer.global_rank)
         here = self.position
         epoch = len(self.history) + batch_idx / self._batches
         rates = self.schedule.rates(here.phase, here.starts, epoch)
+        decay = self.schedule.phases[here.phase].weight_decay
         for optimizer in trainer.optimizers:
-            param_groups.apply_rates(_plain(optimizer), rates, self.schedule.phases[here.phase].weight_decay)
+            param_groups.apply_rates(_plain(optimizer), rates, decay, self._own)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures the gradients of the epoch's last step, which Lightning drops before it validates."""
         if batch_idx + 1 == self._batches:
-            task = _task(pl_module)
-            self._gradients = tuple(_gradient_norm(m) for _, m in param_groups.parts(task.backbone, task.head))
+            self._gradients = tuple(_gradient_norm(module) for module in self.parts.modules)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the epoch's metrics into the history, and ends the phase or the run if it is time."""
-        task = _task(pl_module)
         if trainer.world_size > 1:
-            param_groups.synchronise_buffers(task.backbone, task.head)
-        metrics, epoch, before = task.finish_epoch(), len(self.history), self.position
+            param_groups.synchronise_buffers(self.parts)
+        self._end_epoch(trainer, pl_module, self._epoch_metrics(trainer, pl_module))
+
+    def _end_epoch(self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: dict[str, float]) -> None:
+        epoch, before = len(self.history), self.position
         phase = self.schedule.phases[before.phase]
-        rates = self.schedule.rates(before.phase, before.starts, epoch + 1 - 1 / self._batches)
-        trainable = tuple(_trainable(module) for _, module in param_groups.parts(task.backbone, task.head))
+        rates = param_groups.stage_rates(_plain(trainer.optimizers[0]), len(self.parts.names))
+        trainable = tuple(_trainable(module) for module in self.parts.modules)
         self.history.append(metrics)
         for keeper in (self.best, self._phase_best):
             if keeper is not None:
-                keeper.offer(epoch, metrics, self.weights() if self.weights else task.changing_state())
+                keeper.offer(epoch, metrics, self.weights() if self.weights else _changing(pl_module))
         here = self.position
         if here.phase != before.phase:
-            self._leave_phase(task, phase, here)
+            self._leave_phase(pl_module, phase, here)
         reason = here.reason if here.phase != before.phase else ""
         report = EpochReport(epoch, metrics, phase, before.starts[-1], rates, trainable, reason, self._gradients)
         self._tell(trainer, report)
         if self.finished:
-            if here.phase < len(self.schedule.phases) - 1:
-                names = ", ".join(p.name for p in self.schedule.phases[here.phase + 1 :])
-                log.warning("early stopping ended the run before these phases were reached: %s", names)
             trainer.should_stop = True
         elif here.phase != before.phase:
-            self._enter_phase(trainer, task, resumed=None)
+            self._enter_phase(trainer, pl_module, resumed=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says which phases were not reached, where something else than the schedule ended the run."""
+        here = self.position
+        missed = self.schedule.phases[here.phase + (here.epoch > here.starts[-1]) :]
+        if missed:
+            log.warning("training ended before these phases were reached: %s", ", ".join(p.name for p in missed))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gives the module back with the modes and the ``requires_grad`` that it came with."""
+        self._put_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the module back as after a run that ended well."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for parameter, needed in self._before[0]:
+            parameter.requires_grad_(needed)
+        for layer, training in self._before[1]:
+            layer.training = training
+        self._before = ([], [])
+
+    def _epoch_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
+        if isinstance(module, Gathering):
+            return module.finish_epoch()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Each rank may have logged its own share; phases must end on all of them together.
+        return trainer.strategy.broadcast(metrics) if trainer.world_size > 1 else metrics
 
     def _tell(self, trainer: L.Trainer, report: EpochReport) -> None:
         """Tells the listeners; those of rank 0 prune the run for all ranks, which must stop together."""
@@ -234,52 +300,66 @@ class FreezeScheduleCallback(L.Callback):
         if pruned is not None:
             raise pruned
 
-    def _mid_phase(self) -> bool:
-        here = self.position
-        return here.epoch > here.starts[-1]
-
     def _new_phase_best(self) -> BestWeights | None:
         phase = self.schedule.phases[self.position.phase]
         return BestWeights(phase.until) if phase.until and phase.at_end == "restore_best" else None
 
-    def _enter_phase(self, trainer: L.Trainer, task: Tunable, *, resumed: dict[str, str] | None) -> None:
-        phase = self.schedule.phases[self.position.phase]
-        trained = param_groups.apply_phase(phase, task.backbone, task.head)
-        self._apply_modes(task)
-        if resumed is None:
-            self._phase_best = self._new_phase_best()
+    def _enter_phase(self, trainer: L.Trainer, module: L.LightningModule, *, resumed: bool) -> None:
+        self._entered = self.position.phase
+        phase = self.schedule.phases[self._entered]
+        trained = param_groups.apply_phase(phase, self.parts)
+        self._apply_modes()
+        self._phase_best = self._new_phase_best()
+        if resumed:
+            assert self._restored is not None
+            unpack(self._phase_best, self._restored["phase_best"])
+            self._check_frozen(phase)
+        else:
             if phase.optimizer_state == "reset":
                 for optimizer in trainer.optimizers:
                     param_groups.reset_state(_plain(optimizer))
-            self._digests = param_groups.digests(param_groups.frozen_tensors(phase, task.backbone, task.head))
-        else:
-            self._check_frozen(task, phase)
+            self._digests = param_groups.digests(param_groups.frozen_tensors(phase, self.parts))
         self.on_phase(phase)
-        _rewrap(trainer, task)
+        _rewrap(trainer, module)
         log.info("epoch %d: phase '%s' trains %s parameters", len(self.history), phase.name, f"{trained:,}")
 
-    def _leave_phase(self, task: Tunable, phase: Phase, here: Position) -> None:
-        self._check_frozen(task, phase)
+    def _leave_phase(self, module: L.LightningModule, phase: Phase, here: Position) -> None:
+        self._check_frozen(phase)
         if self._phase_best is not None:
-            self._phase_best.restore(task)
+            self._phase_best.restore(module)
         log.info("epoch %d: phase '%s' ends: %s", here.epoch - 1, phase.name, here.reason)
 
-    def _check_frozen(self, task: Tunable, phase: Phase) -> None:
-        param_groups.apply_modes(phase, task.backbone, task.head)  # the next phase's may let more of them move
-        now = param_groups.digests(param_groups.frozen_tensors(phase, task.backbone, task.head))
+    def _check_frozen(self, phase: Phase) -> None:
+        param_groups.apply_modes(phase, self.parts)  # the next phase's may let more of them move
+        now = param_groups.digests(param_groups.frozen_tensors(phase, self.parts))
         moved = [name for name, digest in self._digests.items() if now.get(name) != digest]
         if moved or now.keys() != self._digests.keys():
             names = ", ".join(moved[:5] or sorted(now.keys() ^ self._digests.keys())[:5])
             raise FrozenWeightsMovedError(f"phase '{phase.name}' moved {len(moved)} frozen tensors: {names}")
 
-    def _apply_modes(self, task: Tunable) -> None:
+    def _apply_modes(self) -> None:
         last = len(self.schedule.phases) - 1
         phase = self.schedule.phases[min(self.position.phase, last)]
-        param_groups.apply_modes(phase, task.backbone, task.head)
+        param_groups.apply_modes(phase, self.parts)
 
 
-def _task(module: L.LightningModule) -> Tunable:
-    return cast(Tunable, module)
+def _changing(module: L.LightningModule) -> Mapping[str, Tensor]:
+    return module.changing_state() if isinstance(module, Gathering) else module.state_dict()
+
+
+def only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> Optimizer:
+    """Returns the optimizer of a module.
+
+    Raises:
+        ConfigError: If there is none, or more than one.
+    """
+    count = len(trainer.optimizers)
+    if count != 1:
+        raise ConfigError(
+            [f"configure_optimizers: a freeze schedule needs one optimizer, but {type(module).__name__} has {count}"],
+            "FreezeSchedule",
+        )
+    return _plain(trainer.optimizers[0])
 
 
 def _plain(optimizer: Any) -> Optimizer:
@@ -298,22 +378,20 @@ def _gradient_norm(module: torch.nn.Module) -> float:
     return float(torch.stack(found).norm()) if found else 0.0
 
 
-def _rewrap(trainer: L.Trainer, task: Tunable) -> None:
-    """Wraps the task in DistributedDataParallel anew, so that what was unfrozen is synchronised.
+def _rewrap(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Wraps the module in DistributedDataParallel anew, so that what was unfrozen is synchronised.
 
     DDP registers its gradient hooks for the parameters that need a gradient when it wraps; those unfrozen later
     are silently left out.
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
-        strategy.model = cast(L.LightningModule, task)
+        strategy.model = module
         strategy.configure_ddp()
 
 
-def _early_stopping_schedule(schedule: FreezeSchedule, rule: Plateau | None) -> FreezeSchedule | None:
+def _early_stopping_schedule(schedule: FreezeSchedule, rule: Plateau) -> FreezeSchedule:
     """Early stopping is the schedule of one phase that spans the run: the same replay decides both."""
-    if rule is None:
-        return None
     rates = (0.0,) * (len(schedule.stage_names) + 1)
     phase = Phase("run", stages=(), rates=rates, epochs=schedule.max_epochs, until=rule)
     return FreezeSchedule((phase,), schedule.stage_names)

@@ -116,8 +116,8 @@ def _adaptable(stage: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in stage.named_modules():
         if isinstance(module, nn.MultiheadAttention) or getattr(module, "weights_are_read", False):
             hidden.append(f"{name}.")
-        if any(name.startswith(prefix) for prefix in hidden):
-            continue
+        if any(f"{name}.".startswith(prefix) for prefix in hidden) or not any(True for _ in module.parameters()):
+            continue  # without parameters: a layer that another stage holds
         if called is not None and not any(name == target or name.startswith(f"{target}.") for target in called):
             continue
         if _linear(module) or _plain_convolution(module):

@@ -1,8 +1,8 @@
-"""Optimizers by name over the fixed parameter groups."""
+"""Optimizers by name; what decays and what does not are its two groups, which the freeze schedule splits by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import OptimizerConfig
-from tlresearch.finetuning.param_groups import build_groups
+from tlresearch.finetuning.param_groups import is_norm
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -30,7 +30,7 @@ FUSED = {"sgd", "adam", "adamw", "adagrad"}
 def build_optimizer(
     config: OptimizerConfig, backbone: StagedBackbone, head: nn.Module, *, fused: bool = True
 ) -> Optimizer:
-    """Makes the optimizer with one group per stage and decay split; the freeze schedule sets the rates.
+    """Makes the optimizer over every parameter; the freeze schedule splits its groups by stage and sets the rates.
 
     Args:
         config: The experiment's optimizer section.
@@ -39,7 +39,12 @@ def build_optimizer(
         fused: Whether one kernel may update all parameters. A fused step unscales 16-bit gradients itself, which
             does not go with clipping them.
     """
-    groups = build_groups(backbone, head, decay_norm_and_bias=config.decay_norm_and_bias)
+    exempt = set() if config.decay_norm_and_bias else {id(p) for p in _norms_and_biases(backbone, head)}
+    weights = list(dict.fromkeys((*backbone.parameters(), *head.parameters())))
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in weights if id(p) not in exempt], "name": "", "decays": True},
+        {"params": [p for p in weights if id(p) in exempt], "name": "no_decay", "decays": False},
+    ]
     given: dict[str, Any] = {
         "momentum": config.momentum,
         "nesterov": config.nesterov or None,
@@ -49,5 +54,11 @@ def build_optimizer(
     arguments = {name: value for name, value in given.items() if value is not None}
     if fused and config.name in FUSED:
         arguments["fused"] = True
-    # `lr` of the groups is 0 until the first phase writes it; some optimizers refuse 0 as a default.
-    return OPTIMIZERS[config.name](groups, lr=config.lr, **arguments)
+    return OPTIMIZERS[config.name]([group for group in groups if group["params"]], lr=config.lr, **arguments)
+
+
+def _norms_and_biases(*modules: nn.Module) -> Iterator[nn.Parameter]:
+    for layer in (layer for module in modules for layer in module.modules()):
+        for name, parameter in layer.named_parameters(recurse=False):
+            if is_norm(layer) or name.endswith("bias"):
+                yield parameter

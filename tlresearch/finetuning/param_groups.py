@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import ConfigError
+from tlresearch.finetuning.parts import HEAD, Parts
 from tlresearch.finetuning.schedule import Phase
 from tlresearch.finetuning.sharding import whole
 
@@ -25,58 +25,89 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORM_TYPES) or type(module).__name__.endswith(("Norm", "Norm2d", "RMSNorm", "NormAct"))
 
 
-def parts(backbone: StagedBackbone, head: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The stages by name and, last, the head: what groups, rates and schedules are counted over."""
-    return [*backbone.named_stages(), ("head", head)]
-
-
-def build_groups(backbone: StagedBackbone, head: nn.Module, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Makes one optimizer group per stage and decay split; every parameter is in exactly one.
+def regroup(optimizer: Optimizer, parts: Parts, module: nn.Module) -> list[dict[str, Any]]:
+    """Splits each group of an optimizer by stage, in place; every parameter is in exactly one group from then on.
 
     Frozen parameters are in it too: they have no gradient, so the optimizer passes them by. Unfreezing them adds
     no group, and their moments live as long as the run.
 
     Args:
-        backbone: The staged backbone.
-        head: The head.
-        decay_norm_and_bias: Whether norm weights and biases decay like the rest.
+        optimizer: An optimizer that has made no step yet.
+        parts: The stages and the head.
+        module: The module they are of.
 
     Returns:
-        Groups with ``params``, ``name``, ``stage`` (number; the head is the number of stages), ``decays``,
-        ``lr`` and ``weight_decay`` (both set by the phases).
+        The groups as they were, without their parameters. The new ones keep all settings of theirs, and have a
+        ``name``, a ``stage`` (number; the head is the number of stages, -1 is what no phase trains), ``origin``
+        (number of the group they were part of) and ``decays``.
 
     Raises:
-        ConfigError: If a parameter is shared between stages.
+        ConfigError: If a parameter is in two stages, in no group, or of another module.
     """
-    groups: list[dict[str, Any]] = []
-    owner: dict[int, str] = {}
-    for stage, (name, module) in enumerate(parts(backbone, head)):
-        split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        exempt = set() if decay_norm_and_bias else {id(p) for p in _norms_and_biases(module)}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    stages = _stage_numbers(parts, names)
+    origins: dict[int, int] = {}
+    originals = optimizer.param_groups[:]
+    problems = []
+    for origin, group in enumerate(originals):
+        origins |= {id(parameter): origin for parameter in group["params"]}
+    strangers = sum(identity not in names for identity in origins)
+    if strangers:
+        problems.append(
+            f"configure_optimizers: {strangers} parameters of the optimizer are of no submodule of "
+            f"{type(module).__name__}; make what they belong to an attribute of it"
+        )
+    lacking = [names[identity] for identity in stages if identity not in origins and identity not in parts.fixed]
+    if lacking:
+        problems.append(
+            f"configure_optimizers: the optimizer lacks {_listing(lacking)}; give it all parameters of the module "
+            "(self.parameters()), the schedule says which are trained when"
+        )
+    if problems:
+        raise ConfigError(problems, f"FreezeSchedule on {type(module).__name__}")
+    groups = []
+    for stage, part in [*enumerate(parts.names), (-1, "untrained")]:
+        for origin, group in enumerate(originals):
+            parameters = [parameter for parameter in group["params"] if stages.get(id(parameter), -1) == stage]
+            if not parameters:
+                continue
+            settings = {key: _own_copy(value) for key, value in group.items() if key not in ("params", "param_names")}
+            own_name = group.get("name", str(origin) if origin else "")
+            settings |= {"name": f"{part}/{own_name}" if own_name else part, "stage": stage, "origin": origin}
+            settings.setdefault("decays", len(originals) == 1 or bool(group.get("weight_decay")))
+            groups.append({"params": parameters, **settings})
+    optimizer.param_groups[:] = groups
+    return [{**group, "params": []} for group in originals]
+
+
+def _stage_numbers(parts: Parts, names: Mapping[int, str]) -> dict[int, int]:
+    """Number of the stage of each parameter, by its identity."""
+    stages: dict[int, int] = {}
+    problems = []
+    for stage, (part, module) in enumerate(parts):
         for parameter_name, parameter in module.named_parameters():
-            if id(parameter) in owner:
-                raise ConfigError(
-                    [f"backbone: '{parameter_name}' is in the stages {owner[id(parameter)]} and {name}"],
-                    "groups",
+            before = stages.setdefault(id(parameter), stage)
+            if before != stage:
+                name = names.get(id(parameter), parameter_name)
+                problems.append(
+                    f"'{name}' is in the stages {parts.names[before]} and {part}; "
+                    "what shares weights belongs to one stage"
                 )
-            owner[id(parameter)] = name
-            split[id(parameter) not in exempt].append(parameter)
-        for decays, parameters in split.items():
-            if parameters:
-                groups.append(
-                    {
-                        "params": parameters,
-                        "name": name if decays else f"{name}/no_decay",
-                        "stage": stage,
-                        "decays": decays,
-                        "lr": 0.0,
-                        "weight_decay": 0.0,
-                    }
-                )
-    return groups
+    if problems:
+        raise ConfigError(problems, "stages")
+    return stages
 
 
-def apply_phase(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> int:
+def _own_copy(value: Any) -> Any:
+    """A rate may be a tensor, which must not be shared between groups."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def apply_phase(phase: Phase, parts: Parts) -> int:
     """Sets ``requires_grad`` of every parameter as the phase says, and nothing else.
 
     Returns:
@@ -87,18 +118,18 @@ def apply_phase(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> int:
     """
     matched: set[str] = set()
     trained = 0
-    everything = parts(backbone, head)
-    for stage, (_, module) in enumerate(everything):
-        is_head = stage == len(everything) - 1
+    for stage, (name, module) in enumerate(parts):
+        is_head = name == HEAD
         chosen = None if is_head or not phase.patterns else _matching(module, phase.patterns, matched)
         for parameter in module.parameters():
-            parameter.requires_grad_(phase.trains(stage) and (chosen is None or id(parameter) in chosen))
+            chooses = chosen is None or id(parameter) in chosen
+            parameter.requires_grad_(phase.trains(stage) and chooses and id(parameter) not in parts.fixed)
             trained += parameter.numel() * parameter.requires_grad
             if not parameter.requires_grad:
                 parameter.grad = None  # a gradient left over would still move it
     for pattern in phase.patterns:
         if pattern not in matched:
-            examples = ", ".join(list(backbone.original_state_dict())[:3])
+            examples = ", ".join([key for module in parts.modules[:-1] for key, _ in module.named_parameters()][:3])
             raise ConfigError(
                 [f"freeze: phase '{phase.name}': no parameter matches '{pattern}'; names look like {examples}"],
                 "freeze",
@@ -106,14 +137,14 @@ def apply_phase(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> int:
     return trained
 
 
-def apply_modes(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> None:
+def apply_modes(phase: Phase, parts: Parts) -> None:
     """Sets train and eval mode for a training epoch of the phase.
 
     A stage without a trained parameter is frozen: it runs in eval mode, so that its dropout and stochastic depth
     are off and its norm statistics are used and kept. `frozen_norm: train` lets norm layers alone follow the
     batches. ``requires_grad=False`` would do none of this.
     """
-    for _, module in parts(backbone, head):
+    for _, module in parts:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
         frozen = frozen and any(True for _ in module.parameters())
         module.train(not frozen)
@@ -127,13 +158,44 @@ def apply_modes(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> None
                 weights = list(layer.parameters(recurse=False))
                 if is_norm(layer) and weights and not any(weight.requires_grad for weight in weights):
                     layer.eval()
+    for module, container in parts.followers:
+        module.training = any(parameter.requires_grad for parameter in container.parameters())
 
 
-def apply_rates(optimizer: Optimizer, rates: Sequence[float], weight_decay: float) -> None:
-    """Writes the rate of each stage and the weight decay into the groups."""
+def apply_rates(
+    optimizer: Optimizer, rates: Sequence[float], weight_decay: float | None, own: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes the rate of each stage and the weight decay into the groups.
+
+    Args:
+        optimizer: The optimizer, after `regroup`.
+        rates: Rate of each stage and, last, of the head; factors on the rates of `own` where that is given.
+        weight_decay: Weight decay of what decays; ``None`` leaves every group its own.
+        own: The groups as the module's scheduler has them now; what else it moves (momentum) is taken over.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rates[group["stage"]]
-        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        if group["stage"] < 0:
+            continue
+        rate = rates[group["stage"]]
+        if own:
+            moved = own[group["origin"]]
+            rate *= float(moved["lr"])
+            group.update({key: moved[key] for key in ("momentum", "betas") if key in moved})
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        if weight_decay is not None and "weight_decay" in group:
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def stage_rates(optimizer: Optimizer, count: int) -> tuple[float, ...]:
+    """The highest rate of each stage and, last, of the head, as it stands in the groups."""
+    rates = [0.0] * count
+    for group in optimizer.param_groups:
+        if group["stage"] >= 0:
+            rates[group["stage"]] = max(rates[group["stage"]], float(group["lr"]))
+    return tuple(rates)
 
 
 def reset_state(optimizer: Optimizer) -> None:
@@ -141,19 +203,19 @@ def reset_state(optimizer: Optimizer) -> None:
     optimizer.state.clear()
 
 
-def synchronise_buffers(backbone: StagedBackbone, head: nn.Module) -> None:
+def synchronise_buffers(parts: Parts) -> None:
     """Gives every rank the buffers of the first: each has taken its own last batch into its norm statistics."""
-    for _, module in parts(backbone, head):
+    for _, module in parts:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
 
 
-def frozen_tensors(phase: Phase, backbone: StagedBackbone, head: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def frozen_tensors(phase: Phase, parts: Parts) -> Iterator[tuple[str, Tensor]]:
     """Yields what must not change during the phase: frozen parameters, and the buffers of frozen layers.
 
     Buffers of norm layers are left out where `frozen_norm: train` lets them move.
     """
-    for name, module in parts(backbone, head):
+    for name, module in parts:
         for layer_name, layer in module.named_modules():
             weights = list(layer.parameters(recurse=False))
             for key, parameter in layer.named_parameters(recurse=False):
@@ -192,10 +254,3 @@ def _matching(module: nn.Module, patterns: Sequence[str], matched: set[str]) -> 
                 matched.add(pattern)
                 chosen.add(id(parameter))
     return chosen
-
-
-def _norms_and_biases(module: nn.Module) -> Iterator[nn.Parameter]:
-    for layer in module.modules():
-        for name, parameter in layer.named_parameters(recurse=False):
-            if is_norm(layer) or name.endswith("bias"):
-                yield parameter

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torchvision.ops import StochasticDepth
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.weights import load_tensors
 from tlresearch.base.errors import ConfigError
 
 
@@ -120,12 +121,12 @@ class WeightAverage(L.Callback):
         """Puts the average in place for evaluation."""
         if trainer.state.fn == TrainerFn.FITTING:  # not `trainer.training`, which is false while it validates
             self._trained = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
-            pl_module.load_state_dict(self.average, strict=False)
+            load_tensors(pl_module, self.average, "the average of the weights", required=())  # what is frozen has none
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the trained weights back."""
         if self._trained:
-            pl_module.load_state_dict(self._trained, strict=False)
+            load_tensors(pl_module, self._trained, "the trained weights", required=())
             self._trained = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -12,14 +11,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import lightning as L
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
+from tlresearch.base.files import take_lock, write
 from tlresearch.base.paths import home
 from tlresearch.base.ranks import is_leader
 
@@ -48,32 +49,24 @@ class RunFolder:
     def __init__(self, identity: str) -> None:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.path = home() / "unfinished" / key
-        self._lock: TextIO | None = None
+        self._lock: FileLock | None = None
         if not is_leader():
             self.path = Path(os.environ.get(SHARED, self.path))
             return
-        try:
-            self._lock = self._take()
-        except BlockingIOError:
+        self._lock = self._take()
+        if self._lock is None:
             self.path = self.path.with_name(f"{key}-{os.getpid()}")
             self._lock = self._take()
         os.environ[SHARED] = str(self.path)  # the ranks that Lightning starts inherit it
 
-    def _take(self) -> TextIO:
+    def _take(self) -> FileLock | None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a")
+            return take_lock(self.path / "lock", 0)
         except OSError as error:
             raise UserError(
                 f"TLRESEARCH_HOME: {self.path} cannot be written ({error.strerror}); "
                 "free space there, or set TLRESEARCH_HOME to another folder"
             ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise
-        return lock
 
     @property
     def checkpoint(self) -> Path:
@@ -91,7 +84,7 @@ class RunFolder:
     def write(self, **content: Any) -> None:
         """Adds to what the next start finds: the MLflow run, what it was computed from and how."""
         if self._lock is not None:
-            replace(self.path / "run.json", json.dumps(self.read() | content).encode())
+            write(self.path / "run.json", json.dumps(self.read() | content))
 
     def forget(self) -> None:
         """Drops a checkpoint that must not be gone on with."""
@@ -104,7 +97,8 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets the folder go; without an error it is removed, since the run has ended and MLflow holds its result."""
         if self._lock is not None:
-            self._lock.close()
+            os.environ.pop(SHARED, None)
+            self._lock.release()
             if kind is None:
                 shutil.rmtree(self.path, ignore_errors=True)
 
@@ -161,7 +155,7 @@ class SealedCheckpoints(TorchCheckpointIO):
         content = buffer.getbuffer()
         content[-2:] = DIGEST.to_bytes(2, "little")  # how long the comment is
         try:
-            replace(Path(path), content, hashlib.sha256(content).hexdigest().encode())
+            write(Path(path), content, hashlib.sha256(content).hexdigest())
         except OSError as error:
             if not self._said:
                 self._said = True
@@ -186,24 +180,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # whatever damage leads to
         # Torch's own advice would be to unpickle it.
-        reason = "it holds more than tensors" if "weights_only" in str(error) else str(error).partition("\n")[0]
+        reason = "it holds more than tensors" if "weights_only" in str(error) else first_line(error)
         log.warning("the checkpoint %s is damaged (%s): the run starts from the beginning", path, reason)
         return None
-
-
-def replace(path: Path, *content: bytes | memoryview) -> None:
-    """Writes a file in one step: readers see the old content or the new, never a part, even after a power failure.
-
-    Raises:
-        OSError: If it cannot be written; nothing is left then.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -45,7 +45,7 @@ class Phase:
         head: Whether the head is trained.
         epochs: Length in epochs; the longest length where `until` is given.
         rates: Base rate of each stage and, last, of the head, whether trained or not.
-        weight_decay: Weight decay of everything that decays.
+        weight_decay: Weight decay of everything that decays; ``None`` leaves every parameter group its own.
         until: Ends the phase early.
         at_end: Weights handed to the next phase: the last, or the best so far.
         warmup_epochs: Length of the linear warm-up in epochs.
@@ -60,7 +60,7 @@ class Phase:
     epochs: int
     patterns: tuple[str, ...] = ()
     head: bool = True
-    weight_decay: float = 0.0
+    weight_decay: float | None = 0.0
     until: Plateau | None = None
     at_end: Literal["keep", "restore_best"] = "keep"
     warmup_epochs: float = 0.0

@@ -191,8 +191,13 @@ class Modality(ABC):
     def restored(self, description: Mapping[str, Any]) -> Self:
         """Returns the same with the fields of a description, which has lists for tuples as JSON has."""
         known = {field.name for field in fields(self)}  # type: ignore[arg-type]
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items() if k in known}
+        values = {key: _tuples(value) for key, value in description.items() if key in known}
         return replace(self, **values)  # type: ignore[type-var]
+
+
+def _tuples(value: Any) -> Any:
+    """A value from JSON, with a tuple for each list, however deep."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 Kind = TypeVar("Kind", bound=Modality)

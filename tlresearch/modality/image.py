@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import DataError, UserError, nearest
-from tlresearch.data.decoding import decode, to_channels
+from tlresearch.data.decoding import Orientation, decode, to_channels
+from tlresearch.data.dicom import Window
 from tlresearch.data.values import Value
 from tlresearch.modality.base import Front, Modality, RawInput
 
@@ -27,6 +30,20 @@ IGNORE = 255
 """Class number of pixels that count neither in the loss nor in a metric."""
 COLOURS = 20
 """Classes that have a colour of their own; further ones begin anew."""
+_FURTHER = (".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".tga", ".dib")
+"""Endings of still pictures that are read where Pillow can; ``.heic`` if the package pillow-heif is there."""
+
+
+def _readable() -> tuple[str, ...]:
+    with contextlib.suppress(ImportError):  # a plug-in that nobody has to have
+        importlib.import_module("pillow_heif").register_heif_opener()
+    known = Image.registered_extensions()
+    return tuple(ending for ending in _FURTHER if ending in known)
+
+
+EXTENSIONS = (*IMG_EXTENSIONS, *_readable(), ".dcm", ".dicom")
+"""Endings of files that hold one image, in small letters. Not ``.gif``: sites answer with one for a lost photo."""
+_LONGEST = 64  # times the shorter side of a picture that is resized by it; photos and panoramas have up to 10
 _ARRAY = b"\x93NUMPY"
 """How a ``.npy`` file begins."""
 _STRENGTH = 0.5  # of a colour that is laid over an image
@@ -50,6 +67,8 @@ class Preprocessing(Modality):
         antialias: Whether resizing filters before it samples.
         fit: How an image gets square: ``crop`` cuts what the resized image has too much, ``stretch`` changes its
             proportions, ``letterbox`` resizes it to fit in and fills up with the mean colour on the right and below.
+        orientation: How a file's pixels are turned: ``exif`` as every viewer shows them, ``stored`` not at all.
+        windows: Intensities shown of files with more than 8 bits: none for the file's own, one, or one per channel.
     """
 
     crop: int | None
@@ -59,6 +78,8 @@ class Preprocessing(Modality):
     interpolation: str = "bilinear"
     antialias: bool = True
     fit: Literal["crop", "stretch", "letterbox"] = "crop"
+    orientation: Orientation = "exif"
+    windows: tuple[Window, ...] = ()
 
     sample = "image"
 
@@ -75,7 +96,7 @@ class Preprocessing(Modality):
     @property
     def raw(self) -> RawImages:
         """Image files and arrays."""
-        return RawImages(self.channels)
+        return RawImages(self.channels, self.windows, self.orientation)
 
     def prepare(self, sample: Tensor) -> Value:
         """Turns an image uint8 ``(C, H, W)`` into the network's input; see `Evaluation`."""
@@ -112,18 +133,22 @@ class RawImages(RawInput):
 
     Args:
         channels: Channels of the network's input.
+        windows: See `Preprocessing.windows`.
+        orientation: See `Preprocessing.orientation`.
     """
 
-    name, column, suffixes, dims = "image", "image", (*IMG_EXTENSIONS, ".npy"), (2, 3)
+    name, column, suffixes, dims = "image", "image", (*EXTENSIONS, ".npy"), (2, 3)
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, windows: Sequence[Window] = (), orientation: Orientation = "exif") -> None:
         self.channels = channels
+        self.windows = windows
+        self.orientation = orientation
 
     def decode(self, content: bytes) -> Tensor:
         """Decodes an image file as training does, or an array ``(H, W)`` or ``(H, W, C)`` in a ``.npy`` file."""
         if content.startswith(_ARRAY):
             return self.value(np.load(io.BytesIO(content), allow_pickle=False))
-        return decode(content, self.channels)
+        return decode(content, self.channels, self.windows, self.orientation)
 
     def value(self, given: Any) -> Tensor:
         """Takes an array uint8 ``(H, W)`` or ``(H, W, C)``."""
@@ -195,7 +220,7 @@ def framed(
     """
     if wanted.crop is None or wanted.fit == "crop":
         if wanted.resize is not None:
-            image = F.resize(image, [wanted.resize], interpolation, antialias=antialias)
+            image = F.resize(_without_ends(image), [wanted.resize], interpolation, antialias=antialias)
         return image if wanted.crop is None else F.center_crop(image, [wanted.crop, wanted.crop])
     height, width = inner_size(wanted, image.shape[-2], image.shape[-1])
     image = F.resize(image, [height, width], interpolation, antialias=antialias)
@@ -204,6 +229,17 @@ def framed(
     whole = fill.view(-1, 1, 1).repeat(1, wanted.crop, wanted.crop).expand(*image.shape[:-2], -1, -1).clone()
     whole[..., :height, :width] = image
     return whole
+
+
+def _without_ends(image: Tensor) -> Tensor:
+    """Cuts the ends off a sliver: of a failed crop of 1 x 6000 pixels, resizing would make 256 x 1536000.
+
+    The centre crop that follows sees none of them.
+    """
+    height, width = image.shape[-2:]
+    longest = _LONGEST * min(height, width)
+    top, left = (max(0, side - longest) // 2 for side in (height, width))
+    return image[..., top : height - top, left : width - left]
 
 
 def framed_mask(mask: Tensor, wanted: Preprocessing) -> Tensor:

@@ -21,8 +21,11 @@ from tlresearch.base.errors import MissingExtraError
 from tlresearch.data.values import Value
 from tlresearch.modality.base import Front, Modality, RawInput
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
-"""Endings of the files that are sounds."""
+EXTENSIONS = (
+    *(".wav", ".wave", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
+)
+"""Endings of sounds that libsndfile reads, in small letters; ``.m4a`` and ``.wma`` it does not."""
 SLOWEST, FASTEST = 1000, 400_000
 """Samples per second that a sound may have: with other rates resampling would take all memory, or forever."""
 LONGEST = 2**28

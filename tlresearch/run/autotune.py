@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import itertools
 import json
@@ -15,16 +14,16 @@ from dataclasses import dataclass
 
 import torch
 
+from tlresearch.activations.code import code_of
 from tlresearch.activations.inference import Inference, arranged, autocast, frozen
-from tlresearch.activations.plan import code_of
 from tlresearch.backbones.base import evaluating
+from tlresearch.base.files import locked, write
 from tlresearch.base.paths import home
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, SampleKey
-from tlresearch.data.loading import collate
 from tlresearch.data.values import to_device
 from tlresearch.finetuning.param_groups import apply_modes, apply_phase
-from tlresearch.finetuning.resume import replace
+from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase
 from tlresearch.tasks.base import Task
 
@@ -144,9 +143,7 @@ class _Bench:
         ]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
         file = home() / "cache" / "timings" / f"{key}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that time at once would time each other
+        with locked(file.with_suffix(".lock")):  # two processes that time at once would time each other
             try:
                 known = {tuple(way.split()): float(value) for way, value in json.loads(file.read_text()).items()}
             except (OSError, ValueError):
@@ -154,7 +151,7 @@ class _Bench:
             if not set(ways) <= known.keys():
                 with torch.random.fork_rng(), evaluating(self._task):
                     known |= _time_all({way: measure(way) for way in ways}, self._device)
-                replace(file, json.dumps({" ".join(way): value for way, value in known.items()}).encode())
+                write(file, json.dumps({" ".join(way): value for way, value in known.items()}))
         return {way: known[way] for way in ways}
 
     def step(self, phase: Phase) -> Callable[[Way], Callable[[], None]]:
@@ -164,8 +161,9 @@ class _Bench:
             precision, memory_format = way
             batch = self._batch(phase.boundary)
             task = copy.deepcopy(self._task).to(self._device)
-            apply_phase(phase, task.backbone, task.head)
-            apply_modes(phase, task.backbone, task.head)
+            parts = staged_parts(task.backbone, task.head)
+            apply_phase(phase, parts)
+            apply_modes(phase, parts)
             if memory_format == "channels_last":
                 task.backbone.to(memory_format=torch.channels_last)
 
@@ -194,7 +192,7 @@ class _Bench:
         if boundary not in self._batches:
             split = self._data.splits["train"]
             keys = [SampleKey(index, 0) for index in range(min(self._samples, len(split)))]
-            batch = to_device(collate([split[key] for key in keys]), self._device)
+            batch = to_device(split.__getitems__(keys), self._device)
             with torch.no_grad(), evaluating(self._task.backbone):
                 inputs = self._task.backbone.to(self._device)(batch.inputs, stop=boundary)
             self._batches[boundary] = Batch(inputs, batch.targets, batch.indices, boundary)

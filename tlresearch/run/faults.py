@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from tlresearch.base.errors import RunFailedError, UserError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.resume import RunFolder
-from tlresearch.run import training
+from tlresearch.run.training import BatchWatch, settle
 from tlresearch.tracking.run import Run
 
 OUT_OF_MEMORY = "tlresearch.out_of_memory"
@@ -22,9 +22,6 @@ OUT_OF_MEMORY = "tlresearch.out_of_memory"
 
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
 _LOADER = re.compile(r"DataLoader worker \(pid\(?s?\)?,? ?[\d, ]+\) (?P<end>[^\n]*)")
-_TRAINING = {"training_step", "optimizer_step"}
-_EVALUATION = {"validation_step", "test_step", "enter"}
-"""Functions that are under way when memory runs out: Lightning's, and that of frozen stages which run ahead."""
 _IN_WORKER = "in DataLoader worker process"
 
 
@@ -37,10 +34,13 @@ class SmallerBatchError(OutOfMemoryError):
 
 
 @contextlib.contextmanager
-def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[None]:
+def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[BatchWatch]:
     """Turns what ends a run from outside into an error that says what helps.
 
     With ``trainer.on_oom: halve`` the run folder keeps a smaller batch size for the next start, and the run a tag.
+
+    Yields:
+        Whoever computes batches tells it which.
 
     Raises:
         SmallerBatchError: If the run can go on with smaller batches.
@@ -48,8 +48,9 @@ def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[Non
         RunFailedError: If a loader process died.
         UserError: What a loader process found wrong.
     """
+    watch = BatchWatch()
     try:
-        yield
+        yield watch
     except UserError as error:
         if _IN_WORKER not in str(error):
             raise
@@ -57,7 +58,7 @@ def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[Non
         raise UserError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
     except Exception as error:
         if out_of_memory(error):
-            raise _smaller(error, config, folder, run) from error
+            raise _smaller(watch, config, folder, run) from error
         end = _loader_end(error)
         if end is None:
             raise
@@ -113,14 +114,13 @@ def halved(config: ExperimentConfig, *, training: bool = True, evaluation: bool 
     return smaller
 
 
-def _smaller(error: BaseException, config: ExperimentConfig, folder: RunFolder, run: Run) -> OutOfMemoryError:
-    config = training.settle(config, folder.read().get("settings", {}))
-    calls = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    evaluating = bool(calls & _EVALUATION)
+def _smaller(watch: BatchWatch, config: ExperimentConfig, folder: RunFolder, run: Run) -> OutOfMemoryError:
+    config = settle(config, folder.read().get("settings", {}))
+    evaluating = watch.batches == "evaluation"
     key = "data.eval_batch_size" if evaluating else "data.batch_size"
     now = f"{key}={config.data.eval_batch_size if evaluating else config.data.batch_size}"
     halve = config.trainer.on_oom == "halve"
-    smaller = halved(config, training=not evaluating, evaluation=not calls & _TRAINING) if halve else {}
+    smaller = halved(config, training=not evaluating, evaluation=watch.batches != "training") if halve else {}
     if not smaller:
         cure = "lower it" if halve or evaluating else "lower it and raise trainer.accumulate as much"
         other = "" if halve else f" (trainer.on_oom=halve does {'it' if evaluating else 'both'})"

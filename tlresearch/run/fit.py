@@ -5,31 +5,33 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.describe import check_size
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data
-from tlresearch.data.build import build_data
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
-from tlresearch.run import faults, results, training
-from tlresearch.run.autotune import tune
+from tlresearch.run import faults, process, results, training
+from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
+from tlresearch.run.shared import Shared
+from tlresearch.run.summary import run_page
+from tlresearch.run.training import Built, Training
 from tlresearch.shift.evaluate import evaluate_shift, log_shift
 from tlresearch.shift.sets import build_sets
+from tlresearch.show.page import Page, Shown
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, directed, needed_end
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What a run came to.
 
     Attributes:
@@ -67,30 +69,38 @@ class RunResult:
     config: str
     task: Task
 
+    @property
+    def page(self) -> Page:
+        """Metrics of the selected epoch, split by split."""
+        ended = f"{self.status}, epoch {self.epoch + 1} of {len(self.history)}, {self.seconds:.1f} s"
+        return run_page(f"{self.name}: {ended}", self.metrics, self.run_id)
+
 
 @dataclass(frozen=True)
-class Trial:
-    """What makes a run part of a study, or the repetition of an earlier run.
+class Role:
+    """What a run is for: a trial or final run of a study, a seed of a group, the repetition of an earlier run.
 
     Attributes:
-        parent: MLflow run of the study; ``None`` for a run of its own.
         name: Name of the run.
-        tags: Tags that say which trial it is.
+        parent: MLflow run of the study or group; ``None`` for a run of its own.
+        tags: Tags that say which member of the study or group it is.
         listener: Told of each epoch; raises `RunPrunedError` to prune the run.
         ended: Told of the result before the end of the run is recorded.
-        test: Whether the test split is evaluated: never while a study still selects.
+        test: Whether the test split and further test sets are evaluated: never while a study still selects.
         repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
         deferred: Whether nobody waits for MLflow: what the run records is shipped beside the training.
+        shared: What it has in common with other runs of this process; ``None`` shares nothing.
     """
 
-    parent: str | None
     name: str
-    tags: dict[str, str]
+    parent: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
     listener: Listener | None = None
     ended: Callable[[RunResult], None] | None = None
     test: bool = False
     repeats: str = ""
     deferred: bool = False
+    shared: Shared | None = None
 
     @property
     def identity(self) -> str:
@@ -102,7 +112,7 @@ def fit(
     experiment: str | Path | Loaded[ExperimentConfig],
     overrides: Overrides = (),
     *,
-    trial: Trial | None = None,
+    role: Role | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Runs an experiment.
@@ -112,7 +122,7 @@ def fit(
     Args:
         experiment: Name under ``experiments/``, path of a YAML file, or a loaded experiment.
         overrides: Values by full key, ``{"optimizer.lr": 1e-3}`` or ``["optimizer.lr=1e-3"]``.
-        trial: What makes the run part of a study.
+        role: What the run is for; ``None`` is a run of its own, which ends with the test.
         console: Where progress is shown; ``None`` shows none.
 
     Returns:
@@ -127,18 +137,77 @@ def fit(
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
     loaded = _pinned(loaded)
+    role = role or Role(loaded.config.name, test=True)
     while True:
         try:
-            return _fit(loaded, trial, console, began)
+            return _fit(loaded, role, console, began)
         except faults.SmallerBatchError as error:
             (console.print if console else log.warning)(f"  {error}")
             faults.release(error)  # and the run goes on from its checkpoint
 
 
-def discard(experiment: Loaded[ExperimentConfig], trial: Trial) -> None:
+def discard(experiment: Loaded[ExperimentConfig], role: Role) -> None:
     """Removes the checkpoint of a run that failed and will not be tried again."""
-    with _run_folder(_pinned(experiment), trial):
+    with _run_folder(_pinned(experiment), role):
         pass  # a folder that is left without an error is removed
+
+
+def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, began: float) -> RunResult:
+    """Runs an experiment once, or goes on with the run that a killed process left."""
+    config = directed(loaded.config)
+    with (  # the folder goes last: a run that is killed before MLflow has its end is found again
+        _run_folder(loaded, role) as folder,
+        _open_run(loaded, role, folder) as tracked,
+        process.prepared(config),
+        faults.named(config, folder, tracked) as watch,
+        others(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
+    ):
+        _record_beginning(tracked, loaded, role, folder)
+        built = _build(config, role)
+        resumed = _resume(folder, tracked, built)
+        config, tuned = _tune(config, built, folder)
+        _add_teacher(config, built, tracked)
+
+        progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
+        listeners = (results.EpochLog(tracked, built.backbone.stage_names), progress, role.listener)
+        how = training.prepare(
+            config,
+            built,
+            folder,
+            listeners=[listener for listener in listeners if listener],
+            watch=watch,
+            callbacks=[progress] if progress else [],
+            before_checkpoint=tracked.flush,
+            say=progress.note if progress else log.info,
+            ours=ranks.started_here,
+        )
+        if not resumed:
+            results.log_computation(tracked, training.computation(how.trainer, tuned.settings()), tuned)
+        ranks.meet()
+
+        pruned = _train(how, built, folder, tracked)
+        metrics, epoch = training.selected(how.plan)
+        if not pruned:
+            metrics |= _evaluate(how, built, role, tracked)
+            if is_leader():
+                results.log_outcome(tracked, how, built, metrics, epoch)
+            # Only now: an evaluation on a further set replaces the predictions that figures are drawn from.
+            metrics |= _evaluate_further(how, built, tracked, metrics, epoch)
+        result = RunResult(
+            run_id=tracked.run_id,
+            name=tracked.name,
+            status="pruned" if pruned else "finished",
+            metrics=metrics,
+            history=how.plan.history,
+            epoch=epoch,
+            seconds=time.monotonic() - began,
+            url=tracked.url,
+            config=loaded.recorded,
+            task=built.task,
+        )
+        if role.ended is not None:
+            role.ended(result)
+    return result
 
 
 def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
@@ -146,131 +215,135 @@ def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     return distillation.pin_teacher(results.pin_checkpoint(loaded))
 
 
-def _run_folder(loaded: Loaded[ExperimentConfig], trial: Trial | None) -> RunFolder:
-    return RunFolder(f"{loaded.recorded}\n{trial.identity if trial else ''}")
+def _run_folder(loaded: Loaded[ExperimentConfig], role: Role) -> RunFolder:
+    return RunFolder(f"{loaded.recorded}\n{role.identity}")
 
 
-def _fit(loaded: Loaded[ExperimentConfig], trial: Trial | None, console: Console | None, began: float) -> RunResult:
-    """Runs an experiment once, or goes on with the run that a killed process left."""
-    config = directed(loaded.config)
-    final = trial is None or trial.test
-    with (  # the folder goes last: a run that is killed before MLflow has its end is found again
-        _run_folder(loaded, trial) as folder,
-        _open_run(loaded, trial, folder) as tracked,
-        faults.named(config, folder, tracked),
-        others(config.trainer.devices, {"experiment": loaded.recorded, "final": final}) as ranks,
-    ):
-        if is_leader():
-            if not folder.checkpoint.exists():
-                results.log_provenance(tracked, loaded.recorded, sys.argv)  # before anything can fail
-            if isinstance(tracked, JournalRun) and (trial is None or trial.parent is None):
-                results.save_run_view(tracked)
-        training.prepare_process(config)
-        backbone = build_with_lineage(config.backbone, partial(results.fetch, config.tracking), needed_end(config.task))
-        data = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
-        shifts = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if final else ()
-        schedule = build_schedule(config, backbone.stage_names)
-        backbone.recomputing = config.trainer.gradient_checkpointing
-        if config.regularize.stochastic_depth is not None:
-            set_stochastic_depth(backbone, config.regularize.stochastic_depth)
-        if schedule.adapters:
-            lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
-        task = build_task(config, backbone, data, schedule)
-        remembered = _remembered(folder, tracked, data, backbone)
-        goes_on = folder.checkpoint.exists()
-        if not goes_on:  # else it has been recorded: nothing is unrecorded when a checkpoint is written
-            results.log_inputs(tracked, data, backbone, schedule, task)
-        config = training.settle(config, remembered)
-        tuned = tune(config, task, data, schedule, training.device(config.trainer))
-        config = training.settle(config, tuned.settings())
-        folder.write(settings={**remembered, **tuned.settings()})
-        if config.task.teacher is not None:
-            task.teacher = distillation.build_teacher(config, data, partial(results.fetch, config.tracking))
-            tracked.set_tags({distillation.TEACHER: config.task.teacher})
-
-        progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
-        epoch_log = results.EpochLog(tracked, backbone.stage_names)
-        listeners = [listener for listener in (epoch_log, progress, trial and trial.listener) if listener]
-        say = progress.note if progress else log.info
-        prefix = training.build_prefix(config, data, backbone, say)
-        plan = training.build_plan(config, schedule, task, prefix, listeners)
-        trainer = training.build_trainer(config, plan, task, folder, tracked, progress, ours=ranks.started_here)
-        if not goes_on:
-            results.log_computation(tracked, training.computation(trainer, tuned.settings()), tuned)
-        pruned = ""
-        ranks.meet()
-        try:
-            training.train(trainer, task, prefix, config, folder)
-        except RunPrunedError as reason:
-            pruned = str(reason)
-            tracked.mark_pruned(pruned)
-        tracked.set_tags({"tlresearch.prefix_passes": str(prefix.passes)})
-        plan.restore_selected(task)
-        lora.merge(backbone)
-        metrics, epoch = training.selected(plan)
-        if not pruned:
-            if final and "test" in data.splits:
-                results.count_test(tracked)
-                metrics |= training.evaluate_test(trainer, task, prefix, config)
-            elif config.tracking.figures and epoch < len(plan.history) - 1:
-                training.look_again(trainer, task, prefix, config)
-            if is_leader():
-                results.log_outcome(tracked, config, task, data, plan, metrics, epoch)
-            last = schedule.phases[-1]
-            shifted = evaluate_shift(
-                trainer, task, config, data=data, sets=shifts, phase=last, metrics=metrics, say=say
-            )
-            if is_leader():
-                log_shift(tracked, config, shifted, metrics)
-            further = training.gaps(metrics) | {name: value for one in shifted for name, value in one.flat().items()}
-            tracked.log_metrics(further, step=epoch)
-            metrics |= further
-        result = RunResult(
-            run_id=tracked.run_id,
-            name=tracked.name,
-            status="pruned" if pruned else "finished",
-            metrics=metrics,
-            history=plan.history,
-            epoch=epoch,
-            seconds=time.monotonic() - began,
-            url=tracked.url,
-            config=loaded.recorded,
-            task=task,
-        )
-        if trial is not None and trial.ended is not None:
-            trial.ended(result)
-    return result
-
-
-def _open_run(loaded: Loaded[ExperimentConfig], trial: Trial | None, folder: RunFolder) -> JournalRun | SilentRun:
+def _open_run(loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder) -> JournalRun | SilentRun:
     """Opens the run, or the one a killed process left."""
     config = loaded.config
     if not is_leader():
-        return SilentRun(folder.read().get("run_id", ""), trial.name if trial else config.name)
+        return SilentRun(folder.read().get("run_id", ""), role.name)
     return open_run(
         config.tracking,
         experiment=config.tracking.experiment or config.name,
-        name=trial.name if trial else config.name,
+        name=role.name,
         params=loaded.flat(),
-        tags=trial.tags if trial else {},
+        tags=role.tags,
         description=config.description,
-        parent=trial.parent if trial else None,
+        parent=role.parent,
         run_id=folder.read().get("run_id"),
-        deferred=trial is not None and trial.deferred,
+        deferred=role.deferred,
     )
 
 
-def _remembered(folder: RunFolder, tracked: Run, data: Data, backbone: StagedBackbone) -> dict[str, str | int]:
-    """Keeps what the next start needs, and returns the settings of the last one, which a resumed run keeps.
+def _record_beginning(
+    tracked: JournalRun | SilentRun, loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder
+) -> None:
+    """Records config, code and machine, before anything can fail."""
+    if not isinstance(tracked, JournalRun):
+        return
+    if not folder.checkpoint.exists():
+        results.log_provenance(tracked, loaded.recorded, sys.argv)
+    if role.parent is None:
+        results.save_run_view(tracked)
+
+
+def _build(config: ExperimentConfig, role: Role) -> Built:
+    """Builds backbone, data, freeze schedule and task."""
+    shared, fetch = role.shared or Shared(), partial(results.fetch, config.tracking)
+    backbone = shared.backbone(config, lambda: build_with_lineage(config.backbone, fetch, needed_end(config.task)))
+    data = shared.data(config, backbone)
+    check_size(backbone, data.preprocessing)
+    sets = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if role.test else ()
+    schedule = build_schedule(config, backbone.stage_names)
+    backbone.recomputing = config.trainer.gradient_checkpointing
+    if config.regularize.stochastic_depth is not None:
+        set_stochastic_depth(backbone, config.regularize.stochastic_depth)
+    if schedule.adapters:
+        lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
+    return Built(backbone, data, schedule, build_task(config, backbone, data, schedule), sets)
+
+
+def _resume(folder: RunFolder, tracked: Run, built: Built) -> bool:
+    """Keeps what the next start of this run needs, and says whether this one goes on from a checkpoint.
 
     A checkpoint made from other data or weights is dropped.
     """
-    inputs = {"data": data.fingerprint.digest, "weights": backbone.weights.sha256}
+    inputs = {"data": built.data.fingerprint.digest, "weights": built.backbone.weights.sha256}
     before = folder.read()
     if folder.checkpoint.exists() and {key: before.get(key) for key in inputs} != inputs:
         why = "data or weights have changed since the run was interrupted" if before else f"{folder.path} is damaged"
         log.warning("%s: the run starts from the beginning", why)
         folder.forget()
     folder.write(run_id=tracked.reference, **inputs)
-    settings: dict[str, str | int] = before.get("settings", {})
-    return settings
+    resumed = folder.checkpoint.exists()
+    if not resumed:  # A checkpoint is written only after the inputs were logged.
+        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task)
+    return resumed
+
+
+def _tune(config: ExperimentConfig, built: Built, folder: RunFolder) -> tuple[ExperimentConfig, Tuned]:
+    """Replaces each ``auto`` in the config; a resumed run keeps what it began with."""
+    settings = folder.read().get("settings", {})
+    config = training.settle(config, settings)
+    tuned = tune(config, built.task, built.data, built.schedule, training.device(config.trainer))
+    folder.write(settings={**settings, **tuned.settings()})
+    return training.settle(config, tuned.settings()), tuned
+
+
+def _add_teacher(config: ExperimentConfig, built: Built, tracked: Run) -> None:
+    """Gives the task the finished run it learns from, if the config names one."""
+    if config.task.teacher is not None:
+        built.task.teacher = distillation.build_teacher(config, built.data, partial(results.fetch, config.tracking))
+        tracked.set_tags({distillation.TEACHER: config.task.teacher})
+
+
+def _train(how: Training, built: Built, folder: RunFolder, tracked: Run) -> bool:
+    """Trains, puts the selected weights in place, and says whether the run was pruned."""
+    pruned = False
+    try:
+        training.train(how, built.task, folder)
+    except RunPrunedError as reason:
+        pruned = True
+        tracked.mark_pruned(str(reason))
+    tracked.set_tags({"tlresearch.prefix_passes": str(how.prefix.passes)})
+    how.plan.restore_selected(built.task)
+    lora.merge(built.backbone)
+    return pruned
+
+
+def _evaluate(how: Training, built: Built, role: Role, tracked: Run) -> dict[str, float]:
+    """Evaluates the test split, or validation again where figures are to show the selected weights."""
+    selected_last = training.selected(how.plan)[1] == len(how.plan.history) - 1
+    with how.watch.computing("evaluation"):
+        if role.test and "test" in built.data.splits:
+            results.count_test(tracked)
+            return training.evaluate_test(how, built.task)
+        if how.config.tracking.figures and not selected_last:
+            training.evaluate_validation(how, built.task)
+    return {}
+
+
+def _evaluate_further(
+    how: Training, built: Built, tracked: Run, metrics: dict[str, float], epoch: int
+) -> dict[str, float]:
+    """Evaluates the further test sets, and records what they and the gaps come to."""
+    with how.watch.computing("evaluation"):
+        shifted = evaluate_shift(
+            how.trainer,
+            built.task,
+            how.config,
+            data=built.data,
+            sets=built.sets,
+            phase=built.schedule.phases[-1],
+            metrics=metrics,
+            say=how.say,
+        )
+    if is_leader():
+        log_shift(tracked, how.config, shifted, metrics)
+    further = training.gaps(metrics)
+    for reached in shifted:
+        further |= reached.flat()
+    tracked.log_metrics(further, step=epoch)
+    return further

@@ -23,6 +23,7 @@ from tlresearch.data.base import Data, Split
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.run.autotune import Tuned
+from tlresearch.run.training import Built, Training
 from tlresearch.serving.stored import save_predictor
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.metric_names import renamed
@@ -127,9 +128,12 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
         "tlresearch.weights_sha256": weights.sha256,
         "tlresearch.stages": ", ".join(backbone.stage_names),
         records.DIRECTIONS: json.dumps(dict(task.directions)),
+        "tlresearch.cut": backbone.way,
     }
     if weights.random_stages:
         tags["tlresearch.random_stages"] = ", ".join(weights.random_stages)
+    if weights.prefix:
+        tags["tlresearch.weights_prefix"] = weights.prefix
     if weights.source.startswith("run "):
         tags["tlresearch.parent_run"] = weights.source.removeprefix("run ")
     run.set_tags(tags)
@@ -151,6 +155,8 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
         run.log_dict(changed, records.CLASS_NAMES)
     if data.skipped:
         run.log_dict(dict(data.skipped), "data/skipped.json")
+    if data.passed:
+        run.log_dict(dict(data.passed), "data/passed_over.json")
 
 
 def log_computation(run: Run, about: Mapping[str, Any], tuned: Tuned) -> None:
@@ -194,37 +200,30 @@ class EpochLog:
         self.run.log_metrics(metrics, step=report.epoch)
 
 
-def log_outcome(
-    run: Run,
-    config: ExperimentConfig,
-    task: Task,
-    data: Data,
-    plan: FreezeScheduleCallback,
-    metrics: dict[str, float],
-    epoch: int,
-) -> None:
+def log_outcome(run: Run, how: Training, built: Built, metrics: Mapping[str, float], epoch: int) -> None:
     """Records the final metrics, figures, weights and model of a finished run."""
+    tracking, plan, task, data = how.config.tracking, how.plan, built.task, built.data
     run.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")}, step=epoch)
     run.log_metrics(
         {f"selected/{name}": value for name, value in metrics.items()} | {"selected/epoch": epoch}, step=epoch
     )
     items = task.items(data)
     # Validation was predicted in each epoch; without figures, what is left is the last one's, whichever is kept.
-    if items and (items.split == "test" or config.tracking.figures or epoch == len(plan.history) - 1):
+    if items and (items.split == "test" or tracking.figures or epoch == len(plan.history) - 1):
         run.log_text(items.text(), items.path)
-    if config.tracking.figures:
+    if tracking.figures:
         run.log_figure(schedule_figure(plan), "figures/schedule.png")
         curves = {name: [(e, row[name]) for e, row in enumerate(plan.history)] for name in plan.history[0]}
         run.log_figure(figures.learning_curves(curves, _spans(plan)), "figures/learning_curves.png")
         for path, figure in task.figures(data).items():
             run.log_figure(figure, f"figures/{path}")
-    if config.tracking.weights:
+    if tracking.weights:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(TRAINED).name
             save_file({name: _plain(tensor) for name, tensor in task.changing_state().items()}, file)
             run.log_file(file, str(Path(TRAINED).parent))
-    if config.tracking.model:
-        _log_predictor(run, config, task, data, epoch)
+    if tracking.model:
+        _log_predictor(run, how.config, task, data, epoch)
 
 
 def _log_predictor(run: Run, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:

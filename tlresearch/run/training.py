@@ -1,17 +1,16 @@
-"""Training under a freeze schedule: the process, the trainer and its callbacks, the loaders."""
+"""Training under a freeze schedule: the trainer and its callbacks, the loaders."""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from tlresearch.activations.inference import Inference
@@ -21,16 +20,14 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
-from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
 from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
-from tlresearch.run.devices.memory import keep_freed_memory
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
+from tlresearch.shift.sets import TestSet
 from tlresearch.tasks.base import Task
-from tlresearch.tracking.run import Run
 
 ONE_THREAD = 10_000_000
 """Multiply-adds of a step on stored vectors, such as a linear head's, below which one thread does it.
@@ -39,24 +36,106 @@ It is over before another thread has woken up; the other cores are left to whoev
 """
 
 
-def prepare_process(config: ExperimentConfig) -> None:
-    """Sets what holds for the whole process: quiet libraries, threads, determinism, seed."""
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    # Advice on settings we chose, and Lightning's own use of what torch has deprecated.
-    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    if device(config.trainer).type == "cpu":
-        keep_freed_memory()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    elif config.trainer.devices > 1 and device(config.trainer).type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // config.trainer.devices)))
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    # Filling new memory would cost time and only shows bugs of reading what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    seed_all(config.seed)
+@dataclass(frozen=True)
+class Built:
+    """What an experiment is made of.
+
+    Attributes:
+        backbone: The backbone, a part of the task.
+        data: The data, with the backbone's preprocessing.
+        schedule: What is trained when.
+        task: What is trained: backbone, head, loss and metrics.
+        sets: Further test sets; none unless the run ends with the test.
+    """
+
+    backbone: StagedBackbone
+    data: Data
+    schedule: FreezeSchedule
+    task: Task
+    sets: Sequence[TestSet]
+
+
+class BatchWatch(L.Callback):
+    """Knows which batches a run computes, so that memory that runs out is put down to their size.
+
+    Attributes:
+        batches: Batches of which size: ``training`` or ``evaluation``; empty while the run is set up or timed, which
+            takes both.
+    """
+
+    batches: Literal["", "training", "evaluation"] = ""
+
+    @contextlib.contextmanager
+    def computing(self, batches: Literal["training", "evaluation"]) -> Iterator[None]:
+        """Notes which batches a block computes; after an error the note stays, for whoever handles it."""
+        before, self.batches = self.batches, batches
+        yield
+        self.batches = before
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves the training batches, also in the middle of `Trainer.fit`."""
+        self.batches = "evaluation"
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Comes back to them."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.batches = "training"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it is trained.
+
+    Attributes:
+        config: The config, with what `auto` has become.
+        prefix: The data as each phase reads it, through the activation cache.
+        plan: The freeze schedule at work, with the history of metrics.
+        trainer: Lightning's trainer, which evaluates too.
+        watch: Told which batches are computed.
+        say: Told in one line what a user should know.
+    """
+
+    config: ExperimentConfig
+    prefix: FrozenPrefix
+    plan: FreezeScheduleCallback
+    trainer: L.Trainer
+    watch: BatchWatch
+    say: Callable[[str], None]
+
+
+def prepare(
+    config: ExperimentConfig,
+    built: Built,
+    folder: RunFolder,
+    *,
+    listeners: Sequence[Listener],
+    watch: BatchWatch,
+    callbacks: Sequence[L.Callback],
+    before_checkpoint: Callable[[], object],
+    say: Callable[[str], None],
+    ours: bool = True,
+) -> Training:
+    """Builds everything that training needs beside the task.
+
+    Args:
+        config: The config, with what `auto` has become.
+        built: What is trained, and on what.
+        folder: Where checkpoints are written.
+        listeners: Told of each epoch, in this order.
+        watch: Told which batches are computed.
+        callbacks: Further callbacks of the trainer, which come after the freeze schedule's.
+        before_checkpoint: Called before a checkpoint is written.
+        say: Told in one line what a user should know.
+        ours: Whether the processes of several devices were started by `processes.others`.
+    """
+    prefix = build_prefix(config, built.data, built.backbone, say)
+    plan = build_plan(config, built, prefix, listeners, watch)
+    callbacks = [watch, *callbacks]
+    if config.trainer.checkpoint_every:
+        often = config.trainer.checkpoint_every, config.trainer.checkpoint_seconds
+        callbacks = [*callbacks, EpochCheckpoint(folder.checkpoint, *often, before_checkpoint)]
+    trainer = build_trainer(config, plan, built.task, folder, callbacks, ours=ours)
+    return Training(config, prefix, plan, trainer, watch, say)
 
 
 def device(config: TrainerConfig) -> torch.device:
@@ -100,7 +179,7 @@ def no_cache(config: ExperimentConfig) -> str:
 
 
 def build_plan(
-    config: ExperimentConfig, schedule: FreezeSchedule, task: Task, prefix: FrozenPrefix, listeners: Sequence[Listener]
+    config: ExperimentConfig, built: Built, prefix: FrozenPrefix, listeners: Sequence[Listener], watch: BatchWatch
 ) -> FreezeScheduleCallback:
     """Builds the callback that runs the freeze schedule; with each phase data and threads become those of the phase."""
     options = config.trainer
@@ -109,13 +188,14 @@ def build_plan(
 
     def enter(phase: Phase) -> None:
         torch.set_num_threads(threads)
-        prefix.enter(phase)
-        trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+        with watch.computing("evaluation"):  # frozen stages run ahead, in batches of that size
+            prefix.enter(phase)
+        trained = sum(parameter.numel() for parameter in built.task.parameters() if parameter.requires_grad)
         if prefix.yields_vectors and trained * config.data.batch_size < ONE_THREAD:
             torch.set_num_threads(1)
 
     return FreezeScheduleCallback(
-        schedule,
+        built.schedule,
         seed=config.seed,
         select=Plateau(options.monitor, patience=1, mode=options.mode or "max") if options.select == "best" else None,
         early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode or "min") if stop else None,
@@ -129,10 +209,9 @@ def build_trainer(
     plan: FreezeScheduleCallback,
     task: Task,
     folder: RunFolder,
-    tracked: Run,
-    progress: L.Callback | None,
+    callbacks: Sequence[L.Callback],
     *,
-    ours: bool = True,
+    ours: bool,
 ) -> L.Trainer:
     """Builds Lightning's trainer; the order of the callbacks is that in which an epoch's end reaches them.
 
@@ -140,17 +219,11 @@ def build_trainer(
     """
     options = config.trainer
     task.arrange(options.memory_format)
-    callbacks: list[L.Callback] = [FiniteLoss(), plan]
+    ordered: list[L.Callback] = [FiniteLoss(), plan, *callbacks]
     if config.regularize.ema > 0:
         average = WeightAverage(config.regularize.ema, task.changing_state)
         plan.weights = average.current
-        callbacks.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
-    if progress is not None:
-        callbacks.append(progress)
-    if options.checkpoint_every:
-        callbacks.append(
-            EpochCheckpoint(folder.checkpoint, options.checkpoint_every, options.checkpoint_seconds, tracked.flush)
-        )
+        ordered.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -160,7 +233,7 @@ def build_trainer(
         gradient_clip_val=options.gradient_clip,
         accumulate_grad_batches=options.accumulate,
         deterministic=options.deterministic,
-        callbacks=callbacks,
+        callbacks=ordered,
         plugins=[SealedCheckpoints(), *([LightningEnvironment()] if ours and options.devices > 1 else [])],
         default_root_dir=folder.path,
         logger=False,
@@ -186,20 +259,21 @@ def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, An
     }
 
 
-def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig, folder: RunFolder) -> None:
+def train(how: Training, task: Task, folder: RunFolder) -> None:
     """Trains, from the checkpoint in the folder if there is a sound one."""
     checkpoint = read_checkpoint(folder.checkpoint)
     if checkpoint is None:
         folder.forget()
     threads = torch.get_num_threads()
     try:
-        trainer.fit(
-            trained_copy(trainer, task),
-            _loader(config, prefix, "train"),
-            _loader(config, prefix, "val"),
-            ckpt_path=folder.checkpoint if checkpoint else None,
-            weights_only=True,
-        )
+        with how.watch.computing("training"):
+            how.trainer.fit(
+                trained_copy(how.trainer, task),
+                _loader(how, "train"),
+                _loader(how, "val"),
+                ckpt_path=folder.checkpoint if checkpoint else None,
+                weights_only=True,
+            )
     except SystemExit as leaving:
         # Lightning turns Ctrl-C into an exit; here it stays what it was, so that every caller can tell.
         if isinstance(leaving.__context__, KeyboardInterrupt):
@@ -207,18 +281,18 @@ def train(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: Experime
         raise
     finally:
         torch.set_num_threads(threads)  # phases change it
-    take_result(trainer, task)
+    take_result(how.trainer, task)
 
 
-def evaluate_test(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> dict[str, float]:
+def evaluate_test(how: Training, task: Task) -> dict[str, float]:
     """Evaluates the test split: once, with the selected weights."""
-    trainer.test(task, _loader(config, prefix, "test"), verbose=False)
+    how.trainer.test(task, _loader(how, "test"), verbose=False)
     return {f"test/{name}": value for name, value in task.results["test"].items()}
 
 
-def look_again(trainer: L.Trainer, task: Task, prefix: FrozenPrefix, config: ExperimentConfig) -> None:
+def evaluate_validation(how: Training, task: Task) -> None:
     """Evaluates validation with the selected weights: figures and predictions are then of them, not of the last."""
-    trainer.validate(task, _loader(config, prefix, "val"), verbose=False)
+    how.trainer.validate(task, _loader(how, "val"), verbose=False)
 
 
 def selected(plan: FreezeScheduleCallback) -> tuple[dict[str, float], int]:
@@ -243,14 +317,14 @@ def gaps(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _loader(config: ExperimentConfig, prefix: FrozenPrefix, split: SplitName) -> DataLoader[Any]:
-    training = split == "train"
-    share = config.data.batch_size // config.trainer.devices  # of the batch: checked to be a whole number
+def _loader(how: Training, split: SplitName) -> DataLoader[Any]:
+    data, training = how.config.data, split == "train"
+    share = data.batch_size // how.config.trainer.devices  # of the batch: checked to be a whole number
     return make_loader(
-        prefix.splits[split],
-        batch_size=share if training else config.data.eval_batch_size,
+        how.prefix.splits[split],
+        batch_size=share if training else data.eval_batch_size,
         shuffle=training,
-        seed=config.seed,
-        workers=0 if prefix.serves(split) else config.data.workers,
-        sampling=config.data.sampling,
+        seed=how.config.seed,
+        workers=0 if how.prefix.serves(split) else data.workers,
+        sampling=data.sampling,
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
+from tlresearch.data.folders import list_files, summary
+from tlresearch.show import page as pages
+from tlresearch.show.elements import Column, Facts, Note, Table
 from tlresearch.tasks.predictor import Predictor, Shown
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
-from tlresearch.tracking.store import connect, one_line
+from tlresearch.tracking.store import connect
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".jsonl")
 PRINTED = 20
@@ -40,7 +43,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(pages.Shown):
     """What came of predicting.
 
     Attributes:
@@ -61,6 +64,32 @@ class Predicted:
     def exit_code(self) -> int:
         """1 if an input could not be read."""
         return int(bool(self.unreadable))
+
+    @property
+    def page(self) -> pages.Page:
+        """The answers (the first ones, where a file holds all), and what could not be read."""
+        limit = PRINTED if self.out else len(self.answers)
+        rows = tuple(
+            (_short(source), _plain(prediction), "" if probability is None else probability)
+            for source, (prediction, probability) in self.answers[:limit]
+        )
+        rest = len(self.answers) - limit
+        table = Table(
+            (Column("input"), Column("prediction"), Column("probability", ".3f")),
+            rows,
+            title=self.model,
+            note=f"… and {rest} more" if rest > 0 else "",
+        )
+        facts, notes = [], []
+        if self.out:
+            pictures = f", {self.pictures} pictures in {pictures_folder(self.out)}" if self.pictures else ""
+            facts.append(Facts((("written", f"{len(self.answers)} rows in {self.out}{pictures}"),)))
+        if self.unreadable:
+            notes.append(Note(f"{len(self.unreadable)} could not be read:", "bad"))
+            notes += [Note(f"  {name}: {reason}") for name, reason in list(self.unreadable.items())[:_NAMED]]
+        if len(self.unreadable) > _NAMED:
+            notes.append(Note(f"  … and {len(self.unreadable) - _NAMED} more"))
+        return pages.page_of("", table, *facts, *notes)
 
 
 def predict(
@@ -106,30 +135,6 @@ def predict(
             raise UserError(f"none of {len(sources)} inputs is a readable {predictor.raw.name}; {name}: {reason}")
     written = (writer.file, writer.pictures) if writer else (None, 0)
     return Predicted(found.name, tuple(answers), unreadable, *written)
-
-
-def print_predicted(console: Console, predicted: Predicted) -> None:
-    """Prints the answers as a table (the first ones, where a file holds all), and what could not be read."""
-    limit = PRINTED if predicted.out else len(predicted.answers)
-    table = Table(title=predicted.model, title_justify="left", header_style="bold")
-    table.add_column("input", overflow="fold")
-    table.add_column("prediction", overflow="fold")
-    table.add_column("probability", justify="right")
-    for source, (prediction, probability) in predicted.answers[:limit]:
-        table.add_row(_short(source), _plain(prediction), "" if probability is None else f"{probability:.3f}")
-    console.print(table, markup=False)
-    if len(predicted.answers) > limit:
-        console.print(f"… and {len(predicted.answers) - limit} more")
-    if predicted.out:
-        pictures = f", {predicted.pictures} pictures in {pictures_folder(predicted.out)}" if predicted.pictures else ""
-        rows = f"{len(predicted.answers)} rows in {predicted.out}{pictures}"
-        console.print(rows, highlight=False, markup=False, soft_wrap=True)
-    if predicted.unreadable:
-        console.print(f"{len(predicted.unreadable)} could not be read:", style="red")
-        for name, reason in list(predicted.unreadable.items())[:_NAMED]:
-            console.print(f"  {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
-        if len(predicted.unreadable) > _NAMED:
-            console.print(f"  … and {len(predicted.unreadable) - _NAMED} more")
 
 
 class Writer:
@@ -203,10 +208,12 @@ def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
     for given in files:
         path = Path(given).expanduser()
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
-            if not inside:
+            inside = list_files(path, suffixes)
+            if inside.passed:
+                log.warning("%s: %d files to predict, %s", given, len(inside.names), summary(inside.passed))
+            if not inside.names:
                 raise UserError(f"{given} holds no files that this model reads ({' '.join(suffixes)})")
-            yield from (Source(str(file), file) for file in sorted(inside))
+            yield from (Source(str(path / name), path / name) for name in sorted(inside.names, key=Path))
         elif path.exists():
             yield Source(given, path)
         else:
@@ -219,9 +226,9 @@ def _read(predictor: Predictor, sources: Sequence[Source], unreadable: dict[str,
         try:
             sample = predictor.raw.open(source.path) if source.path else predictor.raw.sample(source.name)
         except OSError as error:
-            unreadable[source.name] = error.strerror or one_line(error)
+            unreadable[source.name] = error.strerror or first_line(error)
         except ValueError as error:
-            unreadable[source.name] = one_line(error)
+            unreadable[source.name] = first_line(error)
         else:
             yield source, sample
 

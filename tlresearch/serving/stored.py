@@ -15,6 +15,7 @@ from tlresearch.backbones.text import FOLDER
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig, TaskConfig
 from tlresearch.data.base import Data
+from tlresearch.modality.image import Preprocessing
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import find_task
 from tlresearch.tasks.predictor import Predictor
@@ -33,9 +34,10 @@ def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Dat
     if task.backbone.save_files is not None:
         (folder / FILES).mkdir()
         recipe = task.backbone.save_files(folder / FILES)
+    channels = preprocessing.channels if isinstance(preprocessing, Preprocessing) else backbone.in_channels
     description = {
         "task": {"name": config.task.name, "dropout": config.task.dropout, "options": dict(config.task.options)},
-        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": backbone.in_channels},
+        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": channels},
         "classes": list(data.classes),
         "kind": data.kind,
         "preprocessing": preprocessing.description(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tlresearch.tracking.figures import COLOURS, new_figure, style
@@ -47,13 +47,30 @@ def _over_distance(axes: Axes, found: Sequence[Shifted], metric: str, source: st
         chosen = [one for one in found if one.corruption == kind]
         places = [(one.distances[AXIS][stage], one.metrics[metric]) for one in chosen]
         axes.plot(*zip(*places, strict=True), "o", color=colour, label=kind.replace("_", " ") or "other sets")
-        for one, place in zip(chosen, places, strict=True):
-            text = str(one.severity) if kind else one.name
-            axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        if kind:
+            for one, place in zip(chosen, places, strict=True):
+                axes.annotate(str(one.severity), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.margins(x=0.12, y=0.1)
+    _name(axes, {one.name: (one.distances[AXIS][stage], one.metrics[metric]) for one in found if not one.corruption})
     axes.grid(color="#EEEEEE")
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _name(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
+    """Names points in a column on the right, each joined to its point: names of near points would hide one another."""
+    low, high = axes.get_ylim()
+    gap, at = 0.055, -1.0  # height of a line, as a share of the axes
+    heights = {}
+    for name, (_, y) in sorted(places.items(), key=lambda item: item[1][1]):
+        at = max((y - low) / (high - low), at + gap)
+        heights[name] = at
+    above = max(0.0, at - 1.0)
+    for name, place in places.items():
+        axes.annotate(
+            name, place, xytext=(1.02, heights[name] - above), textcoords="axes fraction", fontsize=8, va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "#999999"},
+        )  # fmt: skip
 
 
 def _colours(found: Sequence[Shifted]) -> dict[str, str]:

@@ -8,7 +8,6 @@ so that runs and groups are compared on the same samples. `data.split_seed: ${se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +19,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.statistics import Summary, summary
 from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
 from tlresearch.run.results import pin_latest
+from tlresearch.show.elements import Column, Command, Note, Table, numbers
+from tlresearch.show.metrics import folded
+from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
 from tlresearch.tracking.manifest import read_text
@@ -40,7 +43,7 @@ _CONFIG = "experiment.yaml"
 
 
 @dataclass(frozen=True)
-class GroupResult:
+class GroupResult(Shown):
     """What a group came to.
 
     Attributes:
@@ -64,6 +67,23 @@ class GroupResult:
     commit: str
     started: float
     hardware: str
+
+    @property
+    def page(self) -> Page:
+        """Mean, spread and interval of each metric."""
+        seeds = ", ".join(str(run.seed) for run in self.runs)
+        # Distances of further test sets stage by stage (`shift/set/stages/…`) are in MLflow.
+        means = {name: value.mean for name, value in self.metrics.items() if name.count("/") <= 2}
+        names, lines = folded(means)
+        parts = ("mean", "std", "low", "high")
+        table = Table(
+            (Column("metric"), *numbers(parts, ".4f")),
+            tuple((name, *(getattr(self.metrics[name], part) for part in parts)) for name in names),
+            title=f"{self.name}: {len(self.runs)} seeds ({seeds}), {self.seconds:.1f} s",
+            note="std over seeds; low and high: 95 % bootstrap interval of the mean",
+        )
+        notes = (Note(line, "faint") for line in lines)
+        return page_of("", table, *notes, Command("make ui", f"MLflow run {self.run_id}"))
 
 
 def fit_group(
@@ -112,8 +132,8 @@ def fit_group(
                     continue
                 if console is not None:
                     console.print(f"  seed {seed}", highlight=False)
-                trial = Trial(group.run_id, f"seed {seed}", {GROUP: identity, SEED: str(seed)}, test=True)
-                result = fit(revise(loaded, {"seed": seed}), trial=trial, console=console)
+                role = Role(f"seed {seed}", group.run_id, {GROUP: identity, SEED: str(seed)}, test=True)
+                result = fit(revise(loaded, {"seed": seed}), role=role, console=console)
                 done[seed] = SeedRun(seed, result.run_id, result.metrics, result.history, round(result.seconds, 2))
                 log_finished(group, list(done.values()))
             runs = [done[seed] for seed in wanted]
@@ -194,14 +214,10 @@ def alone(identity: str, what: str) -> Iterator[None]:
     Raises:
         UserError: If another process holds it.
     """
-    folder = home() / "groups"
-    folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    with (folder / f"{key}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds") from None
+    with locked(home() / "groups" / f"{key}.lock", 0) as held:
+        if not held:
+            raise UserError(f"{what} is already running in another process; wait for it, or use other seeds")
         yield
 
 

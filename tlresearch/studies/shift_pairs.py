@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from tlresearch.base.errors import UserError
 from tlresearch.base.paths import find_yaml, topic
 from tlresearch.base.statistics import PairedTest, Summary, summary
 from tlresearch.config.load import Overrides, load_variants
 from tlresearch.shift.distances import DISTANCES
+from tlresearch.show import markdown
+from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section, Table, Text
+from tlresearch.show.page import Page, Shown
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
 from tlresearch.tracking.provenance import Provenance, collect
@@ -25,8 +27,8 @@ BEGIN, END = "<!-- begin: written by `tlresearch shift --write` -->", "<!-- end 
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One way of training on one source, tested on one further set.
+class Pair:
+    """One way of training on one source, tested on one further set: what stands in a cell of the tables.
 
     Attributes:
         source: What was trained on: the variant's name up to its first dot.
@@ -54,7 +56,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Shown):
     """All cells of an experiment.
 
     Attributes:
@@ -69,7 +71,7 @@ class Pairs:
 
     experiment: str
     metric: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Pair, ...]
     seconds: float
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
@@ -85,10 +87,16 @@ class Pairs:
         """The pairs of source and set."""
         return list(dict.fromkeys((cell.source, cell.target) for cell in self.cells))
 
-    def cell(self, pair: tuple[str, str], way: str) -> Cell | None:
+    def cell(self, pair: tuple[str, str], way: str) -> Pair | None:
         """The cell of a pair and a way."""
-        found = [cell for cell in self.cells if (cell.source, cell.target, cell.way) == (*pair, way)]
-        return found[0] if found else None
+        cells = (cell for cell in self.cells if (cell.source, cell.target, cell.way) == (*pair, way))
+        return next(cells, None)
+
+    @property
+    def page(self) -> Page:
+        """A row per pair of source and set, a column per way of training."""
+        see = Command("make ui", f"MLflow run {self.run_id}")
+        return Page("", (Section("", (*_tables(self), see)),))
 
 
 def fit_pairs(
@@ -126,7 +134,7 @@ def fit_pairs(
     return result
 
 
-def _cells(groups: Mapping[str, GroupResult], metric: str) -> Iterator[Cell]:
+def _cells(groups: Mapping[str, GroupResult], metric: str) -> Iterator[Pair]:
     first: dict[str, GroupResult] = {}
     for variant, group in groups.items():
         source, _, way = variant.partition(".")
@@ -136,7 +144,7 @@ def _cells(groups: Mapping[str, GroupResult], metric: str) -> Iterator[Cell]:
         for target in dict.fromkeys(key.split("/")[1] for key in names if key.startswith("shift/")):
             here, error = f"shift/{target}", "calibration_error"
             calibrated = f"{here}/{error}" in names
-            yield Cell(
+            yield Pair(
                 source=source,
                 target=target,
                 way=way or source,
@@ -150,76 +158,60 @@ def _cells(groups: Mapping[str, GroupResult], metric: str) -> Iterator[Cell]:
             )
 
 
-def _grids(result: Pairs) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yields title and rows of each table: head, then one row per pair."""
+def _tables(result: Pairs) -> Iterator[Table]:
+    """Yields the tables, with one row per pair and a column per way."""
     spoken = result.metric.replace("_", " ")
-    grids = {
+    tables: dict[str, Callable[[Pair], Entry]] = {
         f"{spoken} on the target (source's own test; drop)": _reached,
         f"difference of {spoken} on the target from {result.ways[0]}, seed by seed (95 % interval)": _against,
         "calibration error on the target (on the source's own test)": _calibration,
         "distance of the last stage's features: proxy A, squared MMD": _distances,
     }
-    for title, text in grids.items():
-        rows = [[f"{source} → {target}", *(text(result.cell((source, target), way)) for way in result.ways)]
-                for source, target in result.rows]  # fmt: skip
-        yield title, [["", *result.ways], *rows]
+    for title, entry in tables.items():
+        rows = []
+        for source, target in result.rows:
+            cells = (result.cell((source, target), way) for way in result.ways)
+            rows.append((f"{source} → {target}", *("" if cell is None else entry(cell) for cell in cells)))
+        heads = (Column(""), *(Column(way, align="right") for way in result.ways))
+        yield Table(heads, tuple(rows), title=title)
 
 
-def _reached(cell: Cell | None) -> str:
-    if cell is None:
+def _reached(cell: Pair) -> Entry:
+    return _over_seeds(cell.reached, f"{cell.source_reached.mean:.3f}; {cell.drop.mean:+.3f}")
+
+
+def _against(cell: Pair) -> Entry:
+    gain = cell.against
+    return Cell(gain.difference, note=f"{gain.low:+.3f} to {gain.high:+.3f}", format="+.3f") if gain else ""
+
+
+def _calibration(cell: Pair) -> Entry:
+    if cell.calibration is None or cell.source_calibration is None:
         return ""
-    return f"{_text(cell.reached)} ({cell.source_reached.mean:.3f}; {cell.drop.mean:+.3f})"
+    return _over_seeds(cell.calibration, f"{cell.source_calibration.mean:.3f}")
 
 
-def _against(cell: Cell | None) -> str:
-    if cell is None or cell.against is None:
-        return ""
-    return f"{cell.against.difference:+.3f} ({cell.against.low:+.3f} to {cell.against.high:+.3f})"
+def _distances(cell: Pair) -> Entry:
+    return f"{cell.distances['proxy_a'].mean:.2f}, {cell.distances['mmd'].mean:.3f}"
 
 
-def _calibration(cell: Cell | None) -> str:
-    if cell is None or cell.calibration is None or cell.source_calibration is None:
-        return ""
-    return f"{_text(cell.calibration)} ({cell.source_calibration.mean:.3f})"
-
-
-def _distances(cell: Cell | None) -> str:
-    return f"{cell.distances['proxy_a'].mean:.2f}, {cell.distances['mmd'].mean:.3f}" if cell else ""
-
-
-def _text(found: Summary) -> str:
-    return f"{found.mean:.3f} ± {found.std:.3f}"
-
-
-def as_tables(result: Pairs) -> list[Table]:
-    """The tables for the terminal."""
-    tables = []
-    for title, (head, *rows) in _grids(result):
-        table = Table(*head, title=title, title_justify="left", title_style="bold")
-        for row in rows:
-            table.add_row(*row)
-        tables.append(table)
-    return tables
+def _over_seeds(value: Summary, note: str) -> Entry:
+    return Cell(value.mean, value.std, note, format=".3f")
 
 
 def as_markdown(result: Pairs, now: Provenance) -> str:
     """The tables as Markdown, with what they were made on."""
-    seeds = result.cells[0].reached.n
     versions = ", ".join(f"{name} {version}" for name, version in now.packages.items())
-    lines = [
-        f"`tlresearch shift {result.experiment}`: mean ± standard deviation of {seeds} seeds.",
-        "",
-        f"- Machine: {', '.join(result.hardware)}, {now.hardware.cores} cores; all runs together "
+    notes = (
+        f"Machine: {', '.join(result.hardware)}, {now.hardware.cores} cores; all runs together "
         f"{result.seconds / 60:.0f} minutes by the clock",
-        f"- Versions: Python {now.python}, {versions}",
-        f"- Commit {', '.join(_short(commit) for commit in result.commits)}, "
+        f"Versions: Python {now.python}, {versions}",
+        f"Commit {', '.join(_short(commit) for commit in result.commits)}, "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-    ]
-    for title, (head, *rows) in _grids(result):
-        sides = "| " + " | ".join(["---", *["---:"] * (len(head) - 1)]) + " |"
-        lines += ["", f"{title[0].upper()}{title[1:]}:", "", "| " + " | ".join(head) + " |", sides]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    )
+    seeds = result.cells[0].reached.n
+    first = Text(f"`tlresearch shift {result.experiment}`: mean ± standard deviation of {seeds} seeds.")
+    return markdown.render(Page("", (Section("", (first, *map(Note, notes), *_tables(result))),)))
 
 
 def write(page: Path, text: str) -> None:

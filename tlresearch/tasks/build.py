@@ -7,14 +7,15 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from tlresearch.backbones.base import End, StagedBackbone
+from tlresearch.backbones.base import End, StagedBackbone, evaluating
 from tlresearch.base.direction import Direction, direction_of
 from tlresearch.base.errors import ConfigError, load_object, nearest
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
 from tlresearch.config.tasks import TASKS
-from tlresearch.data.base import Batch, Data
+from tlresearch.data.base import Batch, Data, SampleKey
 from tlresearch.data.mixing import mix_batch
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
@@ -98,7 +99,48 @@ def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, s
         raise ConfigError(unknown, config.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return kind.build(config, backbone, data, _arguments(config, backbone, data, schedule))
+        task = kind.build(config, backbone, data, _arguments(config, backbone, data, schedule))
+    if config.data.batch_size // config.trainer.devices <= 1:
+        _check_batch_of_one(config, task.backbone, data, schedule)
+    return task
+
+
+def _check_batch_of_one(
+    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
+) -> None:
+    """Refuses batch norm that is trained on a single value: it has no variance, and torch would stop at it.
+
+    Where a map still has several positions, one sample is enough.
+    """
+    groups = range(len(backbone.stages))
+    moving = {n for phase in schedule.phases for n in groups if phase.trains(n) or phase.frozen_norm == "train"}
+    norms: dict[nn.Module, str] = {}
+    for number in moving:
+        layers = backbone.stages[number].named_modules()
+        norms |= {layer: name for name, layer in layers if isinstance(layer, _BatchNorm)}
+    if not norms:
+        return
+    single: list[str] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            single.append(norms[layer])
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in norms]
+    try:
+        with torch.no_grad(), evaluating(backbone):
+            backbone(data.splits["train"].__getitems__([SampleKey(0, 0)]).inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if single:
+        raise ConfigError(
+            [
+                f"data.batch_size: batch norm ({single[0]}) would be trained on a single value of a single sample; "
+                "take 2 or more on each device, or freeze the stages with batch norm (freeze.frozen_norm=eval)"
+            ],
+            config.name,
+        )
 
 
 def _arguments(

@@ -42,7 +42,7 @@ from tlresearch.tasks.detectors import (
 from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.predictor import Predictor, Shown
 from tlresearch.tasks.segmentation import columns, images_of, side_of
-from tlresearch.tracking.figures import new_figure
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -341,7 +341,6 @@ def detections_figure(
         predictions: Detections by position in the split; see `Detections`.
     """
     from matplotlib import colormaps
-    from matplotlib.patches import Patch
 
     evaluation = Evaluation(images_of(data.preprocessing))
     palette = [colormaps["tab10"](number % 10) for number in range(len(data.classes))]
@@ -358,8 +357,7 @@ def detections_figure(
         right.set_title(f"detected with a score of at least {SURE}", fontsize=8, loc="left")
         left.set_axis_off()
         right.set_axis_off()
-    handles = [Patch(color=colour, label=name) for name, colour in zip(data.classes, palette, strict=True)]
-    figure.legend(handles=handles[:20], loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    class_legend(figure, data.classes, palette)
     return figure
 
 

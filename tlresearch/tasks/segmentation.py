@@ -39,7 +39,7 @@ from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.counts import ClassCounts, Counts
 from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.predictor import ScoresPredictor, Shown
-from tlresearch.tracking.figures import new_figure
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -355,7 +355,6 @@ def overlay_figure(data: Data, split: SplitName, predictions: Mapping[int, Tenso
         predictions: Predicted class numbers ``(H, W)`` by position in the split.
     """
     from matplotlib import colormaps
-    from matplotlib.patches import Patch
 
     evaluation = Evaluation(images_of(data.preprocessing))
     few = len(data.classes) <= 10
@@ -374,8 +373,7 @@ def overlay_figure(data: Data, split: SplitName, predictions: Mapping[int, Tenso
         row[2].set_title(f"predicted, {right.mean() if right.size else 1:.1%} right", fontsize=8, loc="left")
         for axes in row:
             axes.set_axis_off()
-    handles = [Patch(color=colour, label=name) for name, colour in zip(data.classes, palette, strict=True)]
-    figure.legend(handles=handles[:20], loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    class_legend(figure, data.classes, palette)
     return figure
 
 

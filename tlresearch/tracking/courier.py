@@ -27,9 +27,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from tlresearch.base.errors import TrackingError, one_line
+from tlresearch.base.files import locked, take_lock, write
 from tlresearch.base.redact import protect_output, redact
 from tlresearch.tracking.calls import FAILURE, Call, Target, is_local, merged, perform
 from tlresearch.tracking.journal import Journal, Progress, Writer, folder, is_written, journals
@@ -84,7 +85,7 @@ class Courier:
         self.label = redact(uri)
         self._uri = uri
         self._born = born or time.time()
-        self._lead = FileLock(_lead_file(self.label), thread_local=False)
+        self._lead: FileLock | None = None
         self._shipments: dict[str, _Shipment] = {}
         self._delivered: list[Delivered] = []
         self._failed_at: float | None = None
@@ -101,11 +102,9 @@ class Courier:
 
     def lead(self) -> bool:
         """Whether this courier leads from now on, or does already."""
-        if not self._lead.is_locked:
-            folder().mkdir(parents=True, exist_ok=True)
-            try:
-                self._lead.acquire(timeout=0)
-            except Timeout:
+        if self._lead is None:
+            self._lead = take_lock(_lead_file(self.label), 0)
+            if self._lead is None:
                 return False
             _away_file(self.label).unlink(missing_ok=True)
             self._shipments = {}
@@ -116,9 +115,10 @@ class Courier:
     def step_down(self) -> None:
         """Leaves the lead to whoever stands by."""
         self._failed_at = None
-        if self._lead.is_locked:
+        if self._lead is not None:
             _away_file(self.label).unlink(missing_ok=True)
             self._lead.release()
+            self._lead = None
 
     def round(self, *, hurry: bool = False) -> bool:
         """Ships what the journals hold now, in the order in which their runs began.
@@ -266,10 +266,7 @@ class Courier:
         else:
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         self._failed_at = time.monotonic()
-        place = _away_file(self.label)
-        scratch = place.with_suffix(".new")
-        scratch.write_text(json.dumps(asdict(Away(reason, time.time()))), encoding="utf-8")
-        scratch.replace(place)
+        write(_away_file(self.label), json.dumps(asdict(Away(reason, time.time()))))
 
     def _say_back(self) -> None:
         if self._failed_at is not None:
@@ -307,14 +304,8 @@ def away(label: str) -> Away | None:
 
 def is_led(label: str) -> bool:
     """Whether a courier of any process ships the journals of a store."""
-    folder().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_lead_file(label))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    with locked(_lead_file(label), 0) as free:
+        return not free
 
 
 def waiting(label: str) -> list[Journal]:

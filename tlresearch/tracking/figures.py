@@ -72,7 +72,7 @@ def learning_curves(history: Mapping[str, Points], phases: Sequence[PhaseSpan] =
     figure = new_figure(4.6 * columns, 3.4 * rows)
     for index, (name, keys) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
-        style(axes, title=name.replace("_", " "), x="epoch", y=name.replace("_", " "))
+        style(axes, title=_short(name.replace("_", " "), 36), x="epoch")
         for number, key in enumerate(sorted(keys, key=_split_order)):
             split = key.split("/", 1)[0]
             points = sorted(history[key])
@@ -89,7 +89,7 @@ def learning_curves(history: Mapping[str, Points], phases: Sequence[PhaseSpan] =
         axes.grid(color="#EEEEEE")
         axes.set_axisbelow(True)
         whole_numbers(axes)
-        _phase_borders(axes, phases)
+        _phase_borders(axes, phases, width=3.9)
         axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -115,7 +115,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | NDArray[Any], classes: Se
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     every = max(1, math.ceil(size / 50))
     ticks = list(range(0, size, every))
-    names = [_short(classes[tick]) for tick in ticks]
+    short = shortened(classes)
+    names = [short[tick] for tick in ticks]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, [f"{name} ({int(totals[tick, 0])})" for name, tick in zip(names, ticks, strict=True)])
     axes.tick_params(labelsize=9 if size <= 20 else 7)
@@ -192,7 +193,10 @@ def schedule(
     grid = np.array([[np.nan if rate is None else rate for rate in row] for row in rates], dtype=float)
     grid[grid <= 0] = np.nan
     epochs = grid.shape[1]
-    figure = new_figure(min(14.0, max(6.5, 2.6 + 0.28 * epochs)), max(2.6, 1.5 + 0.34 * len(stages)))
+    names = shortened(stages)
+    longest = 0.075 * max(map(len, names), default=0)  # inches of the labels
+    width = min(14.0, max(6.5, 1.6 + longest + 0.28 * epochs))
+    figure = new_figure(width, max(2.6, 1.5 + 0.34 * len(stages)))
     axes = figure.add_subplot()
     axes.set_facecolor(FROZEN)
     trained = grid[np.isfinite(grid)]
@@ -211,11 +215,11 @@ def schedule(
     style(axes, x="epoch")
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     whole_numbers(axes)
-    axes.set_yticks(np.arange(len(stages)) + 0.5, [_short(stage) for stage in stages])
+    axes.set_yticks(np.arange(len(stages)) + 0.5, names)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, epochs)
     axes.set_ylim(0, len(stages))
-    _phase_borders(axes, phases)
+    _phase_borders(axes, phases, width=width - longest - 1.6)
     if trained.size:
         figure.colorbar(mesh, ax=axes, label="learning rate (log scale)")
     if trained.size < grid.size:
@@ -223,21 +227,48 @@ def schedule(
     return figure
 
 
-def _phase_borders(axes: Axes, phases: Sequence[PhaseSpan]) -> None:
+def _phase_borders(axes: Axes, phases: Sequence[PhaseSpan], *, width: float) -> None:
+    """Draws where phases begin and names them, level where every name fits over its phase and slanted elsewhere.
+
+    Args:
+        axes: The axes, with epochs from left to right.
+        phases: The phases.
+        width: Width of the axes in inches, about: the layout is not known before drawing.
+    """
     if not phases:
         return
     for phase in phases[1:]:
         axes.axvline(phase.start, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
-    last = max(phase.end for phase in phases)
-    # As many characters as fit over the phase at font size 8; the layout is not known before drawing.
-    figure = axes.get_figure(root=True)
-    characters = axes.get_position().width * (figure.get_figwidth() if figure else 5.0) / 0.068
-    for phase in phases:
-        room = max(3, int(characters * (phase.end - phase.start) / max(last, 1)))
-        middle = (phase.start + phase.end) / 2
-        text = _short(phase.name, room)
-        axes.text(middle, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
-    axes.set_title(axes.get_title(loc="left"), fontsize=11, loc="left", fontweight="bold", pad=18)
+    inches = width / max(max(phase.end for phase in phases), 1)
+    character = 0.068  # inches, at font size 8
+    level = all(len(phase.name) * character <= (phase.end - phase.start) * inches for phase in phases)
+    place, last = axes.get_xaxis_transform(), -1.0
+    names = [phase.name if level else _short(phase.name, 14) for phase in phases]
+    for phase, name in zip(phases, names, strict=True):
+        if level:
+            middle = (phase.start + phase.end) / 2
+            axes.text(middle, 1.01, name, transform=place, ha="center", va="bottom", fontsize=8)
+        elif phase.start * inches - last >= 0.17:  # closer together slanted names would touch
+            last = phase.start * inches
+            axes.text(
+                phase.start, 1.01, name, transform=place, ha="left", va="bottom", fontsize=8,
+                rotation=45, rotation_mode="anchor",
+            )  # fmt: skip
+    pad = 18 if level else 14 + 72 * 0.72 * character * max(map(len, names))
+    axes.set_title(axes.get_title(loc="left"), fontsize=11, loc="left", fontweight="bold", pad=pad)
+
+
+def class_legend(figure: Figure, names: Sequence[str], colours: Sequence[Any]) -> None:
+    """Names the classes below a figure, as many beside one another as its width allows; of many only the first 20."""
+    from matplotlib.patches import Patch
+
+    shown = shortened(names[:20])
+    handles = [Patch(color=colour, label=name) for name, colour in zip(shown, colours, strict=False)]
+    if len(names) > len(shown):
+        handles.append(Patch(color="none", label=f"and {len(names) - len(shown)} more"))
+    columns = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, shown), default=1)))
+    ncols = max(1, min(6, columns, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
@@ -250,7 +281,21 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
 
 
 def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name without its middle: names that are alike differ at their ends."""
+    if len(name) <= most:
+        return name
+    end = (most - 1) // 2
+    return f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
+def shortened(names: Sequence[str], most: int = 24) -> list[str]:
+    """Names of at most so many characters that stay different: without their middle, their end, or their beginning."""
+    ways = (
+        [_short(name, most) for name in names],
+        [name if len(name) <= most else f"{name[: most - 1]}…" for name in names],
+        [name if len(name) <= most else f"…{name[1 - most :]}" for name in names],
+    )
+    return max(ways, key=lambda texts: len(set(texts)))
 
 
 def _split_order(key: str) -> int:

@@ -24,9 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from tlresearch.base.errors import TrackingError
+from tlresearch.base.files import locked, take_lock, write
 from tlresearch.base.paths import home
 from tlresearch.tracking.calls import Call, Target
 
@@ -132,12 +131,7 @@ class Journal:
 
     def note(self, progress: Progress) -> None:
         """Says how far the courier has come; durable when this returns."""
-        scratch = self.path / f"{_PROGRESS}.new"
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(progress)))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.path / _PROGRESS)
+        write(self.path / _PROGRESS, json.dumps(asdict(progress)))
 
     def target(self) -> Target:
         """The run as the courier meets it; what other processes have stored of it is not known."""
@@ -191,14 +185,10 @@ class Writer:
         continues: bool = False,
         patience: float = PATIENCE,
     ) -> None:
-        folder().mkdir(parents=True, exist_ok=True)
-        self._gate = threading.Lock()
-        self._number = 0
-        self._lock = FileLock(_lock_file(reference), thread_local=False)
-        try:
-            self._lock.acquire(timeout=patience)
-        except Timeout:
-            raise TrackingError(f"run {reference} is still being written by another process") from None
+        lock = take_lock(_lock_file(reference), patience)
+        if lock is None:
+            raise TrackingError(f"run {reference} is still being written by another process")
+        self._lock, self._gate, self._number = lock, threading.Lock(), 0
         try:
             self.journal, self.fresh = self._open(reference, store, name, run_id, continues)
         except BaseException:
@@ -276,9 +266,10 @@ class Writer:
         """
         with (self.journal.path / _CALLS).open("rb") as file:
             os.fsync(file.fileno())
-        for path in self.journal.path.glob("files/**/*"):
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
-                os.fsync(file.fileno())  # unless it has been delivered this moment
+        for folder, _, names in os.walk(self.journal.path / "files"):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError), Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())  # unless it has been delivered this moment
 
     def release(self) -> None:
         """Lets the run go. What MLflow does not hold yet stays."""
@@ -294,13 +285,8 @@ def is_written(journal: Journal) -> bool:
     """Whether a living process writes the run."""
     if not _lock_file(journal.reference).exists():
         return False
-    lock = FileLock(_lock_file(journal.reference))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    with locked(_lock_file(journal.reference), 0) as free:
+        return not free
 
 
 def journals(label: str | None = None) -> list[Journal]:

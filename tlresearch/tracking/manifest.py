@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlresearch.base.files import sha256
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -135,12 +136,6 @@ def hashes(source: Path, place: str) -> dict[str, str]:
         return {place: sha256(source)}
     files = sorted(path for path in source.rglob("*") if path.is_file())
     return {f"{place}/{path.relative_to(source).as_posix()}".lstrip("/"): sha256(path) for path in files}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stored(store: Store, run_id: str, folder: str | None = None) -> Iterator[str]:

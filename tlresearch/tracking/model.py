@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.tracking import values
 from tlresearch.tracking.loaders import SETTINGS, rebuild
 from tlresearch.tracking.manifest import hashes, local, model_address
-from tlresearch.tracking.store import Store, one_line, quiet
+from tlresearch.tracking.store import Store, quiet
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
@@ -180,7 +180,7 @@ def load_predictor(store: Store, model_id: str) -> Any:
         try:
             return rebuild(folder)
         except (ValueError, KeyError, AttributeError, ModuleNotFoundError) as error:
-            raise TrackingError(f"model {model_id} cannot be rebuilt: {one_line(error)}") from None
+            raise TrackingError(f"model {model_id} cannot be rebuilt: {first_line(error)}") from None
 
 
 def signature(classes: Sequence[str], columns: Sequence[str] = ()) -> ModelSignature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -27,12 +28,16 @@ PREDICTIONS = "predictions"
 CLASS_NAMES = "metrics/class_names.json"
 """Artifacts of a run: how it is started again, what it came from, and its predictions sample by sample."""
 _PAGE = 1000
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run that is not in the store
+_log = logging.getLogger(__name__)
 _RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 _PREFIX = re.compile(r"^[0-9a-f]{4,31}$")
 
 
 def find_run(store: Store, text: str) -> Run:
     """Finds one run by its id, the beginning of its id (4 characters or more), its name, or ``experiment/name``.
+
+    Of several runs that share a name the only one that has finished is meant; that is said.
 
     Raises:
         TrackingError: If there is none, or several; the text lists them.
@@ -41,11 +46,13 @@ def find_run(store: Store, text: str) -> Run:
 
     with store.errors():
         text = resolve(store, text) or text
-    if _RUN_ID.match(text):
-        try:
-            return store.client.get_run(text)
-        except MlflowException:
-            raise TrackingError(f"there is no run {text} in the MLflow store {store.label}") from None
+        if _RUN_ID.match(text):
+            try:
+                return store.client.get_run(text)
+            except MlflowException as error:
+                if error.error_code != _NOT_THERE:
+                    raise
+                raise _none(store, f"run {text}") from None
     found = _named(store, text)
     if not found and _PREFIX.match(text):
         found = search(store, f"attributes.run_id LIKE '{text}%'")
@@ -54,13 +61,24 @@ def find_run(store: Store, text: str) -> Run:
         found = _named(store, name, experiment)
     if not found:
         names = [run.info.run_name or "" for run in search(store, "", limit=_PAGE)]
-        raise TrackingError(f"there is no run '{text}' in the MLflow store {store.label}{nearest(text, names)}")
-    if len(found) > 1:
-        listing = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in found[:10])
+        raise _none(store, f"run '{text}'", nearest(text, names))
+    if len(found) == 1:
+        return found[0]
+    listing = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name}, {run.info.status.lower()})" for run in found[:10])
+    finished = [run for run in found if run.info.status == "FINISHED"]
+    if len(finished) > 1 or not finished:
         raise TrackingError(
             f"'{text}' is {len(found)} runs: {listing}; give the beginning of one id, or experiment/name"
         )
-    return found[0]
+    _log.warning("'%s' is %d runs: %s; the one that has finished is meant", text, len(found), listing)
+    return finished[0]
+
+
+def _none(store: Store, what: str, guess: str = "") -> TrackingError:
+    return TrackingError(
+        f"there is no {what} in the MLflow store {store.label}{guess}; if it was recorded in another, name that "
+        "by MLFLOW_TRACKING_URI (of a command by --tracking-uri, as tracking.uri of its config)"
+    )
 
 
 def _named(store: Store, name: str, experiment: str | None = None) -> list[Run]:
@@ -84,7 +102,7 @@ def study_runs(store: Store, study: str) -> list[Run]:
     parents = [run for run in tagged if "mlflow.parentRunId" not in run.data.tags]
     parents = parents or search(store, f"attributes.run_name = '{quoted}'")
     if not parents:
-        raise TrackingError(f"there is no sweep '{study}' in the MLflow store {store.label}")
+        raise _none(store, f"sweep '{study}'")
     return parents
 
 

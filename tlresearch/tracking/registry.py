@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlresearch.base.errors import TrackingError, nearest
+from tlresearch.base.errors import TrackingError, first_line, nearest
 from tlresearch.tracking.model import model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, one_line
+from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -137,7 +137,7 @@ def _registered(store: Store, text: str) -> Found:
         if name not in known:
             listing = f"; registered are {', '.join(known)}" if known else "; nothing is registered yet"
             raise TrackingError(f"no model is registered as '{name}'{nearest(name, known) or listing}") from None
-        raise TrackingError(f"{text}: {one_line(error)}") from None
+        raise TrackingError(f"{text}: {first_line(error)}") from None
     if MODEL not in version.tags:
         raise TrackingError(f"{text} is no model of a run of ours: register one by tlresearch register RUN {name}")
     return Found(version.tags[MODEL], str(version.run_id), f"{name} version {version.version}")

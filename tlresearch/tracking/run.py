@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import yaml
 
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.redact import redact
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking import values
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.calls import FAILURE, REASON, STATE, Call, is_local, new_local_id, resolve, stored_steps
-from tlresearch.tracking.courier import as_end, away, courier, told, waiting
+from tlresearch.tracking.courier import CourierProcess, CourierThread, as_end, away, courier, told, waiting
 from tlresearch.tracking.ending import OpenRuns, TerminationGuard
 from tlresearch.tracking.journal import Progress, Writer, folder, journal_of
 from tlresearch.tracking.manifest import Manifest
 from tlresearch.tracking.provenance import VERSION
-from tlresearch.tracking.store import Store, StoreAwayError, connect, one_line, resolve_uri
+from tlresearch.tracking.store import Store, StoreAwayError, connect, resolve_uri
 from tlresearch.tracking.system import SystemMetrics
 
 if TYPE_CHECKING:
@@ -183,14 +183,16 @@ def open_run(
         TrackingError: If the store cannot be reached, or does not hold `run_id`.
     """
     uri = resolve_uri(config.uri)
+    ship = None
     if not deferred:
         connect(config.uri, check=parent is None)
-        courier(uri).open()
+        ship = courier(uri)
+        ship.open()
     try:
-        run = JournalRun(uri, name, run_id, nested=parent is not None, deferred=deferred)
+        run = JournalRun(uri, name, run_id, nested=parent is not None, ship=ship)
     except BaseException:
-        if not deferred:
-            courier(uri).close()
+        if ship is not None:
+            ship.close()
         raise
     tags = {**config.tags, **tags}
     if parent:
@@ -212,7 +214,7 @@ class JournalRun:
         name: Its name.
         run_id: Id or reference of the run to continue.
         nested: Whether it belongs to another run.
-        deferred: Whether nobody waits for the store.
+        ship: The courier that is waited for, at the start and at the end; ``None`` if nobody waits for the store.
 
     Attributes:
         name: Its name; `description`: Markdown of its page.
@@ -223,7 +225,9 @@ class JournalRun:
         TrackingError: If another process writes the run, or the disk does not take what it records.
     """
 
-    def __init__(self, uri: str, name: str, run_id: str | None, *, nested: bool, deferred: bool) -> None:
+    def __init__(
+        self, uri: str, name: str, run_id: str | None, *, nested: bool, ship: CourierThread | CourierProcess | None
+    ) -> None:
         left = journal_of(run_id) if run_id else None
         reference = left.reference if left else run_id or new_local_id()
         known = None if is_local(reference) else reference
@@ -231,7 +235,7 @@ class JournalRun:
         with _kept(self._label):
             self._writer = Writer(reference, store=self._label, name=name, run_id=known, continues=run_id is not None)
         self._run_id, self._experiment_id = known, ""
-        self._nested, self._deferred = nested, deferred
+        self._nested, self._ship = nested, ship
         self.name = name
         self.description = ""
         self.status: Status | Literal["RUNNING"] = "RUNNING"
@@ -257,17 +261,17 @@ class JournalRun:
         if self._writer.journal.continues or not self._writer.fresh:
             calls.append(Call("reopen", {"tags": dict(tags)}))
         self._append(*calls)
-        if not self._deferred:
+        if self._ship is not None:
             try:
-                self._await_begin()
+                self._await_begin(self._ship)
             except BaseException:
                 self._give_up()
                 raise
         self.log_params(params)
 
-    def _await_begin(self) -> None:
+    def _await_begin(self, ship: CourierThread | CourierProcess) -> None:
         size = self._writer.journal.size
-        progress = self._wait(lambda now: now.offset >= size)
+        progress = self._wait(ship, lambda now: now.offset >= size)
         if progress is None and not self._nested:
             reason = away(self._label)
             raise StoreAwayError(reason.reason if reason else f"MLflow store {self._label} is away")
@@ -282,7 +286,8 @@ class JournalRun:
             self._writer.remove()
         else:
             self._writer.release()
-        courier(self._uri).close()
+        if self._ship is not None:
+            self._ship.close()
 
     @property
     def store(self) -> Store:
@@ -452,13 +457,13 @@ class JournalRun:
             self._append(as_end(status, self.manifest.files))
             with _kept(self._label):
                 self._writer.sync()
-            delivered = not self._deferred and self._deliver()
+            delivered = self._ship is not None and self._deliver(self._ship)
         except BaseException:
             self._let_go(delivered=False)
             raise
         self._let_go(delivered=delivered)
 
-    def _deliver(self) -> bool:
+    def _deliver(self, ship: CourierThread | CourierProcess) -> bool:
         """Waits until MLflow has the run, or the store is away; returns whether it has."""
         size = self._writer.journal.size
 
@@ -466,7 +471,7 @@ class JournalRun:
             # A run of its own also waits for the runs nested in it, which have ended by now.
             return progress.offset >= size and (self._nested or not waiting(self._label))
 
-        delivered = self._wait(done) is not None
+        delivered = self._wait(ship, done) is not None
         self._look()
         if not delivered and not self._nested:
             _log.warning("%s", told(self._label))
@@ -477,13 +482,14 @@ class JournalRun:
             self._writer.remove()
         else:
             self._writer.release()
-        if not self._deferred:
-            courier(self._uri).close()
+        if self._ship is not None:
+            self._ship.close()
 
-    def _wait(self, until: Callable[[Progress], bool]) -> Progress | None:
+    def _wait(self, ship: CourierThread | CourierProcess, until: Callable[[Progress], bool]) -> Progress | None:
         """Waits for the courier.
 
         Args:
+            ship: The courier of this process.
             until: What is waited for.
 
         Returns:
@@ -494,11 +500,11 @@ class JournalRun:
         """
         began = time.time()
         if not self._nested:
-            courier(self._uri).hurry()
+            ship.hurry()
         while not until(progress := self._writer.journal.progress()):
             if progress.refused:
                 raise TrackingError(progress.refused)
-            courier(self._uri).check()
+            ship.check()
             gone = away(self._label)
             if gone is not None and (self._nested or gone.tried > began):
                 return None
@@ -541,7 +547,7 @@ class JournalRun:
         if self.status != "RUNNING" or self._status_after(error) == "FINISHED" or error is None:
             return
         try:
-            self.set_tags({FAILURE: f"{type(error).__name__}: {one_line(error)}"})
+            self.set_tags({FAILURE: f"{type(error).__name__}: {first_line(error)}"})
             if isinstance(error, Exception):
                 self.log_text("".join(traceback.format_exception(error)), "failure.txt")
         except TrackingError as trouble:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -13,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.exclusive import exclusive
+from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import check_reachable
@@ -23,6 +24,7 @@ from tlresearch.tracking.database import check_reachable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class Store:
             if not gone and not isinstance(error, (MlflowException, OSError)):
                 raise
             kind = StoreAwayError if gone else TrackingError
-            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}") from None
+            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}{_through(self.uri)}") from None
 
 
 class StoreAwayError(TrackingError):
@@ -173,18 +175,9 @@ _PLAIN_REASONS = {
 """What an outage is called, by what its long text contains."""
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, without secrets and of readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("(raised as a result of"):  # SQLAlchemy's advice, in front of the error
-        lines = lines[1:]
-    text = redact(lines[0] if lines else type(error).__name__)
-    return text if len(text) <= 400 else f"{text[:400]}…"
-
-
 def _reason(error: BaseException, *, gone: bool) -> str:
     found = [plain for part, plain in _PLAIN_REASONS.items() if part in str(error)] if gone else []
-    return found[0] if found else one_line(error)
+    return found[0] if found else first_line(error)
 
 
 def resolve_uri(configured: str | None = None) -> str:
@@ -241,7 +234,7 @@ def _connect(uri: str, *, check: bool) -> Store:
         if uri.startswith("sqlite"):
             path = Path(uri.removeprefix("sqlite:///"))
             artifacts = path.parent / "artifacts"
-            with _locked(path.parent / f".{path.name}.lock"):
+            with locked(path.parent / f".{path.name}.lock"):
                 with contextlib.closing(sqlite3.connect(path)) as connection:
                     # Readers and several writers at once, and fewer syncs; the setting stays in the file.
                     connection.execute("PRAGMA journal_mode=WAL")
@@ -265,27 +258,33 @@ def _connect(uri: str, *, check: bool) -> Store:
         raise
     except Exception as error:
         # SQLAlchemy and requests raise errors of their own: a missing driver, a bad address, a database that is down.
-        raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {one_line(error)}") from None
+        raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {first_line(error)}") from None
     return Store(uri, client, artifacts)
 
 
-def _cure(uri: str, error: Exception) -> str:
-    text = one_line(error)
+def _cure(uri: str, error: MlflowException) -> str:
+    from requests import ConnectionError, Timeout
+
+    text = first_line(error)
     if "out-of-date database schema" in str(error).lower() or "detected out-of-date" in str(error).lower():
         return f"it was written by an older MLflow; run: mlflow db upgrade {redact(uri)}"
-    if "401" in text or "403" in text:
-        return "it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if uri.startswith("http") and ("Max retries" in text or "timed out" in text or "Connection" in text):
-        return "it does not answer; is the server running (mlflow server), and is the address right?"
-    return text
+    if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return f"it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{_through(uri)}"
+    # MLflow raises its own error while it handles that of requests.
+    if isinstance(error.__context__, (ConnectionError, Timeout)):
+        return f"it does not answer; is the server running (mlflow server), and is the address right?{_through(uri)}"
+    return f"{text}{_through(uri)}"
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _through(uri: str) -> str:
+    """Says so if requests to a server go through a proxy that the environment names: its answers look like ours."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(uri, get_environ_proxies(uri)) if uri.startswith("http") else None
+    if proxy is None:
+        return ""
+    host = urlsplit(uri).hostname
+    return f" It was asked through the proxy {redact(proxy)} of the environment; to ask it directly set NO_PROXY={host}"
 
 
 @contextlib.contextmanager

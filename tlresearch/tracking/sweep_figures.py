@@ -1,10 +1,12 @@
-"""Figures of a sweep, from plain numbers: depth against learning rate, course of the search, importance."""
+"""Figures of a sweep, from plain numbers: depth against learning rate, course of the search, importance, all trials."""
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tlresearch.tracking.figures import COLOURS, new_figure, style, whole_numbers
 
@@ -17,6 +19,7 @@ Direction = Literal["maximize", "minimize"]
 
 _MARKS = {"pruned": "x", "failed": "s", "running": "^"}
 _MARK_COLOUR = "#767676"
+_WIDE = 30.0  # values that span more than this factor are shown on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,46 @@ def importance(shares: Mapping[str, float], metric: str) -> Figure:
     return figure
 
 
+def parallel_axes(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str, *, maximize: bool) -> Figure:
+    """Trials as lines over parallel axes, one axis per dimension of the search space; the better ones darker, on top.
+
+    Args:
+        trials: Values by dimension, and the objective of each.
+        metric: Name of the objective, the last axis.
+        maximize: Whether more of it is better.
+    """
+    from matplotlib import colormaps
+
+    names = list(dict.fromkeys(name for values, _ in trials for name in values))
+    scales = [_Scale([values[name] for values, _ in trials if name in values]) for name in names]
+    results = _Scale([value for _, value in trials], log=False)
+    ranks = {value: number for number, value in enumerate(sorted({value for _, value in trials}))}
+    figure = new_figure(max(6.0, 1.9 * (len(names) + 1)), 4.2)
+    axes = figure.add_subplot()
+    colours = colormaps["viridis_r" if maximize else "viridis"]
+    for values, result in sorted(trials, key=lambda trial: trial[1], reverse=not maximize):
+        places = [scale(values[n]) if n in values else None for n, scale in zip(names, scales, strict=True)]
+        places.append(results(result))
+        # A dimension that this trial did not have is passed over.
+        points = [(number, place) for number, place in enumerate(places) if place is not None]
+        axes.plot(
+            *zip(*points, strict=True), color=colours(ranks[result] / max(1, len(ranks) - 1)), linewidth=1.7, alpha=0.9
+        )
+    labels = [*(name.rpartition(".")[2].replace("_", " ") for name in names), metric.replace("/", "/ ")]
+    axes.set_xticks(range(len(labels)), [textwrap.fill(label, 16).replace("/ ", "/") for label in labels])
+    axes.tick_params(axis="x", length=0, labelsize=9, pad=16)
+    axes.set_yticks([])
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlim(-0.3, len(names) + 0.4)
+    axes.spines[:].set_visible(False)
+    for number, scale in enumerate([*scales, results]):
+        axes.axvline(number, color="#BBBBBB", linewidth=0.9, zorder=0)
+        for place, text in scale.ticks():
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.9}
+            axes.text(number, place, text, fontsize=8, color="#222222", va="center", ha="center", zorder=5, bbox=paper)
+    return figure
+
+
 def _best(done: Sequence[TrialPoint], direction: Direction) -> TrialPoint:
     sign = 1 if direction == "maximize" else -1
     return max(done, key=lambda point: sign * (point.value or 0.0))
@@ -176,3 +219,27 @@ def _ticks(axes: Axes, depths: Sequence[float]) -> None:
     if 0 < len(depths) <= 14:
         axes.set_yticks(depths, [f"{depth:g}" for depth in depths])
         axes.set_ylim(depths[0] - 0.5, depths[-1] + 0.5)
+
+
+class _Scale:
+    """Places of values between 0 and 1: numbers linear or logarithmic, other values side by side."""
+
+    def __init__(self, values: Sequence[Any], *, log: bool = True) -> None:
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        self.choices = [] if numbers else sorted({str(value) for value in values})
+        self.low: float = min(values) if numbers else 0
+        self.high: float = max(values) if numbers else len(self.choices) - 1
+        self.log = log and numbers and self.low > 0 and self.high / self.low > _WIDE
+
+    def __call__(self, value: Any) -> float:
+        place = self.choices.index(str(value)) if self.choices else value
+        low, high = self.low, self.high
+        if self.log:
+            place, low, high = math.log(place), math.log(low), math.log(high)
+        return float((place - low) / (high - low)) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if self.choices:
+            return [(self(choice), choice[:18]) for choice in self.choices]
+        ends = [self.low, self.high] if self.high > self.low else [self.low]
+        return [(self(end), f"{end:.3g}" if isinstance(end, float) else str(end)) for end in ends]

@@ -64,7 +64,7 @@ def test_a_run_is_repeated_bit_for_bit_from_its_record_alone(recorded: Recorded)
     assert found.differences == ()
     assert found.not_recorded == ()
     shown = console.export_text()
-    assert "identical: " in shown
+    assert "base  identical" in shown
     assert "every epoch, bit for bit" in shown
 
     old, new = run_of(recorded.run), run_of(found.new)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.reproduction.test_repeat import all_runs, altered, run_of
 
 from tests.recorded import Recorded, scale
+from tests.studies.reproduction.test_repeat import all_runs, altered, run_of
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch import fit
 from tlresearch.cli import main

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
-from rich.console import Console
 
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch import run_sweep
 from tlresearch.base.statistics import summary
 from tlresearch.config.sweep_schema import ObjectiveConfig
+from tlresearch.show.elements import Table
 from tlresearch.studies.reproduction.repeat import repeat_run
 from tlresearch.studies.sweeps.confirm import Confirmed, best_first, fresh_seeds
-from tlresearch.studies.sweeps.report import depth_table, print_result
-from tlresearch.studies.sweeps.run import SweepResult
+from tlresearch.studies.sweeps.result import SweepResult
 from tlresearch.studies.sweeps.trials import FinalRun
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect
@@ -81,9 +79,7 @@ def test_the_best_configurations_are_confirmed_with_seeds_no_trial_had(project: 
     assert parent.data.metrics["study/confirmed_mean"] == pytest.approx(means[0])
     assert tags(parent)["tlresearch.best_trial"] == str(result.confirmed[0].trial.number)
 
-    console = Console(file=io.StringIO(), width=100, record=True)
-    print_result(console, result)
-    assert "2 fresh seeds" in console.export_text()
+    assert "2 fresh seeds" in str(result)
     rows = compare_sweep("toy/s").rows
     assert [bool(row.members) for row in rows[:3]] == [True, True, False]
 
@@ -124,8 +120,7 @@ def test_the_table_shows_the_test_value_of_whatever_was_optimised() -> None:
         figures={},
         trials=(trial,),
     )
-    screen = io.StringIO()
-    Console(file=screen, width=200).print(depth_table(result))
-    assert "test/f1 0.4321" in screen.getvalue()
-    assert "test/f1 0.2500" in screen.getvalue()
-    assert "test/accuracy" not in screen.getvalue()
+    (table,) = (element for element in result.page.elements if isinstance(element, Table))
+    assert [column.title for column in table.columns] == ["", "val/f1", "test/f1", "trials"]
+    test = [table.main(row, 2) for row in range(len(table.rows))]
+    assert test == ["", "0.2500 ± 0.0000", "0.4321"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from inspect import getsource
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import _cached_storage
+from optuna.distributions import FloatDistribution
+from optuna.storages import BaseStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect, text
 
@@ -38,7 +39,7 @@ def study_at(url: str) -> Iterator[optuna.Study]:
         yield optuna.create_study(study_name="away", storage=kept, load_if_exists=True)
     finally:
         kept.remove_session()
-        kept.engine.dispose()
+        kept.disconnect()
 
 
 @contextlib.contextmanager
@@ -114,11 +115,90 @@ def proxy(cluster: Postgres) -> Iterator[Relay]:
         yield between
 
 
-def test_whatever_a_study_calls_waits() -> None:
-    """Optuna's cache, which every study goes through, calls methods of its own beside the public ones."""
-    called = set(re.findall(r"_backend\.(\w+)", getsource(_cached_storage)))
-    asks_no_database = {"get_heartbeat_interval", "get_heartbeat_stale_trial_callback", "remove_session"}
-    assert called - asks_no_database <= set(vars(PatientStorage))
+ASKS_NO_DATABASE = {
+    "get_heartbeat_interval",
+    "get_heartbeat_stale_trial_callback",
+    "get_failed_trial_callback",
+    "check_trial_is_updatable",
+    "remove_session",
+}
+
+
+def calls(kept: PatientStorage) -> dict[str, Callable[[], Any]]:
+    """Every call of a storage, on a study with a trial that has ended and one that runs."""
+    study, extra = kept.get_study_id_from_name("away"), kept.create_new_study([StudyDirection.MINIMIZE], "extra")
+    done, running = (trial._trial_id for trial in kept.get_all_trials(study))
+    uniform = FloatDistribution(0, 1)
+    return {
+        "create_new_study": lambda: kept.create_new_study([StudyDirection.MINIMIZE], "another"),
+        "set_study_user_attr": lambda: kept.set_study_user_attr(study, "a", 1),
+        "set_study_system_attr": lambda: kept.set_study_system_attr(study, "a", 1),
+        "get_study_id_from_name": lambda: kept.get_study_id_from_name("away") == study,
+        "get_study_name_from_id": lambda: kept.get_study_name_from_id(study) == "away",
+        "get_study_directions": lambda: kept.get_study_directions(study) == [StudyDirection.MINIMIZE],
+        "get_study_user_attrs": lambda: kept.get_study_user_attrs(study) == {"a": 1},
+        "get_study_system_attrs": lambda: kept.get_study_system_attrs(study) == {"a": 1},
+        "get_all_studies": lambda: len(kept.get_all_studies()) == 3,
+        "create_new_trial": lambda: kept.create_new_trial(study),
+        "set_trial_param": lambda: kept.set_trial_param(running, "y", 0.5, uniform),
+        "get_trial_param": lambda: kept.get_trial_param(running, "y") == 0.5,
+        "get_trial_params": lambda: kept.get_trial_params(running) == {"y": 0.5},
+        "set_trial_intermediate_value": lambda: kept.set_trial_intermediate_value(running, 0, 1.0),
+        "set_trial_user_attr": lambda: kept.set_trial_user_attr(running, "a", 1),
+        "set_trial_system_attr": lambda: kept.set_trial_system_attr(running, "a", 1),
+        "get_trial_user_attrs": lambda: kept.get_trial_user_attrs(running) == {"a": 1},
+        "get_trial_system_attrs": lambda: kept.get_trial_system_attrs(running) == {"a": 1},
+        "get_trial_id_from_study_id_trial_number": lambda: (
+            kept.get_trial_id_from_study_id_trial_number(study, 0) == done
+        ),
+        "get_trial_number_from_id": lambda: kept.get_trial_number_from_id(running) == 1,
+        "get_trial": lambda: kept.get_trial(running).intermediate_values == {0: 1.0},
+        "get_all_trials": lambda: len(kept.get_all_trials(study)) == 3,
+        "get_n_trials": lambda: kept.get_n_trials(study) == 3,
+        "get_best_trial": lambda: kept.get_best_trial(study).number == 0,
+        "set_trial_state_values": lambda: kept.set_trial_state_values(running, TrialState.COMPLETE, [2.0]),
+        "record_heartbeat": lambda: kept.record_heartbeat(done),
+        "delete_study": lambda: kept.delete_study(extra),
+    }
+
+
+def test_every_call_waits_for_a_database_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.05)
+    file, away = tmp_path / "s.db", tmp_path / "away.db"
+    with study_at(f"sqlite:///{file}") as study:
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+        study.ask()
+        kept = study._storage
+        assert isinstance(kept, PatientStorage)
+        made = calls(kept)
+        public = {name for name in dir(kept) if not name.startswith("_")} & {*dir(BaseStorage), *dir(BaseHeartbeat)}
+        assert made.keys() == public - ASKS_NO_DATABASE
+        waited = []
+        for name, call in made.items():
+            caplog.clear()
+            kept.remove_session()
+            kept.disconnect()
+            file.rename(away)
+            file.mkdir()  # "unable to open database file"
+
+            def come_back() -> None:
+                file.rmdir()
+                away.rename(file)
+
+            timer = threading.Timer(0.2, come_back)
+            timer.start()
+            assert call() in (None, True) or name.startswith("create_new"), name
+            timer.join()
+            if "is back after" in caplog.text:
+                waited.append(name)
+        cached = {"get_study_name_from_id", "get_study_directions", "get_trial_id_from_study_id_trial_number"}
+        # Optuna itself tries to make a trial for up to 10 s; of heartbeats the next one comes in seconds.
+        assert set(waited) == made.keys() - cached - {"create_new_trial", "record_heartbeat"}
+    with study_at(f"sqlite:///{file}") as study:
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+        assert study.trials[1].params == {"y": 0.5}
 
 
 @pytest.mark.slow

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
+from tlresearch.show.terminal import plain_text
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, log_finished
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.records import DIRECTIONS
 from tlresearch.tracking.run import open_run
 from tlresearch.understand.comparison.compare import Comparison, compare_runs, compare_sweep
-from tlresearch.understand.comparison.table import noise_table, render
 
 pytestmark = [
     pytest.mark.usefixtures("tables"),
@@ -44,10 +40,8 @@ def record(
     return run.run_id
 
 
-def text(comparison: Comparison, shown: Callable[[Comparison], Table] = render, width: int = 200) -> str:
-    console = Console(width=width, record=True, file=io.StringIO())
-    console.print(shown(comparison))
-    return console.export_text()
+def text(comparison: Comparison, width: int = 200) -> str:
+    return plain_text(comparison.page, width)
 
 
 def test_runs_are_compared_by_id_prefix_and_name() -> None:
@@ -168,10 +162,10 @@ def test_two_runs_are_tested_on_the_samples_that_both_predicted() -> None:
     assert near.within_noise
     assert elsewhere.test is None
     assert elsewhere.reason == "no predictions of the same samples, and other data"
-    shown = text(compare_runs([second, first]), noise_table)
+    shown = text(compare_runs([second, first]))
     assert "more than noise" in shown
     assert "+0.3000" in shown
-    assert "not tested: no predictions" in text(compare_runs([first, "elsewhere"]), noise_table)
+    assert "not tested: no predictions" in text(compare_runs([first, "elsewhere"]))
 
 
 def test_groups_show_mean_and_interval_and_are_tested_over_samples_and_seeds() -> None:
@@ -195,14 +189,14 @@ def test_groups_show_mean_and_interval_and_are_tested_over_samples_and_seeds() -
     assert seeds.test is not None
     assert seeds.test.p_value == pytest.approx(0.25)
     assert seeds.within_noise  # three seeds cannot show more
-    assert "from 3 seeds no p below 0.25 can come" in text(found, noise_table)
+    assert "from 3 seeds no p below 0.25 can come" in text(found)
     assert "0.983 ± 0.029 (0.950 to 1.000)" in text(found)
 
 
 def test_many_runs_are_rows_and_fit_the_terminal() -> None:
     names = [record(f"run{number}", 10.0**-number, [0.1 * number]) for number in range(6)]
     found = compare_runs(names)
-    lines = text(found, lambda comparison: render(comparison, 60), width=60).splitlines()
-    assert max(map(len, lines)) <= 60
-    assert "val/accuracy" in lines[2]
-    assert "left out for want of width: 1 params or metrics" in " ".join(" ".join(lines).split())
+    lines = text(found, width=44).splitlines()
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("metrics: "))]
+    assert max(map(len, table)) <= 44
+    assert all(word in "".join(table) for word in ("accuracy", "lr", "val/loss", "duration", "1e-05", "★ 0.5"))

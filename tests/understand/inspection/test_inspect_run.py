@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.finetuning.test_callback import make_task
@@ -23,8 +21,7 @@ from tlresearch.data.base import SampleKey
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.manifest import damaged, read_json, read_manifest
 from tlresearch.tracking.store import connect
-from tlresearch.understand.inspection.inspect import inspect_anything
-from tlresearch.understand.inspection.report import STAGES, stages_figure
+from tlresearch.understand.inspection.inspect import STAGES, inspect_anything
 from tlresearch.understand.inspection.saliency import choose, explain, last_map, saliency_figure
 from tlresearch.understand.inspection.stages import (
     Finished,
@@ -33,6 +30,7 @@ from tlresearch.understand.inspection.stages import (
     reopen,
     similarities,
     stage_changes,
+    stages_figure,
 )
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -41,9 +39,7 @@ pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 def test_what_fine_tuning_did_is_shown_and_added_to_the_run(recorded: Recorded) -> None:
     store = connect()
     ended = store.client.get_run(recorded.run).info.end_time
-    console = Console(width=140, record=True, file=io.StringIO())
-    inspect_anything(recorded.run, [], console)
-    shown = console.export_text()
+    shown = str(inspect_anything(recorded.run, []))
     assert "what became of the stages" in shown
 
     base, trained = load_file(recorded.weights), load_file(recorded.artifact("weights/trained.safetensors"))
@@ -165,6 +161,5 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     rows = [StageChange(f"s{n}", 10, n > 0, 0.1 * n, math.nan, 1 - 0.2 * n, ((0, 0.5), (1, 0.1))) for n in range(3)]
     assert len(stages_figure(rows).axes) == 3  # nothing to show of the statistics
     place = tmp_path / "plan.png"
-    console = Console(file=io.StringIO())
-    inspect_anything("digits/transfer", [], console, picture=place)
+    inspect_anything("digits/transfer", [], picture=place)
     assert place.stat().st_size > 5000

@@ -17,7 +17,7 @@ from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.build import build_backbone
 from tlresearch.cli import main
 from tlresearch.commands import rank as command
-from tlresearch.config.schema import BackboneConfig
+from tlresearch.config.schema import BackboneConfig, DataConfig
 from tlresearch.data.base import Data, Fingerprint, SampleKey
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
@@ -90,7 +90,8 @@ def test_a_typed_command_shows_the_table_and_says_what_is_missing(
     assert costs is not None
     assert "…" not in shown  # nothing is cut off
     parameters = 9 * (8 + 8 * 16 + 16 * 32 + 32 * 32) + 2 * (8 + 16 + 32 + 32)  # four convolutions, each with its norm
-    assert f" {parameters / 1e6:.2f} M " in shown
+    assert f" {parameters / 1e6:.2f} " in shown
+    assert "parameters (M)" in shown
     assert "not ranked: torchvision/resnet18" in shown
     assert "proposed unfreeze depth 4" in shown
     assert main(["rank", experiment, "--backbones", "small_cnn", "--weights", "small_cnn=nowhere.pth"]) == 1
@@ -142,7 +143,7 @@ def test_the_source_head_says_what_the_network_said(data_dir: Path, weights_dir:
     config = BackboneConfig(name="torchvision/mobilenet_v2", weights="torchvision/mobilenet_v2-tflite_ptq.pth")
     backbone = build_backbone(config)
     assert find_head(BackboneConfig(name=config.name, weights=None), backbone) is None
-    table = read_image_folder(data_dir / "imagenet_samples")
+    table = read_image_folder(data_dir / "imagenet_samples", DataConfig())
     order = range(len(table.names))  # sorted by class: the i-th photo is of ImageNet's class 20 i
     photos = ImageSplit(
         table.images,

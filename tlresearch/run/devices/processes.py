@@ -1,4 +1,13 @@
-"""The processes of a run over several devices: the one that records the run starts the others, and ends with them."""
+"""The processes of a run over several devices: the one that records the run starts the others, and ends with them.
+
+Why not torchrun, or Lightning's own launcher: both start a whole command once per rank. Lightning's runs ``sys.argv``
+again for each further rank, so every rank would open the sweep, ask Optuna for a trial or go through a group's seeds
+by itself; torchrun wants to be the one that starts the command. Lightning's launcher for notebooks forks, which needs
+a process that has not used its GPUs or threads yet, and the next cell's run would not start from one. So with either
+of them trials, seeds of a group and cells of a notebook could not have several devices. This launcher starts ranks for
+a single run, inside a process that goes on afterwards, and hands them the config of that run; ranks that torchrun has
+started are taken as they are.
+"""
 
 from __future__ import annotations
 
@@ -137,9 +146,7 @@ class _Following(Others):
 def others(devices: int, brief: Mapping[str, Any]) -> Iterator[Others]:
     """The processes of a run, for the time of the run; rank 0 starts them, and none outlives it.
 
-    Lightning would run the command line again for each further rank, which suits a script that only trains. Here each
-    rank is told the config of the one run, so that a trial, a seed of a group and a cell of a notebook can have
-    several devices as well. Where torchrun has started the processes, they are left as they are.
+    Each rank is told the config of the one run. Where torchrun has started the processes, they are left as they are.
 
     Args:
         devices: Devices, and so processes, of the run.

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from tlresearch.backbones.weights import load_tensors
 from tlresearch.config.schema import TrainerConfig
 from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.tasks.base import Task
@@ -106,7 +107,7 @@ def trained_copy(trainer: L.Trainer, task: Task) -> Task:
 def take_result(trainer: L.Trainer, task: Task) -> None:
     """Puts into the task what its sharded copy has come to."""
     if isinstance(trainer.strategy, ShardedStrategy):
-        task.load_state_dict(trainer.strategy.result, strict=False)
+        load_tensors(task, trainer.strategy.result, "the result of training")
 
 
 def _own_memory(values: Any) -> Any:

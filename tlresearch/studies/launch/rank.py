@@ -14,11 +14,11 @@ def main() -> int:
     protect_output()
     brief = read_brief()
     from tlresearch.config.load import load_text
-    from tlresearch.run.fit import Trial, fit
+    from tlresearch.run.fit import Role, fit
 
     loaded = load_text(brief["experiment"])
     # Which trial it is matters to rank 0 alone; all must know whether the run ends with the test.
-    fit(loaded, trial=None if brief["final"] else Trial(None, loaded.config.name, {}))
+    fit(loaded, role=Role(loaded.config.name, test=brief["test"]))
     return 0
 
 

@@ -30,7 +30,7 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
 
     try:
-        with beside(resolve_uri(brief.base.config.tracking.uri)):
+        with studies.quiet_optuna(), beside(resolve_uri(brief.base.config.tracking.uri)):
             study = studies.open_study(brief.config, brief.space, worker=brief.worker)
             parent = SilentRun(brief.parent, brief.config.name)
             quiet = SweepProgress(None, study, brief.config, 0, others=False)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.splits import AheadSplit
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.lineage import build_with_lineage
+from tlresearch.backbones.lineage import TRAINED, build_with_lineage
+from tlresearch.backbones.weights import load_tensors
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.load import Loaded, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
@@ -22,6 +23,8 @@ from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run import results, training
+from tlresearch.run.process import prepared
+from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tracking import records
 from tlresearch.tracking.manifest import read_text
@@ -96,6 +99,19 @@ def inputs_of(data: Data, backbone: StagedBackbone) -> Inputs:
     return Inputs(fingerprint.digest, fingerprint.files, weights.source, weights.sha256)
 
 
+def load_trained(task: Task, file: Path) -> None:
+    """Puts into a task the weights that its run kept.
+
+    Args:
+        task: The task, built from the run's config.
+        file: The artifact with the weights.
+
+    Raises:
+        WeightsError: If they are not those that the run could change.
+    """
+    load_tensors(task, load_file(file), f"{TRAINED} of the run", required=task.changing_state())
+
+
 def measure(
     config: ExperimentConfig, data: Data, backbone: StagedBackbone, trained: Path, split: Literal["val", "test"]
 ) -> dict[str, float]:
@@ -113,15 +129,19 @@ def measure(
     Returns:
         Metrics without the name of the split.
     """
-    training.prepare_process(config)
-    schedule = build_schedule(config, backbone.stage_names)
-    task = build_task(config, backbone, data, schedule)
-    task.load_state_dict(load_file(trained), strict=False)
+    with prepared(config):
+        task = build_task(config, backbone, data, build_schedule(config, backbone.stage_names))
+        load_trained(task, trained)
+        return _evaluate(config, data, task, split)
+
+
+def _evaluate(config: ExperimentConfig, data: Data, task: Task, split: Literal["val", "test"]) -> dict[str, float]:
+    last = build_schedule(config, task.backbone.stage_names).phases[-1]
     part: Split = data.splits[split]
-    boundary = schedule.phases[-1].boundary
-    if split == "val" and boundary and schedule.phases[-1].frozen_norm == "eval" and not training.no_cache(config):
+    boundary = last.boundary
+    if split == "val" and boundary and last.frozen_norm == "eval" and not training.no_cache(config):
         how = Inference(config.cache.precision, config.cache.memory_format)
-        part = AheadSplit(part, frozen(backbone, how, torch.device("cpu"), stop=boundary), boundary)
+        part = AheadSplit(part, frozen(task.backbone, how, torch.device("cpu"), stop=boundary), boundary)
     task.arrange(config.trainer.memory_format)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ from tlresearch.base.errors import UserError
 from tlresearch.config.load import Loaded
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.callback import EpochReport, Listener, RunPrunedError
-from tlresearch.run.fit import Trial, fit
+from tlresearch.run.fit import Role, fit
+from tlresearch.show import markdown
+from tlresearch.show.elements import Badge, Cell, Column, Facts, Section, Table, Text, Tone
+from tlresearch.show.page import Page, Shown
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import as_it_was, inputs_of, present_data, present_weights, recorded_config
-from tlresearch.studies.reproduction.report import as_markdown, print_repetition
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.manifest import add_to_ended_run
 from tlresearch.tracking.records import find_run
@@ -30,9 +34,12 @@ REPRODUCES = "tlresearch.reproduces"
 REPRODUCED_BY = "tlresearch.reproduced_by"
 RESULT = "tlresearch.reproduction"
 
+_APART = ("train", "val", "test")  # the rest is summed up by its first word
+_TONES: dict[Verdict, Tone] = {"identical": "good", "within tolerance": "warning", "differs": "bad"}
+
 
 @dataclass(frozen=True)
-class Repetition:
+class Repetition(Shown):
     """A run and its repetition.
 
     Attributes:
@@ -59,6 +66,66 @@ class Repetition:
     def exit_code(self) -> int:
         """0 if every metric is identical or within tolerance, else 1."""
         return int(self.verdict == "differs")
+
+    @property
+    def page(self) -> Page:
+        """The verdict metric by metric, and what differs between the two runs."""
+        table = Table(
+            (
+                Column("metric"),
+                Column("epochs", align="right"),
+                Column("verdict"),
+                Column("largest difference", align="left"),
+            ),
+            tuple(_rows(self.metrics)),
+        )
+        linked = f"Run {self.new} repeats run {self.old}; they are linked in both directions."
+        return Page(
+            self.name,
+            (
+                Section("", (Text(f"{linked}\n{self._meaning()}."), table)),
+                Section("Code, data, weights, packages, hardware, precision, threads", (Facts(tuple(self._facts())),)),
+            ),
+            badges=(Badge(self.verdict, _TONES[self.verdict]),),
+        )
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """What differs between the two runs, by kind."""
+        for difference in self.differences:
+            yield difference.kind, difference.text
+        for part in self.not_recorded:
+            yield "not recorded", f"{part}: nothing can be said"
+        if not self.differences and not self.not_recorded:
+            yield "the same", "code, data, weights, packages, hardware, precision and threads"
+
+    def _meaning(self) -> str:
+        same = sum(part.verdict == "identical" for part in self.metrics)
+        near = sum(part.verdict == "within tolerance" for part in self.metrics)
+        text = f"{same} of {len(self.metrics)} metrics are the same in every epoch, bit for bit"
+        return text if same == len(self.metrics) else f"{text}; {near} more are within tolerance ({TOLERANCE})"
+
+
+def _rows(metrics: Sequence[Agreement]) -> Iterator[tuple[Cell | str, ...]]:
+    """One row per metric of a split, and one for all rates and the like."""
+    groups: dict[str, list[Agreement]] = {}
+    for metric in metrics:
+        first = metric.name.partition("/")[0]
+        groups.setdefault(metric.name if first in _APART else f"{first}/…", []).append(metric)
+    order = {name: number for number, name in enumerate((*_APART, "selected"))}
+    for name, parts in sorted(groups.items(), key=lambda item: order.get(item[0].partition("/")[0], len(order))):
+        verdict = overall(parts)
+        worst = next(part for part in parts if part.verdict == verdict)
+        title = name if len(parts) == 1 else f"{name} ({len(parts)})"
+        epochs = str(max(part.points for part in parts))
+        yield title, epochs, Cell(verdict, tone=_TONES[verdict]), _largest(worst)
+
+
+def _largest(metric: Agreement) -> str:
+    if metric.verdict == "identical":
+        return ""
+    if metric.old is None or metric.new is None:
+        return f"only the {'new' if metric.old is None else 'old'} run has epoch {metric.step}"
+    return f"{metric.old:.6g} -> {metric.new:.6g} ({metric.new - metric.old:+.2g}) in epoch {metric.step}"
 
 
 def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None) -> Repetition:
@@ -87,15 +154,14 @@ def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None
         console.print(f"[bold]repeats {name}[/bold]  run {run_id[:8]}, from its record alone", highlight=False)
     _check_inputs(loaded, record, anyway=anyway, console=console)
     history = read_history(store, old)
-    trial = Trial(
-        parent=None,
-        name=f"{name} repeated",
+    role = Role(
+        f"{name} repeated",
         tags={REPRODUCES: run_id},
         listener=_until(old, history),
         test=any(metric.startswith(("test/", "shift/")) for metric in history),
         repeats=run_id,
     )
-    result = fit(loaded, trial=trial, console=console)
+    result = fit(loaded, role=role, console=console)
 
     with store.errors():
         new = store.client.get_run(result.run_id)
@@ -112,12 +178,12 @@ def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None
         url=result.url,
     )
     content = {**asdict(repetition), "tolerance": TOLERANCE}
-    texts = {"reproduction.json": json.dumps(content, indent=1), "reproduction.md": as_markdown(repetition)}
+    texts = {"reproduction.json": json.dumps(content, indent=1), "reproduction.md": markdown.render(repetition.page)}
     add_to_ended_run(store, result.run_id, tags={RESULT: repetition.verdict}, texts=texts)
     earlier = [part for part in old.data.tags.get(REPRODUCED_BY, "").split(", ") if part]
     add_to_ended_run(store, run_id, tags={REPRODUCED_BY: ", ".join([*earlier, result.run_id])})
     if console is not None:
-        print_repetition(console, repetition)
+        show(console, repetition.page)
     return repetition
 
 

@@ -21,6 +21,7 @@ from tlresearch.base.errors import (
     TrackingError,
     UserError,
     WeightsError,
+    one_line,
 )
 from tlresearch.base.paths import find_yaml
 from tlresearch.config import checks
@@ -28,17 +29,10 @@ from tlresearch.config.load import Loaded, Overrides, load_variants, override_te
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.results import pin_checkpoint
+from tlresearch.show import markdown
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import present_data, present_weights
-from tlresearch.studies.reproduction.scoreboard import (
-    Reproduction,
-    Row,
-    as_markdown,
-    as_page,
-    as_record,
-    as_tables,
-    counts,
-    remarks,
-)
+from tlresearch.studies.reproduction.scoreboard import Reproduction, Row, as_record, counts, scoreboard
 from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
 from tlresearch.tasks.build import directed
@@ -134,7 +128,7 @@ def reproduce_all(
     results = []
     for path in published:
         results.append(reproduce(path, again=again, slow=slow, console=console))
-        page.write_text(as_page(results, collect(sys.argv)))
+        page.write_text(markdown.render(scoreboard(results, collect(sys.argv))))
     return results
 
 
@@ -159,7 +153,7 @@ class _Reproducer:
                 return self._shown(Reproduction(self.name, tuple(rows)))
             result = Reproduction(self.name, tuple(rows), self._run.run_id, self._run.url)
             self._run.log_dict(as_record(result), "reproduction.json")
-            self._run.log_text(as_markdown([result]), "reproduction.md")
+            self._run.log_text(markdown.render(result.page), "reproduction.md")
             self._run.set_tags({VERDICT: counts(rows)})
         return self._shown(result)
 
@@ -178,13 +172,16 @@ class _Reproducer:
             self._parent(loaded)
             return self._judged(variant, loaded, group)
         except _NOT_HERE as error:
-            return self._not_run(variant, loaded, _one_line(error))
+            return self._not_run(variant, loaded, one_line(error))
         except TrackingError:
             raise
         except Exception as error:
             # One broken variant must not end a night of reproductions; its traceback is in MLflow and in the log.
             log.exception("%s: variant %s failed", self.name, variant)
-            return [replace(row, verdict="failed") for row in self._not_run(variant, loaded, _one_line(error))]
+            return [
+                replace(row, verdict="failed")
+                for row in self._not_run(variant, loaded, f"{type(error).__name__}: {one_line(error)}")
+            ]
 
     def _judged(self, variant: str, loaded: Loaded[ExperimentConfig], group: GroupResult) -> list[Row]:
         trainer, reference = directed(loaded.config).trainer, _reference(loaded)
@@ -243,9 +240,7 @@ class _Reproducer:
 
     def _shown(self, result: Reproduction) -> Reproduction:
         if self.console is not None:
-            self.console.print(as_tables(result))
-            for line in remarks(result.rows):
-                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            show(self.console, result.page)
         return result
 
 
@@ -280,9 +275,3 @@ def _reference(loaded: Loaded[ExperimentConfig]) -> ReferenceConfig:
     if loaded.config.reference is None:
         raise ValueError("only experiments with a reference are reproduced.")
     return loaded.config.reference
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    prefix = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{prefix}{' '.join(line.strip() for line in text[:3])}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a reproduction says: one row per published number, for the terminal, for MLflow and for REPRODUCED.md."""
+"""What a reproduction says: one row per published number, with the page of an experiment and that of all of them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-
 from tlresearch.base.statistics import Summary
 from tlresearch.config.published_schema import NumberConfig, ReferenceConfig
+from tlresearch.show.elements import Cell, Column, Command, Element, Entry, Note, Section, Table, Text, Tone
+from tlresearch.show.page import Page, Shown
 from tlresearch.studies.reproduction.verdict import Word
 from tlresearch.tracking.provenance import Provenance
 
-_COLOURS: dict[Word, str] = {
-    "reproduced": "green",
-    "not reproduced": "red",
-    "not run": "yellow",
-    "failed": "red",
-}
-
-
+_TONES: dict[Word, Tone] = {"reproduced": "good", "not reproduced": "bad", "not run": "warning", "failed": "bad"}
 _ORDER: tuple[Word, ...] = ("reproduced", "not reproduced", "failed", "not run")
-_HEAD = "| variant | kind | metric | published | ours | n | difference | tolerance | verdict | minutes | run |"
-_SIDES = "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |"
+_COLUMNS = (
+    Column("variant"),
+    Column("kind"),
+    Column("metric"),
+    Column("published", ".4f"),
+    Column("ours", ".4f"),
+    Column("n", "d"),
+    Column("difference", "+.4f"),
+    Column("tolerance", "g"),
+    Column("verdict"),
+    Column("minutes", ".1f"),
+    Column("run"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,28 @@ class Row:
         """The verdict as shown: a run with other settings cannot stand for the published one."""
         return f"{self.verdict} (overridden)" if self.overrides and self.ours else self.verdict
 
-    def cells(self) -> tuple[str, ...]:
-        """Variant, metric, published, ours, number of seeds, difference, tolerance and verdict as text."""
-        number = self.number
-        value, tolerance = number.value or 0.0, number.tolerance or 0.0
-        published = f"{value:.4f}" + (f" ± {number.spread:.4f}" if number.spread is not None else "")
-        ours = n = difference = "-"
-        if self.ours is not None and self.difference is not None:
-            ours = f"{self.ours.mean:.4f}" + (f" ± {self.ours.std:.4f}" if self.ours.n > 1 else "")
-            n, difference = str(self.ours.n), f"{self.difference:+.4f}"
-        metric = f"{number.metric}, {_epoch(number)}"
-        return (self.variant, metric, published, ours, n, difference, f"{tolerance:g}", self.words)
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What stands in the table: one entry per column."""
+        number, ours = self.number, self.ours
+        run = f"{self.date}, {self.commit[:9]}{'+' if self.commit.endswith('+') else ''}" if ours else None
+        return (
+            self.variant,
+            self.reference.kind,
+            f"{number.metric}, {_epoch(number)}",
+            Cell(number.value or 0.0, number.spread),
+            Cell(ours.mean, ours.std if ours.n > 1 else None) if ours else None,
+            ours.n if ours else None,
+            self.difference if ours else None,
+            number.tolerance or 0.0,
+            Cell(self.words, tone=_TONES[self.verdict]),
+            self.seconds / 60 if ours else None,
+            run,
+        )
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class Reproduction(Shown):
     """A published experiment and what came of it.
 
     Attributes:
@@ -103,38 +112,23 @@ class Reproduction:
         """Whether everything that ran was reproduced."""
         return all(row.verdict in ("reproduced", "not run") for row in self.rows)
 
+    @property
+    def page(self) -> Page:
+        """The published numbers beside ours, and what there is to know about them."""
+        see = (Command("make ui", f"MLflow run {self.run_id}"),) if self.run_id else ()
+        return Page("", (self.section(), Section("", see)))
+
+    def section(self, *, public: bool = False) -> Section:
+        """Its part of a page; a public one has the reasons of tolerances and no places of this machine."""
+        sources = dict.fromkeys(_source(row.reference) for row in self.rows)
+        elements: list[Element] = [Text("\n".join(sources)), Table(_COLUMNS, tuple(row.entries for row in self.rows))]
+        return Section(self.experiment, (*elements, *map(Note, remarks(self.rows, page=public))))
+
 
 def counts(rows: Sequence[Row]) -> str:
     """How often each verdict was given, such as ``2 reproduced, 1 not run``."""
     words = [row.words for row in sorted(rows, key=lambda row: _ORDER.index(row.verdict))]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-
-
-def as_tables(result: Reproduction) -> Group:
-    """A table per variant for the terminal; 80 columns suffice."""
-    tables = []
-    for variant in dict.fromkeys(row.variant for row in result.rows):
-        rows = [row for row in result.rows if row.variant == variant]
-        title = f"{result.experiment}  {variant}"
-        if rows[0].ours is not None:
-            title += f"  n={rows[0].ours.n}  {rows[0].seconds:.0f} s"
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for column in ("metric", "published", "ours", "diff", "tol.", "verdict"):
-            text = column in ("metric", "verdict")
-            table.add_column(column, justify="left" if text else "right", no_wrap=not text, min_width=14 if text else 0)
-        for row in rows:
-            _, metric, published, ours, _, difference, tolerance, words = row.cells()
-            colour = _COLOURS[row.verdict]
-            table.add_row(metric, published, ours, difference, tolerance, f"[{colour}]{words}[/{colour}]")
-        tables.append(table)
-    return Group(*tables)
 
 
 def remarks(rows: Sequence[Row], *, page: bool = False) -> list[str]:
@@ -172,22 +166,7 @@ def _remarks(row: Row, *, page: bool) -> Iterator[tuple[int, str]]:
     yield from ((5, f"differs from the published protocol: {text}") for text in reference.deviations)
 
 
-def as_markdown(results: Sequence[Reproduction], *, page: bool = False) -> str:
-    """The rows of several experiments as Markdown: a table and the remarks for each."""
-    lines: list[str] = []
-    for result in results:
-        sources = dict.fromkeys(_source(row.reference) for row in result.rows)
-        lines += ["", f"## {result.experiment}", "", *sources, "", _HEAD, _SIDES]
-        for row in result.rows:
-            variant, *cells = row.cells()
-            minutes = f"{row.seconds / 60:.1f}" if row.ours else "-"
-            run = f"{row.date}, {row.commit[:9]}{'+' if row.commit.endswith('+') else ''}" if row.ours else "-"
-            lines.append("| " + " | ".join([variant, row.reference.kind, *cells, minutes, run]) + " |")
-        lines += ["", *(f"- {line}" for line in remarks(result.rows, page=page))]
-    return "\n".join(lines).strip() + "\n"
-
-
-def as_page(results: Sequence[Reproduction], now: Provenance) -> str:
+def scoreboard(results: Sequence[Reproduction], now: Provenance) -> Page:
     """The page ``REPRODUCED.md``: what was published, what came out here, on what."""
     rows = [row for result in results for row in result.rows]
     packages = ", ".join(f"{name} {version}" for name, version in now.packages.items())
@@ -195,25 +174,24 @@ def as_page(results: Sequence[Reproduction], now: Provenance) -> str:
     hardware = now.hardware
     machine = ", ".join([f"{hardware.processor}, {hardware.cores} cores, {hardware.memory_gb:g} GB", *hardware.gpus])
     elsewhere = sorted({row.hardware for row in rows if row.hardware} - {hardware.processor, *hardware.gpus})
-    lines = [
-        "# Published numbers, run again",
-        "",
-        "Written by `make reproduce-all`; how it is judged is in [docs/reproducing.md](docs/reproducing.md).",
-        "",
-        f"- {len(results)} experiments, {len(rows)} published numbers: {counts(rows)}",
-        f"- Machine: {machine}, {hardware.system}",
-        f"- Versions: Python {now.python}, {packages}",
-        f"- Page written {datetime.datetime.now(datetime.UTC):%Y-%m-%d} at commit {commit}; "
+    notes = [
+        f"{len(results)} experiments, {len(rows)} published numbers: {counts(rows)}",
+        f"Machine: {machine}, {hardware.system}",
+        f"Versions: Python {now.python}, {packages}",
+        f"Page written {datetime.datetime.now(datetime.UTC):%Y-%m-%d} at commit {commit}; "
         "each row names the day and the commit of its run (+ with uncommitted changes).",
-        "- ours: mean ± standard deviation over n seeds; minutes: all seeds together, by the clock.",
-        *([f"- Some rows were run on: {', '.join(elsewhere)}"] if elsewhere else []),
-        "",
-        "| experiment | verdicts |",
-        "| --- | --- |",
-        *(f"| [{result.experiment}](#{_anchor(result.experiment)}) | {counts(result.rows)} |" for result in results),
-        "",
+        "ours: mean ± standard deviation over n seeds; minutes: all seeds together, by the clock.",
+        *([f"Some rows were run on: {', '.join(elsewhere)}"] if elsewhere else []),
     ]
-    return "\n".join([*lines, as_markdown(results, page=True)])
+    links = tuple((f"[{result.experiment}](#{_anchor(result.experiment)})", counts(result.rows)) for result in results)
+    judged = "Written by `make reproduce-all`; how it is judged is in [docs/reproducing.md](docs/reproducing.md)."
+    first: tuple[Element, ...] = (
+        Text(judged),
+        *map(Note, notes),
+        Table((Column("experiment"), Column("verdicts")), links),
+    )
+    sections = (result.section(public=True) for result in results)
+    return Page("Published numbers, run again", (Section("", first), *sections))
 
 
 def as_record(result: Reproduction) -> dict[str, Any]:

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.config.load import Loaded, MissingFilesError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.run.training import settle
 from tlresearch.serving.stored import WEIGHTS
+from tlresearch.show.elements import Cell, Column, Table, Tone
+from tlresearch.show.page import Page, Shown, page_of
+from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import (
     as_it_was,
     inputs_of,
@@ -35,7 +37,7 @@ from tlresearch.tracking.manifest import damaged, local, model_address, read_man
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect, one_line
+from tlresearch.tracking.store import Store, connect
 from tlresearch.understand.comparison.differences import Inputs, input_differences, read_record
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ State = Literal["ok", "failed", "not recorded"]
 TOLERANCE = 1e-3
 """Largest difference of a metric, absolute and relative: the weights may run in other batches and on another device."""
 
-_COLOURS = {"ok": "green", "failed": "red", "not recorded": "yellow"}
+_TONES: dict[State, Tone] = {"ok": "good", "failed": "bad", "not recorded": "warning"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What the checks of a run came to.
 
     Attributes:
@@ -82,6 +84,13 @@ class Verification:
     def exit_code(self) -> int:
         """0 if no check failed, else 1."""
         return int(any(check.state == "failed" for check in self.checks))
+
+    @property
+    def page(self) -> Page:
+        """A row per check."""
+        rows = tuple((check.name, Cell(check.state, tone=_TONES[check.state]), check.detail) for check in self.checks)
+        columns = (Column("check"), Column("result"), Column("detail"))
+        return page_of("", Table(columns, rows, title=f"{self.name}  run {self.run_id[:8]}"))
 
 
 def verify_run(run: str, *, console: Console | None = None) -> Verification:
@@ -103,18 +112,8 @@ def verify_run(run: str, *, console: Console | None = None) -> Verification:
         loaded = error.loaded  # the check of data or weights says so
     verification = Verification(run_id, name, tuple(_checks(store, found, loaded)))
     if console is not None:
-        console.print(as_table(verification))
+        show(console, verification.page)
     return verification
-
-
-def as_table(verification: Verification) -> Table:
-    """The checks as a table."""
-    title = f"{verification.name}  run {verification.run_id[:8]}"
-    table = Table("check", "result", "", title=title, title_justify="left", header_style="bold")
-    for check in verification.checks:
-        colour = _COLOURS[check.state]
-        table.add_row(check.name, f"[{colour}]{check.state}[/{colour}]", check.detail)
-    return table
 
 
 def _checks(store: Store, run: Run, loaded: Loaded[ExperimentConfig]) -> Iterator[Check]:
@@ -193,7 +192,7 @@ def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backb
         with local(store, address) as file:
             found = measure(config, data, backbone, file, split)
     except Exception as error:  # a damaged file raises whatever its broken part leads to
-        return Check("trained weights", "failed", f"cannot be used: {one_line(error)}")
+        return Check("trained weights", "failed", f"cannot be used: {first_line(error)}")
     return _agree("trained weights", split, found, logged, len(data.splits[split]))
 
 
@@ -220,7 +219,7 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbon
             with local(store, model_address(store, models[-1])) as folder:
                 found = measure(plain, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
-        return Check("model", "failed", f"cannot be used: {one_line(error)}")
+        return Check("model", "failed", f"cannot be used: {first_line(error)}")
     return _agree("model", split, found, logged, len(data.splits[split]))
 
 

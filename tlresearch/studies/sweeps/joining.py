@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from tlresearch.base.direction import Direction, direction_of
 from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import Loaded, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.config.search_space import resolve_all
+from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
@@ -24,6 +25,8 @@ from tlresearch.tasks.build import find_task, needed_end
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import JournalRun, SilentRun, open_run
 from tlresearch.tracking.views import save_view
+
+log = logging.getLogger(__name__)
 
 RUN_ID = "run_id"
 """Attribute of a study: its MLflow run."""
@@ -57,8 +60,16 @@ def check(sweep: Loaded[SweepConfig]) -> Plan:
     """
     config = sweep.config
     base = pin_checkpoint(load_experiment(config.experiment, config.overrides))
-    space = resolve_all(config.space, _stages(base) if _needs_stages(config.space) else 0)
+    space = config.space
+    if needs_stages(space):
+        stages = _stages(base)
+        space = resolve_all(space, stages)
+        config = replace(config, enqueue=[in_stages(point, stages) for point in config.enqueue])
     _check_space(base, space)
+    points = studies.grid_points(config, space)
+    if points is not None and points < config.trials:
+        log.warning("the grid has %d points: the sweep ends after them, not after %d trials", points, config.trials)
+        config = replace(config, trials=points)
     return Plan(replace(sweep, config=_directed(config, base.config)), base, space)
 
 
@@ -117,10 +128,6 @@ def join(plan: Plan, *, worker: int) -> tuple[Study, SilentRun]:
         if RUN_ID not in study.user_attrs:
             _open_parent(plan, study).close("SCHEDULED")
     return study, SilentRun(study.user_attrs[RUN_ID], plan.config.name)
-
-
-def _needs_stages(space: dict[str, SpaceConfig]) -> bool:
-    return any(dimension.high == "all" for dimension in space.values())
 
 
 def _stages(base: Loaded[ExperimentConfig]) -> int:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from tlresearch.base.errors import UserError
@@ -19,49 +16,18 @@ from tlresearch.config.load import Loaded, Overrides, load_sweep
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.studies.launch.local import run_trials as run_locally
 from tlresearch.studies.launch.ray import run_trials as run_on_ray
-from tlresearch.studies.sweeps import report as sweep_report
 from tlresearch.studies.sweeps import study as studies
-from tlresearch.studies.sweeps.confirm import Confirmed, confirm
+from tlresearch.studies.sweeps.confirm import confirm
 from tlresearch.studies.sweeps.joining import check, join, opened
 from tlresearch.studies.sweeps.progress import SweepProgress
-from tlresearch.studies.sweeps.trials import FinalRun, Worker
+from tlresearch.studies.sweeps.result import SweepResult, log_study, write_figures
+from tlresearch.studies.sweeps.trials import Worker
 from tlresearch.tracking.courier import beside, settle
 from tlresearch.tracking.records import close_lost
 from tlresearch.tracking.store import connect, resolve_uri
 
 LAUNCHERS = {"local": run_locally, "ray": run_on_ray}
 """Where the workers of a sweep run."""
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep came to.
-
-    Attributes:
-        name: Name of the study.
-        run_id: Its MLflow run, the parent of the trials.
-        url: Address of the study in the MLflow UI.
-        objective: The metric that was optimised.
-        best: Overrides of the best trial by full key; with `confirm` it is the one with the best mean.
-        best_value: Its objective as a trial.
-        best_yaml: File with the best trial's whole config; `run` takes it as it is.
-        confirmed: The best configurations run again with fresh seeds, best mean first; what is to be reported.
-        final: The best trial run again in full, then the baselines.
-        figures: Figures by name.
-        trials: All trials of the study.
-    """
-
-    name: str
-    run_id: str
-    url: str
-    objective: str
-    best: dict[str, Any]
-    best_value: float
-    best_yaml: Path
-    confirmed: tuple[Confirmed, ...]
-    final: tuple[FinalRun, ...]
-    figures: dict[str, Path]
-    trials: tuple[FrozenTrial, ...]
 
 
 def run(
@@ -86,6 +52,7 @@ def run(
     folder = home() / "sweeps" / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with (
+        studies.quiet_optuna(),
         _one_at_a_time(config),
         beside(resolve_uri(base.config.tracking.uri)),
         opened(plan) as (study, parent),
@@ -101,8 +68,8 @@ def run(
         final = worker.finish(best)
         best_yaml = folder / "best.yaml"
         best_yaml.write_text(worker.best_config(best).recorded)
-        figures = sweep_report.write_figures(study, config, folder)
-        sweep_report.log_study(parent, study, config, best, confirmed, final, best_yaml, figures)
+        figures = write_figures(study, config, folder)
+        log_study(parent, study, config, best, confirmed, final, best_yaml, figures)
     return SweepResult(
         name=config.name,
         run_id=parent.run_id,
@@ -129,7 +96,7 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    with beside(resolve_uri(plan.base.config.tracking.uri)):
+    with studies.quiet_optuna(), beside(resolve_uri(plan.base.config.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
         with SweepProgress(console, study, plan.config, retried, others=False) as progress:

@@ -1,26 +1,31 @@
 """Optuna's storage, which waits for a database that has gone away instead of losing the trial over it."""
 
+# ruff: noqa: D102  # `BaseStorage` says what each call does
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, TypeVar
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.study import Study, StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tlresearch.base.errors import UserError
+from tlresearch.base.errors import UserError, first_line
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import connect_arguments
-from tlresearch.tracking.store import one_line
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PATIENCE = 300.0  # seconds
 _FIRST_PAUSE = 0.5
@@ -45,36 +50,43 @@ def said_plainly() -> Iterator[None]:
         raise
 
 
-class PatientStorage(RDBStorage):
+class PatientStorage(BaseStorage, BaseHeartbeat):
     """Tries again, with growing pauses, what a database that is down or locked did not take.
+
+    Every call of Optuna's goes to Optuna's own storage, behind its cache, so that a call is tried again as a whole and
+    what the cache answers waits for nothing.
 
     Args:
         url: Address of the database.
-        options: What `RDBStorage` takes.
+        heartbeat_interval: Seconds between two signs of life of a trial; ``None`` gives none.
+        grace_period: Seconds without one after which a trial counts as lost.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, heartbeat_interval: int | None = None, grace_period: int | None = None) -> None:
         self._label = redact(url)
         self._waiting = threading.Lock()  # one thread waits, and says so
         self._gave_up = False
         self._back = -1e9  # when the last outage ended
-        super().__init__(url, engine_kwargs={"connect_args": connect_arguments(url)}, **options)
+        self._grace = grace_period or 2 * (heartbeat_interval or 0)
+        self._database = RDBStorage(
+            url,
+            engine_kwargs={"connect_args": connect_arguments(url)},
+            heartbeat_interval=heartbeat_interval,
+            grace_period=grace_period,
+        )
+        cached = get_storage(self._database)
+        assert isinstance(cached, BaseHeartbeat)
+        self._beating, self._storage = cached, cached
         if url.startswith("sqlite"):
             # A third of the syncs, and readers wait for no writer. It stays in the file; one in use keeps what it has.
-            with contextlib.suppress(OperationalError), self.engine.connect() as connection:
+            with contextlib.suppress(OperationalError), self._database.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """Leaves out what another process has of its own."""
-        state = super().__getstate__()
-        del state["_waiting"]
-        return state
+    def disconnect(self) -> None:
+        """Closes the connections; the next call opens one."""
+        self._database.engine.dispose()
 
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        self._waiting = threading.Lock()
-        super().__setstate__(state)
-
-    def patiently(self, attempt: Callable[[bool], Any]) -> Any:
+    def _patiently(self, attempt: Callable[[bool], T]) -> T:
         """Makes an attempt until the database takes it; it is told whether it may have been made before.
 
         Raises:
@@ -89,7 +101,7 @@ class PatientStorage(RDBStorage):
         with self._waiting:
             return self._wait(attempt, reason)
 
-    def _wait(self, attempt: Callable[[bool], Any], reason: str) -> Any:
+    def _wait(self, attempt: Callable[[bool], T], reason: str) -> T:
         began, pause, said = time.monotonic(), _FIRST_PAUSE, False
         while not self._gave_up and time.monotonic() - began < PATIENCE:
             if not said:
@@ -100,9 +112,9 @@ class PatientStorage(RDBStorage):
             try:
                 answer = attempt(True)
             except (StorageInternalError, OperationalError, InterfaceError) as error:
-                if (found := _outage(error)) is None:
+                if (still := _outage(error)) is None:
                     raise
-                reason = found
+                reason = still
             else:
                 self._back = time.monotonic()
                 _log.warning("storage %s is back after %.0f s", self._label, self._back - began)
@@ -118,27 +130,101 @@ class PatientStorage(RDBStorage):
 
         def attempt(again: bool) -> bool:
             try:
-                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+                return self._storage.set_trial_state_values(trial_id, state, values)
             except UpdateFinishedTrialError:
-                if again and RDBStorage.get_trial(self, trial_id).state == state:
+                if again and self._storage.get_trial(trial_id).state == state:
                     return True
                 raise
 
-        return bool(self.patiently(attempt))
+        return self._patiently(attempt)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Makes a trial: two if the first answer is lost, of which one is given back as a lost worker's."""
+        return self._patiently(lambda _: self._storage.create_new_trial(study_id, template_trial))
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Says that a trial lives. What the database does not take is left out: the next one comes in seconds."""
         try:
-            super().record_heartbeat(trial_id)
+            self._beating.record_heartbeat(trial_id)
         except (StorageInternalError, OperationalError, InterfaceError) as error:
             if _outage(error) is None:
                 raise
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        found: list[int] = self.patiently(lambda again: RDBStorage._get_stale_trial_ids(self, study_id))
+        stale = self._patiently(lambda _: self._beating._get_stale_trial_ids(study_id))
         # While the database was away nobody was heard of: all get the time to be heard of again.
-        grace = self.grace_period or 2 * (self.heartbeat_interval or 0)
-        return [] if time.monotonic() - self._back < grace else found
+        return [] if time.monotonic() - self._back < self._grace else stale
+
+    def get_heartbeat_interval(self) -> int | None:
+        return self._beating.get_heartbeat_interval()
+
+    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
+        return self._beating.get_heartbeat_stale_trial_callback()
+
+    def remove_session(self) -> None:
+        self._database.remove_session()
+
+    # From here on each call is Optuna's, made until the database has taken it.
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        return self._patiently(lambda _: self._storage.create_new_study(directions, study_name))
+
+    def delete_study(self, study_id: int) -> None:
+        self._patiently(lambda _: self._storage.delete_study(study_id))
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda _: self._storage.set_study_user_attr(study_id, key, value))
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda _: self._storage.set_study_system_attr(study_id, key, value))
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._patiently(lambda _: self._storage.get_study_id_from_name(study_name))
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._patiently(lambda _: self._storage.get_study_name_from_id(study_id))
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._patiently(lambda _: self._storage.get_study_directions(study_id))
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._patiently(lambda _: self._storage.get_study_user_attrs(study_id))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._patiently(lambda _: self._storage.get_study_system_attrs(study_id))
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        return self._patiently(lambda _: self._storage.get_all_studies())
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._patiently(
+            lambda _: self._storage.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        )
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._patiently(lambda _: self._storage.set_trial_intermediate_value(trial_id, step, intermediate_value))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda _: self._storage.set_trial_user_attr(trial_id, key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda _: self._storage.set_trial_system_attr(trial_id, key, value))
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return self._patiently(lambda _: self._storage.get_trial_id_from_study_id_trial_number(study_id, trial_number))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._patiently(lambda _: self._storage.get_trial(trial_id))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._patiently(lambda _: self._storage.get_all_trials(study_id, deepcopy, states))
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return self._patiently(lambda _: self._storage.get_best_trial(study_id))
 
 
 def _outage(error: BaseException) -> str | None:
@@ -147,48 +233,6 @@ def _outage(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, (OperationalError, InterfaceError)):
             # Of SQLite also "database is locked": one that is on a slow or shared disk, or has too many writers.
-            return one_line(cause.orig or cause)
+            return first_line(cause.orig or cause)
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _patient(name: str) -> Callable[..., Any]:
-    plain = getattr(RDBStorage, name)
-
-    @functools.wraps(plain)
-    def method(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
-        return self.patiently(lambda again: plain(self, *arguments, **named))
-
-    return method
-
-
-# Those with an underscore are what Optuna's cache calls; the public methods of the same names lead to them.
-_CALLS = (
-    "create_new_study",
-    "delete_study",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    # Made twice if its answer is lost; the one that nobody knows of is given back as that of a lost worker.
-    "_create_new_trial",
-    "_set_trial_param",
-    "get_trial_param",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial_user_attrs",
-    "get_trial_system_attrs",
-    "get_trial_id_from_study_id_trial_number",
-    "get_trial",
-    "get_all_trials",
-    "_get_trials",
-    "get_best_trial",
-    "_get_best_trial_id",
-)
-for _name in _CALLS:
-    setattr(PatientStorage, _name, _patient(_name))

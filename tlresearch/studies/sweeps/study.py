@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import time
 import warnings
 import weakref
@@ -15,14 +15,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.errors import ConfigError, UserError, first_line
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.liveness import Identity, is_gone
 from tlresearch.base.paths import home
+from tlresearch.base.quiet import quiet
 from tlresearch.base.redact import redact
 from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
 from tlresearch.data.seeding import derive_seed
@@ -75,6 +75,11 @@ class Standing:
     surplus: frozenset[int]
 
 
+def quiet_optuna() -> contextlib.AbstractContextManager[None]:
+    """Optuna without a line per trial, its database without one per table; what is experimental is our choice."""
+    return quiet("optuna", "alembic", categories=[ExperimentalWarning])
+
+
 def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: int = 0) -> Study:
     """Opens the study of a sweep, or makes it.
 
@@ -87,19 +92,17 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         UserError: If the storage cannot be reached.
         ConfigError: If sampler or pruner refuse their options, or the study was made with another direction.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)
     direction = sweep.objective.direction or "maximize"
-    storage = _storage(sweep)
-    study = optuna.create_study(
-        study_name=sweep.name,
-        storage=storage,
-        pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
-        direction=direction,
-        load_if_exists=True,
-    )
-    weakref.finalize(study, storage.engine.dispose)  # Optuna would leave its connections to the garbage collector
+    with quiet_optuna():
+        storage = _storage(sweep)
+        study = optuna.create_study(
+            study_name=sweep.name,
+            storage=storage,
+            pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
+            direction=direction,
+            load_if_exists=True,
+        )
+    weakref.finalize(study, storage.disconnect)  # Optuna would leave its connections to the garbage collector
     if study.direction.name.lower() != direction:
         raise ConfigError(
             [
@@ -110,7 +113,8 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         )
     trials = len(study.get_trials(deepcopy=False))
     # A sampler that began anew with the same seed would draw the points of the first start again.
-    study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
+    with quiet_optuna():
+        study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
     if not trials:
         for point in sweep.enqueue:
             study.enqueue_trial(point)
@@ -186,7 +190,8 @@ def give_back(study: Study, identity: Identity) -> int:
         if _abandoned(trial, identity):
             with contextlib.suppress(UpdateFinishedTrialError):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    optuna.storages.fail_stale_trials(study)
+    with quiet_optuna():
+        optuna.storages.fail_stale_trials(study)
     failed = given_back(study)
     if not failed:
         return 0
@@ -256,7 +261,7 @@ def alone(sweep: SweepConfig, what: str, *, wait: bool = True) -> Iterator[bool]
         yield held
 
 
-def _storage(sweep: SweepConfig) -> RDBStorage:
+def _storage(sweep: SweepConfig) -> PatientStorage:
     url = storage_url(sweep)
     # A file is used by processes of one machine, which can see whether another one lives; a server's are told.
     heartbeat = None if url.startswith("sqlite") else max(1, int(sweep.lost_after / 6))
@@ -272,9 +277,17 @@ def _opening(url: str) -> Iterator[None]:
         yield
     except Exception as error:
         if type(error).__module__.startswith("sqlalchemy") or isinstance(error, (ImportError, OSError)):
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"storage: {redact(url)} cannot be opened: {redact(reason)}") from None
         raise
+
+
+def grid_points(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> int | None:
+    """Trials after which a grid is exhausted: its points and what is enqueued; ``None`` for another sampler."""
+    if sweep.sampler.name != "grid":
+        return None
+    choices = sweep.sampler.options.get("search_space") or {key: dimension.choices for key, dimension in space.items()}
+    return math.prod(len(values) for values in choices.values()) + len(sweep.enqueue)
 
 
 def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, seed: int) -> BaseSampler:
@@ -294,5 +307,5 @@ def _component(
     try:
         return table[config.name or default](**fixed, **config.options)
     except (TypeError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError([f"{key}.options: {config.name} refuses them: {reason}"], "sweep") from None

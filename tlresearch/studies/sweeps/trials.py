@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -15,7 +16,7 @@ from optuna.pruners import NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tlresearch.base.errors import ConfigError, RunFailedError, UserError
+from tlresearch.base.errors import ConfigError, RunFailedError, UserError, first_line
 from tlresearch.base.liveness import Identity
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
@@ -23,7 +24,8 @@ from tlresearch.config.search_space import suggest
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.run.devices.memory import lasting_objects_spared
-from tlresearch.run.fit import RunResult, Trial, discard, fit
+from tlresearch.run.fit import Role, RunResult, discard, fit
+from tlresearch.run.shared import Shared
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.storage import said_plainly
@@ -77,6 +79,11 @@ class Worker:
     parent: Run
     progress: SweepProgress
     identity: Identity = field(default_factory=Identity.own)
+    shared: Shared = field(default_factory=Shared)
+
+    @functools.cached_property
+    def _base_of_trials(self) -> Loaded[ExperimentConfig]:
+        return revise(self.base, TRIAL_TRACKING)
 
     def standing(self) -> studies.Standing:
         """How far the study is, after trials of workers that are gone have been given back."""
@@ -166,19 +173,26 @@ class Worker:
             trial.set_user_attr("seconds", round(result.seconds, 2))
 
         tags = {"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)}
-        setting = Trial(self.parent.run_id, trial_name(trial.number, point), tags, report, ended, deferred=True)
-        experiment = revise(self.base, {**point, **TRIAL_TRACKING})
+        role = Role(
+            trial_name(trial.number, point),
+            self.parent.run_id,
+            tags,
+            report,
+            ended,
+            deferred=True,
+            shared=self.shared,
+        )
+        experiment = revise(self._base_of_trials, point)
         try:
-            result = fit(experiment, trial=setting)
+            result = fit(experiment, role=role)
         except UpdateFinishedTrialError:
             raise
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
                 raise  # not this trial's fault: when it has been mended, the same command tries the trial again
-            discard(experiment, setting)
-            trial.set_user_attr(
-                studies.FAILURE, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            self.shared.forget()
+            discard(experiment, role)
+            trial.set_user_attr(studies.FAILURE, f"{type(error).__name__}: {first_line(error)}")
             raise TrialFailedError(str(error)) from error
         if result.status == "pruned":
             raise optuna.TrialPruned
@@ -221,7 +235,7 @@ class Worker:
         if before is None or before["identity"] != identity:
             self.progress.note(f"final run: {name}")
             tags = {"tlresearch.study": self.config.name, "tlresearch.final": name}
-            result: RunResult = fit(experiment, trial=Trial(self.parent.run_id, name, tags, test=True))
+            result: RunResult = fit(experiment, role=Role(name, self.parent.run_id, tags, test=True))
             before = {"identity": identity, "run_id": result.run_id, "metrics": result.metrics}
             self.study.set_user_attr(key, before)
         return FinalRun(name, before["run_id"], before["metrics"])

@@ -1,9 +1,11 @@
-"""Recorded runs side by side: the params that differ, their metrics, the best highlighted."""
+"""Recorded runs side by side: the params that differ, their metrics, the best starred, and the page of it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from tlresearch.base.direction import Direction, Directions, direction_of
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.tasks import TASKS
+from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone
+from tlresearch.show.metrics import folded, without_ends
+from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking import records
 from tlresearch.tracking.addresses import compare_url
 from tlresearch.tracking.calls import STATE
@@ -18,7 +23,7 @@ from tlresearch.tracking.groups import SeedRun, finished, is_group
 from tlresearch.tracking.records import children, find_run, study_runs
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.comparison.significance import Paired, paired_tests
+from tlresearch.understand.comparison.significance import LEVEL, Paired, paired_tests
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,6 +46,15 @@ _HIDDEN_METRICS = (
 )
 _HIDDEN_PARAMS = ("tracking.", "name", "group.")
 _MOST_IN_URL = 30
+_MOST_NOTED = 4  # of more runs only the last value of each metric is shown, without the best one beside it
+_BETTER: Mapping[Direction | None, Better] = {"min": "lower", "max": "higher"}
+_TONES: Mapping[State, Tone] = {
+    "finished": "good",
+    "pruned": "warning",
+    "failed": "bad",
+    "killed": "bad",
+    "running": "plain",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Runs side by side.
 
     Attributes:
@@ -105,6 +119,113 @@ class Comparison:
     tests: tuple[Paired, ...] = ()
     best: Mapping[str, str] = field(default_factory=dict)
     """Run id with the best last value, by metric; pruned and failed runs do not compete."""
+
+    @property
+    def page(self) -> Page:
+        """The runs with what differs, below them whether the differences are more than noise."""
+        values = {
+            name: min(row.metrics[name].last for row in self.rows if name in row.metrics) for name in self.metrics
+        }
+        kept = without_ends(values)  # ends of intervals stand beside their values in the report of a run
+        names, folds = folded({name: values[name] for name in kept}, keep=next(iter(self.metrics), ""))
+        elements: list[Element] = [self._table(names), *(Note(line, "faint") for line in folds)]
+        elements += [_noise(self.tests)] if self.tests else []
+        return page_of("", *elements, Facts((("side by side in the UI (make ui)", self.url),)))
+
+    def _table(self, names: Sequence[str]) -> Table:
+        """A row per run; the most telling columns first."""
+        noted = len(self.rows) <= _MOST_NOTED
+        columns: dict[str, tuple[Column, list[Entry]]] = {}
+        if any(row.state != "finished" for row in self.rows):
+            columns["state"] = Column("state"), [Cell(row.state, tone=_TONES[row.state]) for row in self.rows]
+        for name in names:
+            better = _BETTER.get(self.directions.get(name))
+            columns[name] = Column(name, ".4g", better=better), [self._metric(row, name, noted) for row in self.rows]
+        # What the search varied comes before what sets a baseline apart from all trials.
+        varied = sorted(self.differing, key=lambda key: -len(set(self.differing[key])))
+        params = {
+            key: (Column(self._short(key), align="right"), [_param(cell) for cell in self.differing[key]])
+            for key in varied
+        }
+        # The first metric is what the runs are compared by; what they differ in explains it.
+        first = [key for key in columns if key == "state" or key == next(iter(names), "")]
+        ordered = {key: columns.pop(key) for key in first} | params | columns
+        ordered["duration"] = Column("duration", align="right"), [_duration(row.seconds) for row in self.rows]
+        meaning = ["last value" + (" (best over all epochs @ its epoch)" if noted else "")]
+        if any(row.members for row in self.rows):
+            interval = " (95 % bootstrap interval of the mean)" if noted else ""
+            meaning.append(f"of a group mean ± standard deviation over its seeds{interval}")
+        if self.left_out:
+            meaning.append(f"{self.left_out} more trials are not shown")
+        return Table(
+            (Column("run"), Column("id", align="right"), *(column for column, _ in ordered.values())),
+            tuple(
+                (row.name, row.run_id[:8], *(entries[number] for _, entries in ordered.values()))
+                for number, row in enumerate(self.rows)
+            ),
+            title=self.title,
+            note=f"metrics: {'; '.join(meaning)}",
+        )
+
+    def _metric(self, row: Row, name: str, noted: bool) -> Entry:
+        if name not in row.metrics:
+            return None
+        value, starred = row.metrics[name], self.best.get(name) == row.run_id
+        if value.over_seeds is not None:
+            seeds = value.over_seeds
+            # Two digits of the spread: more of the mean would say nothing.
+            digits = min(6, max(0, 1 - math.floor(math.log10(seeds.std)))) if seeds.std > 0 else 4
+            note = f"{seeds.low:.{digits}f} to {seeds.high:.{digits}f}" if noted else ""
+            return Cell(seeds.mean, seeds.std, note, starred=starred, format=f".{digits}f")
+        elsewhere = not math.isclose(value.best, value.last, rel_tol=1e-9) and not math.isnan(value.best)
+        return Cell(
+            value.last, note=f"{value.best:.4g} @ {value.best_step}" if noted and elsewhere else "", starred=starred
+        )
+
+    def _short(self, key: str) -> str:
+        """A param without its section, where no other ends alike."""
+        last = key.rpartition(".")[2]
+        return last if sum(param.rpartition(".")[2] == last for param in self.differing) == 1 else key
+
+
+def _noise(tests: Sequence[Paired]) -> Table:
+    """A row per paired test: the difference, its interval, how likely it is by chance, and what to make of it."""
+    rows: list[tuple[Entry, ...]] = []
+    for paired in tests:
+        test, names = paired.test, f"{paired.first} - {paired.second}"
+        if test is None:
+            rows.append((names, paired.metric, "", "", "", Cell(f"not tested: {paired.reason}", tone="faint")))
+            continue
+        difference = Cell(test.difference, note=f"{test.low:+.4f} to {test.high:+.4f}")
+        words = Cell("within noise") if paired.within_noise else Cell("more than noise", tone="strong")
+        rows.append((names, paired.metric, difference, test.p_value, paired.over, words))
+    columns = (
+        Column("runs"),
+        Column("difference of"),
+        Column("mean (95 %)", "+.4f"),
+        Column("p", ".2g"),
+        Column("over"),
+        Column("verdict"),
+    )
+    notes = dict.fromkeys(paired.note for paired in tests if paired.note)
+    return Table(columns, tuple(rows), title=f"more than noise? (p below {LEVEL:g})", note="; ".join(notes)).filled()
+
+
+def _param(text: str | None) -> Entry:
+    if text is None:
+        return None
+    if re.fullmatch("[0-9a-f]{32}", text):
+        return text[:8]  # a run's id, as everywhere in tables
+    with contextlib.suppress(ValueError):
+        text = text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
@@ -18,36 +19,48 @@ from tlresearch.backbones.describe import describe_stages
 from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
+from tlresearch.data.base import SplitName
 from tlresearch.data.values import Value, leaves
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
+from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers
+from tlresearch.show.page import Page, page_of
 from tlresearch.tasks.build import needed_end
+from tlresearch.tracking import figures
+from tlresearch.tracking.addresses import run_url
+from tlresearch.tracking.items import read_items
+from tlresearch.tracking.manifest import add_to_ended_run
 from tlresearch.tracking.records import find_run
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.store import Store, connect
 from tlresearch.understand.inspection.cost import STATES, depth_costs, multiply_adds
-from tlresearch.understand.inspection.report import inspect_run, schedule_picture
+from tlresearch.understand.inspection.saliency import Saliency, choose, explain, saliency_figure
+from tlresearch.understand.inspection.stages import Finished, reopen, stage_changes, stages_figure, stages_table
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     from mlflow.entities import Run
+
+STAGES = "inspection/stages.json"
+STAGES_FIGURE = "figures/stages.png"
+SALIENCY_FIGURE = "figures/saliency.png"
 
 
 def inspect_anything(
     what: str,
     overrides: Sequence[str],
-    console: Console,
     *,
     saliency: int = 0,
     items: Sequence[str] = (),
     picture: Path | None = None,
-) -> None:
-    """Shows a backbone such as ``torchvision/resnet50``, an experiment by name or path, or a recorded run.
+) -> Page:
+    """The page of a backbone such as ``torchvision/resnet50``, an experiment by name or path, or a recorded run.
 
     Args:
         what: Which; what is neither a backbone nor an experiment is looked for among the runs.
         overrides: ``key=value`` for a backbone or an experiment.
-        console: Where it is shown.
         saliency: Number of images of a run that are explained.
         items: Names of samples of a run that are explained.
         picture: Where the schedule of an experiment, or the figure of a run, is drawn.
@@ -58,65 +71,116 @@ def inspect_anything(
     is_experiment = what.endswith(".yaml") or Path("experiments", f"{what}.yaml").is_file()
     is_backbone = not is_experiment and (what in OURS or what.partition("/")[0] in FAMILIES)
     if not is_backbone and not is_experiment and not overrides and "/" not in what:
-        inspect_run(_run(what), console, saliency=saliency, names=items, picture=picture)
-        return
+        return inspect_run(_run(what), saliency=saliency, names=items, picture=picture)
     if saliency or items:
         raise UserError(f"inspect: --saliency and --items are for a recorded run, but '{what}' is none")
     if not is_backbone:
-        loaded = load_experiment(what, overrides)
-        config = loaded.config
-        backbone = _skeleton(config)
-        schedule = build_schedule(config, backbone.stage_names)
-        console.print(stage_table(config.backbone, backbone, config.data.image_size))
-        console.print(memory_table(backbone, _example(backbone, config.data.image_size), config))
-        if schedule.adapters:
-            lora.inject(backbone, **asdict(loaded.config.freeze.lora))
-        console.print(plan_table(loaded, backbone, schedule))
-        if picture is not None:
-            schedule_picture(schedule).savefig(picture, dpi=150)
-            console.print(f"schedule drawn: {picture}", highlight=False)
-        return
+        return inspect_experiment(load_experiment(what, overrides), picture)
     if picture is not None:
         raise UserError("inspect: --picture draws the schedule of an experiment, or what became of a run")
-    alone = BackboneConfig(name=what, weights=None)
+    return inspect_backbone(what, overrides)
+
+
+def inspect_backbone(name: str, overrides: Sequence[str]) -> Page:
+    """The stages of a backbone and what training them takes, without any experiment."""
+    config = BackboneConfig(name=name, weights=None)
     for override in overrides:
         key, _, value = override.removeprefix("backbone.").partition("=")
         if key != "granularity" or value not in ("stage", "block"):
             raise UserError(f"inspect: of a backbone only granularity=stage or block can be given, not '{override}'")
-        alone.granularity = "block" if value == "block" else "stage"
-    backbone = build_backbone(alone)
-    console.print(stage_table(alone, backbone, None))
-    console.print(memory_table(backbone, _example(backbone, None), ExperimentConfig()))
+        config.granularity = "block" if value == "block" else "stage"
+    backbone = build_backbone(config)
+    memory = memory_table(backbone, _example(backbone, None), ExperimentConfig())
+    return page_of("", stage_table(config, backbone, None), memory)
+
+
+def inspect_experiment(loaded: Loaded[ExperimentConfig], picture: Path | None = None) -> Page:
+    """The stages of an experiment's backbone, what training them takes, and what is trained when."""
+    config = loaded.config
+    backbone = _skeleton(config)
+    schedule = build_schedule(config, backbone.stage_names)
+    tables = [
+        stage_table(config.backbone, backbone, config.data.image_size),
+        memory_table(backbone, _example(backbone, config.data.image_size), config),
+    ]
+    if schedule.adapters:
+        lora.inject(backbone, **asdict(config.freeze.lora))
+    tables.append(plan_table(loaded, backbone, schedule))
+    if picture is None:
+        return page_of("", *tables)
+    schedule_picture(schedule).savefig(picture, dpi=150)
+    return page_of("", *tables, Figure("schedule drawn:", file=picture))
+
+
+def inspect_run(run: Run, *, saliency: int = 0, names: Sequence[str] = (), picture: Path | None = None) -> Page:
+    """What became of each stage of a run; table and figures are added to it in MLflow.
+
+    Args:
+        run: The run.
+        saliency: Number of images that are explained.
+        names: Names of samples that are explained.
+        picture: Where the figure of the stages is drawn too.
+
+    Raises:
+        UserError: If it kept no weights, or its data or weights are not here any more.
+    """
+    store = connect()
+    finished = reopen(store, run)
+    changes = stage_changes(store, run, finished)
+    drawn = {STAGES_FIGURE: stages_figure(changes)}
+    elements: list[Element] = [stages_table(run.info.run_name or "", changes)]
+    if saliency or names:
+        explained = _explained(store, run, finished, saliency, names)
+        drawn[SALIENCY_FIGURE] = saliency_figure(explained)
+        for image in explained:
+            elements.append(
+                Note(f"{image.name}: {image.target}, taken for {image.prediction} ({image.probability:.0%})")
+            )
+    if picture is not None:
+        drawn[STAGES_FIGURE].savefig(picture, dpi=150)
+    content = {"stages": [_plain(asdict(change)) for change in changes]}
+    _add(store, run.info.run_id, json.dumps(content, indent=1), drawn)
+    url = run_url(store.ui, run.info.experiment_id, run.info.run_id)
+    added = Facts((("added to the run", ", ".join(drawn)), ("see it with make ui", url)))
+    return page_of("", *elements, added)
 
 
 def stage_table(config: BackboneConfig, backbone: StagedBackbone, image_size: int | None) -> Table:
     """Stages with parameters, work and output shape, and from which unfreeze depth on each is trained."""
     example = _example(backbone, image_size)
-    given = " x ".join(map(str, max(leaves(example).values(), key=torch.numel).shape))
-    table = Table(
-        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, input {given}",
-        title_justify="left",
-        title_style="bold",
-    )
-    for column in ("stage", "name", "parameters", "multiply-adds", "output", "trained from depth", "parameters then"):
-        table.add_column(column, justify="left" if column in ("name", "output") else "right")
-    rows = describe_stages(backbone, example)
+    size = " x ".join(map(str, max(leaves(example).values(), key=torch.numel).shape))
+    rows: list[tuple[Entry, ...]] = []
+    stages = describe_stages(backbone, example)
     work = multiply_adds(backbone, example)
-    for number, row in enumerate(rows):
-        trained = sum(later.parameters for later in rows[number:])
-        table.add_row(
-            str(number),
-            row.name,
-            f"{row.parameters:,}",
-            f"{work[number] / 1e6:,.1f} M",
-            " x ".join(map(str, row.output_shape)),
-            str(len(rows) - number),
-            f"{trained:,}",
+    for number, stage in enumerate(stages):
+        trained = sum(later.parameters for later in stages[number:])
+        shape = " x ".join(map(str, stage.output_shape))
+        rows.append(
+            (
+                f"{number} {stage.name}",
+                stage.parameters,
+                work[number] / 1e6,
+                shape,
+                len(stages) - number,
+                f"{trained:,}",
+            )
         )
-    table.add_section()
-    everything = sum(row.parameters for row in rows)
-    table.add_row("", "all", f"{everything:,}", f"{sum(work) / 1e6:,.1f} M", "", "", "and the head")
-    return table
+    everything = sum(stage.parameters for stage in stages)
+    rows.append(("all", everything, sum(work) / 1e6, "", "", "and the head"))
+    return Table(
+        (
+            Column("stage"),
+            Column("parameters", ","),
+            Column("multiply-adds", ",.1f", unit="M"),
+            Column("output"),
+            Column("trained from depth", "d"),
+            Column("parameters then", align="right"),
+        ),
+        tuple(rows),
+        title=f"{config.name}: {len(backbone.stage_names)} stages at {config.granularity} granularity, cut by "
+        f"{backbone.way}, input {size}",
+        rules=frozenset({len(stages)}),
+    )
 
 
 def memory_table(backbone: StagedBackbone, example: Value, config: ExperimentConfig) -> Table:
@@ -127,33 +191,26 @@ def memory_table(backbone: StagedBackbone, example: Value, config: ExperimentCon
         state = 0
     elif optimizer.name == "rmsprop" and optimizer.momentum:
         state = 2
-    table = Table(
-        title=f"memory of a training step in MB: float32, batch of {batch}, {optimizer.name}",
-        title_justify="left",
-        title_style="bold",
-    )
-    for column in ("depth", "trained from", "weights", "gradients", "optimizer", "activations of a batch", "together"):
-        table.add_column(column, justify="left" if column == "trained from" else "right")
+    names = [*backbone.stage_names, "head"]
+    rows: list[tuple[Entry, ...]] = []
     for cost in depth_costs(backbone, example, state):
         sizes = (cost.weights, cost.gradients, cost.state, batch * cost.activations, cost.total(batch))
-        first = [*backbone.stage_names, "head"][len(backbone.stages) - cost.depth]
-        table.add_row(str(cost.depth), first, *(f"{size / 1e6:,.1f}" for size in sizes))
-    return table
+        rows.append((cost.depth, names[len(backbone.stages) - cost.depth], *(size / 1e6 for size in sizes)))
+    heads = ("weights", "gradients", "optimizer", "activations of a batch", "together")
+    return Table(
+        (Column("depth", "d"), Column("trained from"), *numbers(heads, ",.1f")),
+        tuple(rows),
+        title=f"memory of a training step in MB: float32, batch of {batch}, {optimizer.name}",
+    )
 
 
 def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, schedule: FreezeSchedule) -> Table:
     """Phases with what is trained, at which rates, and what frozen norm layers do."""
-    table = Table(
-        title=f"{loaded.config.name}: freeze schedule {loaded.config.freeze.schedule}, {schedule.max_epochs} epochs, "
-        f"rate {schedule.course.name}",
-        title_justify="left",
-        title_style="bold",
-    )
-    for column in ("phase", "epochs", "stage", "trained", "highest rate", "last rate", "frozen norm"):
-        table.add_column(column, justify="left" if column in ("phase", "stage", "frozen norm") else "right")
+    rows: list[tuple[Entry, ...]] = []
+    rules = []
     for index, (phase, start) in enumerate(zip(schedule.phases, schedule.starts, strict=True)):
         end = start + phase.epochs
-        apply_phase(phase, backbone, nn.Identity())
+        apply_phase(phase, staged_parts(backbone, nn.Identity()))
         sizes = [sum(p.numel() for p in stage.parameters() if p.requires_grad) for stage in backbone.stages]
         first = schedule.rates(index, schedule.starts, start + min(phase.warmup_epochs, phase.epochs))
         last = schedule.rates(index, schedule.starts, end - 1e-6)
@@ -162,17 +219,31 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
         until = f" or until {phase.until.metric} stalls" if phase.until else ""
         for line, number in enumerate(reversed(shown)):
             part = f" ({', '.join(phase.patterns)})" if phase.patterns and number < len(sizes) else ""
-            table.add_row(
-                phase.name if line == 0 else "",
-                f"{start + 1}-{end}{until}" if line == 0 else "",
-                f"{names[number]}{part}",
-                f"{sizes[number]:,}" if number < len(sizes) else "",
-                _rate(first[number]),
-                _rate(last[number]),
-                (phase.frozen_norm if phase.boundary else "-") if line == 0 else "",
+            rows.append(
+                (
+                    phase.name if line == 0 else "",
+                    f"{start + 1}-{end}{until}" if line == 0 else "",
+                    f"{names[number]}{part}",
+                    sizes[number] if number < len(sizes) else "",
+                    _rate(first[number]),
+                    _rate(last[number]),
+                    (phase.frozen_norm if phase.boundary else "-") if line == 0 else "",
+                )
             )
-        table.add_section()
-    return table
+        rules.append(len(rows))
+    columns = (
+        Column("phase"),
+        Column("epochs", align="right"),
+        Column("stage"),
+        Column("trained", ","),
+        Column("highest rate", align="right"),
+        Column("last rate", align="right"),
+        Column("frozen norm"),
+    )
+    title = (
+        f"freeze schedule {loaded.config.freeze.schedule}, {schedule.max_epochs} epochs, rate {schedule.course.name}"
+    )
+    return Table(columns, tuple(rows), title=f"{loaded.config.name}: {title}", rules=frozenset(rules))
 
 
 def _rate(rate: float) -> str:
@@ -194,3 +265,34 @@ def _example(backbone: StagedBackbone, image_size: int | None) -> Value:
 def _skeleton(config: ExperimentConfig) -> StagedBackbone:
     """The backbone with random weights: its stages are all that is looked at."""
     return build_backbone(replace(config.backbone, weights=None, checkpoint=None), needed_end(config.task))
+
+
+def schedule_picture(schedule: FreezeSchedule) -> matplotlib.figure.Figure:
+    """The freeze schedule as planned: what would be trained at which rate if no phase ended early."""
+    spans, rates = [], []
+    for index, (phase, start) in enumerate(zip(schedule.phases, schedule.starts, strict=True)):
+        spans.append(figures.PhaseSpan(phase.name, start, start + phase.epochs))
+        for epoch in range(start, start + phase.epochs):
+            rates.append(schedule.rates(index, schedule.starts, epoch + 0.5))
+    rows = [[row[stage] or None for row in rates] for stage in range(len(schedule.stage_names) + 1)]
+    return figures.schedule(spans, [*schedule.stage_names, "head"], rows, title="Freeze schedule as planned")
+
+
+def _explained(store: Store, run: Run, finished: Finished, count: int, names: Sequence[str]) -> list[Saliency]:
+    split: SplitName = "test" if "test" in finished.data.splits else "val"
+    rows = choose(finished.data, split, read_items(store, run.info.run_id), count, names)
+    return explain(finished, split, rows)
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
+    """JSON knows no NaN."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def _add(store: Store, run_id: str, text: str, drawn: Mapping[str, matplotlib.figure.Figure]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for path, figure in drawn.items():
+            files[path] = Path(folder) / Path(path).name
+            figure.savefig(files[path], dpi=150)
+        add_to_ended_run(store, run_id, tags={}, texts={STAGES: text}, files=files)

@@ -1,4 +1,4 @@
-"""What fine-tuning did to each stage of a recorded run: how far its weights moved, and how its output changed."""
+"""What fine-tuning did to each stage of a recorded run: how far its weights moved, how its output changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
@@ -17,19 +16,27 @@ from tlresearch.backbones.lineage import TRAINED
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SampleKey, SplitName
-from tlresearch.data.loading import collate
 from tlresearch.data.values import leaves, to_device
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.run import training
-from tlresearch.studies.reproduction.present import as_it_was, present_data, present_weights, recorded_config
+from tlresearch.run.process import prepared
+from tlresearch.show.elements import Column, Table
+from tlresearch.studies.reproduction.present import (
+    as_it_was,
+    load_trained,
+    present_data,
+    present_weights,
+    recorded_config,
+)
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task
+from tlresearch.tracking import figures
 from tlresearch.tracking.manifest import local
 from tlresearch.tracking.store import Store
 from tlresearch.understand.comparison.differences import read_record
 from tlresearch.understand.inspection.similarity import Alignment
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow.entities import Run
 
 SAMPLES = 256
@@ -97,12 +104,12 @@ def reopen(store: Store, run: Run) -> Finished:
             "tracking.weights=true, or inspect one of the sweep's final runs"
         )
     config = as_it_was(loaded, run, read_record(store, run)).config
-    training.prepare_process(config)
-    before = present_weights(config)
-    data = present_data(config, before)
-    task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
+    with prepared(config):
+        before = present_weights(config)
+        data = present_data(config, before)
+        task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
     with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
-        task.load_state_dict(load_file(file), strict=False)
+        load_trained(task, file)
     return Finished(config, data, before, task)
 
 
@@ -133,6 +140,78 @@ def stage_changes(store: Store, run: Run, finished: Finished, samples: int = SAM
             )
         )
     return changes
+
+
+def stages_table(name: str, changes: Sequence[StageChange]) -> Table:
+    """What became of the stages of a run: a row per stage."""
+    rows = []
+    for place, change in enumerate(changes):
+        norms = [norm for _, norm in change.gradients]
+        measures = (change.moved, change.statistics, change.similarity)
+        rows.append(
+            (
+                f"{place} {change.name}" if change.loaded else f"{place} {change.name} (random)",
+                change.parameters,
+                *("" if math.isnan(number) else number for number in measures),
+                f"{norms[0]:.2g} → {norms[-1]:.2g}" if norms else None,
+            )
+        )
+    return Table(
+        (
+            Column("stage"),
+            Column("parameters", ","),
+            Column("moved", ".4f"),
+            Column("statistics", ".4f"),
+            Column("CKA", ".4f"),
+            Column("gradient", align="right"),
+        ),
+        tuple(rows),
+        title=f"{name}: what became of the stages",
+        note="moved: |w - w0| / |w0| over the parameters; statistics: the same over running means and variances of "
+        "norm layers.\nCKA: likeness of the output before and after on validation samples, 1 is equal.\n"
+        "gradient: its norm in the last step, in the first and the last epoch that trained the stage.",
+    ).filled()
+
+
+def stages_figure(changes: Sequence[StageChange]) -> Figure:
+    """How far each stage moved, how its output changed, and its gradient over the epochs."""
+    trained = any(norm > 0 for one in changes for _, norm in one.gradients)
+    bars = [
+        ("Weights: relative change", [one.moved for one in changes], figures.COLOURS[0]),
+        ("Norm statistics: relative change", [one.statistics for one in changes], figures.COLOURS[2]),
+        ("Output: 1 - CKA", [1 - one.similarity for one in changes], figures.COLOURS[1]),
+    ]
+    bars = [bar for bar in bars if not all(map(math.isnan, bar[1]))]
+    panels = len(bars) + trained
+    figure = figures.new_figure(4.0 * panels, max(2.8, 1.6 + 0.3 * len(changes)))
+    names = figures.shortened([change.name for change in changes])
+    rows = range(len(changes))
+    for number, (title, values, colour) in enumerate(bars, 1):
+        axes = figure.add_subplot(1, panels, number)
+        figures.style(axes, title=title)
+        axes.barh(rows, [0.0 if math.isnan(value) else value for value in values], color=colour)
+        axes.set_yticks(rows, names if number == 1 else [])
+        axes.set_ylim(-0.6, len(changes) - 0.4)
+        largest = max((value for value in values if not math.isnan(value)), default=0.0)
+        axes.set_xlim(0, 1.05 * largest if largest > 1e-9 else 1.0)  # where all were frozen the axis is not of noise
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(color="#EEEEEE", axis="x")
+        axes.set_axisbelow(True)
+    if trained:
+        from matplotlib import colormaps
+
+        axes = figure.add_subplot(1, panels, panels)
+        figures.style(axes, title="Gradient norm, last step of the epoch", x="epoch")
+        colours = colormaps["viridis"]
+        for number, one in enumerate(changes):
+            points = [(epoch, norm) for epoch, norm in one.gradients if norm > 0]
+            if points:
+                shade = colours(number / max(1, len(changes) - 1))
+                axes.plot(*zip(*points, strict=True), color=shade, marker="o", markersize=3, label=names[number])
+        axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(names) // 20)
+        figures.whole_numbers(axes)
+    return figure
 
 
 def relative_change(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
@@ -175,8 +254,7 @@ def inputs_of(data: Data, split: Literal["train", "val", "test"], rows: Sequence
     """Returns the network's input for some samples of a split."""
     part = data.splits[split]
     keys = [SampleKey(row, 0) for row in rows]
-    together = getattr(part, "__getitems__", None)
-    return to_device(collate(together(keys) if together else [part[key] for key in keys]).inputs, torch.device("cpu"))
+    return to_device(part.__getitems__(keys).inputs, torch.device("cpu"))
 
 
 def _statistics(stage: nn.Module) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ import yaml
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
-from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.base.errors import UserError, one_line
 from tlresearch.base.paths import data_folder
-from tlresearch.config.load import Loaded, MissingFilesError, load_experiment, load_text
+from tlresearch.config.load import Loaded, load_experiment, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
-from tlresearch.run.training import device, prepare_process
+from tlresearch.run.process import prepared
+from tlresearch.run.training import device
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.understand.ranking import scores
 from tlresearch.understand.ranking.features import FeaturePass, Features
-from tlresearch.understand.ranking.report import as_dict, boundary_figure
-from tlresearch.understand.ranking.result import Ranked, Ranking
+from tlresearch.understand.ranking.result import Ranked, Ranking, boundary_figure
 from tlresearch.understand.ranking.source_head import source_probabilities
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def rank(
                     what, overrides, name, given.get(name, "default"), settings.get(name, "{}")
                 )
             except UserError as error:
-                found.append(Ranked(name, problem=_one_line(error)))
+                found.append(Ranked(name, problem=one_line(error)))
                 continue
             data = build_data(loaded.config.data, preprocessing=backbone.preprocessing, seed=loaded.config.seed)
             _check(data)
@@ -179,8 +179,8 @@ def _candidate(
 ) -> tuple[Loaded[ExperimentConfig], StagedBackbone]:
     chosen = {"backbone.name": name, "backbone.weights": weights, "backbone.weights_sha256": None}
     loaded = _load(what, [*overrides, *_texts({**PLAIN, **chosen}), f"backbone.options={options}"])
-    prepare_process(loaded.config)  # random weights are drawn from the seed, as a run draws them
-    return loaded, build_backbone(loaded.config.backbone)
+    with prepared(loaded.config):  # random weights are drawn from the seed, as a run draws them
+        return loaded, build_backbone(loaded.config.backbone)
 
 
 def _load(what: str, overrides: Sequence[str]) -> Loaded[ExperimentConfig]:
@@ -203,11 +203,6 @@ def _texts(values: Mapping[str, Any]) -> list[str]:
 def _check(data: Data) -> None:
     if data.kind not in ("binary", "multiclass"):
         raise UserError(f"rank: needs one class per sample, but the targets of {data.name} are {data.kind}")
-
-
-def _one_line(error: UserError) -> str:
-    lines = error.problems if isinstance(error, (ConfigError, MissingFilesError)) else str(error).splitlines()
-    return "; ".join(line.strip() for line in lines)
 
 
 def _open(
@@ -241,7 +236,7 @@ def _record(run: JournalRun, ranked: Ranked) -> None:
 
 
 def _record_all(run: JournalRun, ranking: Ranking) -> None:
-    run.log_dict(as_dict(ranking), "ranking.json")
+    run.log_dict(asdict(ranking), "ranking.json")
     there = [one for one in ranking.backbones if not one.problem]
     if there:
         run.log_figure(boundary_figure(there), "figures/boundaries.png")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.vision import AUXILIARY, download_published, find_published
-from tlresearch.backbones.weights import locate, read
+from tlresearch.backbones.weights import locate, read, under
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.understand.ranking.scores import Floats
@@ -45,7 +45,7 @@ def find_head(config: BackboneConfig, backbone: StagedBackbone) -> tuple[Tensor,
     file = _weights_file(config)
     if file is None:
         return None
-    tensors = read(file)
+    tensors = under(read(file), backbone.weights.prefix)
     own = backbone.original_state_dict().keys()
     for name in reversed([name for name in tensors if name.endswith("weight")]):
         weight, bias = tensors[name], tensors.get(f"{name.removesuffix('weight')}bias")

@@ -1,1 +1,0 @@
-"""Accuracy over labels per class, schedule and seeds."""

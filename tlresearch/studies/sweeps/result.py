@@ -1,0 +1,216 @@
+"""What a study comes to: the result with its page, its figures, and the record on the parent run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from tlresearch.config.sweep_schema import SweepConfig
+from tlresearch.show.elements import Cell, Column, Command, Entry, Facts, Table
+from tlresearch.show.page import Page, Shown, page_of
+from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.confirm import Confirmed
+from tlresearch.studies.sweeps.trials import FinalRun
+from tlresearch.tracking import sweep_figures
+from tlresearch.tracking.run import JournalRun
+
+DEPTH = "freeze.unfreeze_depth"
+LR = "optimizer.lr"
+
+
+@dataclass(frozen=True)
+class SweepResult(Shown):
+    """What a sweep came to.
+
+    Attributes:
+        name: Name of the study.
+        run_id: Its MLflow run, the parent of the trials.
+        url: Address of the study in the MLflow UI.
+        objective: The metric that was optimised.
+        best: Overrides of the best trial by full key; with `confirm` it is the one with the best mean.
+        best_value: Its objective as a trial.
+        best_yaml: File with the best trial's whole config; `run` takes it as it is.
+        confirmed: The best configurations run again with fresh seeds, best mean first; what is to be reported.
+        final: The best trial run again in full, then the baselines.
+        figures: Figures by name.
+        trials: All trials of the study.
+    """
+
+    name: str
+    run_id: str
+    url: str
+    objective: str
+    best: dict[str, Any]
+    best_value: float
+    best_yaml: Path
+    confirmed: tuple[Confirmed, ...]
+    final: tuple[FinalRun, ...]
+    figures: dict[str, Path]
+    trials: tuple[FrozenTrial, ...]
+
+    @property
+    def page(self) -> Page:
+        """The best of each unfreeze depth, what was confirmed, the final runs; then where all of it lies."""
+        figure = self.figures.get("depth_lr_map") or self.figures.get("history")
+        best_yaml = _relative(self.best_yaml)
+        places = [("figure", str(_relative(figure)))] if figure else []
+        return page_of(
+            "",
+            self._table(),
+            Facts((*places, ("best config", str(best_yaml)))),
+            Command(f"make run EXP={best_yaml}", "run it"),
+            Command(f"make compare SWEEP={self.name}", "compare"),
+            Command("make ui", "MLflow UI"),
+        )
+
+    def _table(self) -> Table:
+        """Best trial, best value of each unfreeze depth, and below them what stands on more than one run."""
+        tested = f"test/{self.objective.partition('/')[2]}"
+        done = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+        dimensions = list(dict.fromkeys(name for trial in done for name in trial.params))
+        depths: dict[Any, list[FrozenTrial]] = {}
+        for trial in done:
+            if DEPTH in trial.params:
+                depths.setdefault(trial.params[DEPTH], []).append(trial)
+
+        def row(name: str, value: Entry, test: Entry, count: Entry, params: Mapping[str, Any]) -> tuple[Entry, ...]:
+            return (name, value, test, count, *(_value_of(params.get(key, "")) for key in dimensions))
+
+        rows = []
+        for depth, group in sorted(depths.items()):
+            best = min(group, key=lambda trial: (abs((trial.value or 0.0) - self.best_value), trial.number))
+            rows.append(row(f"unfreeze depth {depth}", best.value, "", len(group), best.params))
+        rules = [len(rows)]
+        marked = len(rows) + bool(self.confirmed)
+        rows.append(row("best trial", self.best_value, "", len(done), self.best))
+        for one in self.confirmed:
+            name = f"trial {one.trial.number}, {len(one.seeds)} fresh seeds"
+            values = [one.metrics.get(metric) for metric in (self.objective, tested)]
+            reached, test = (Cell(value.mean, value.std) if value else "" for value in values)
+            rows.append(row(name, reached, test, "", one.trial.params))
+        rules += [len(rows)] if self.confirmed else []
+        for run in self.final:
+            rows.append(row(f"final run: {run.name}", run.metrics[self.objective], run.metrics.get(tested, ""), "", {}))
+        columns = (
+            Column(""),
+            Column(self.objective, ".4f"),
+            Column(tested, ".4f"),
+            Column("trials", "d"),
+            *(_dimension(name, dimensions) for name in dimensions),
+        )
+        note = "to be reported: mean ± standard deviation over fresh seeds; a trial was chosen for its value"
+        return Table(
+            columns,
+            tuple(rows),
+            title=f"{self.name}: {self.objective}",
+            note=note if self.confirmed else "",
+            marked=marked,
+            rules=frozenset(rules),
+            more=f"make compare SWEEP={self.name} shows every trial with them",
+        ).filled()
+
+
+def _value_of(value: Any) -> Entry:
+    return Cell(value, format=".3g") if isinstance(value, float) else str(value)
+
+
+def _dimension(name: str, dimensions: Sequence[str]) -> Column:
+    """A dimension of the search without its section, where no other ends alike."""
+    last = name.rpartition(".")[2]
+    return Column(last if sum(key.rpartition(".")[2] == last for key in dimensions) == 1 else name, align="right")
+
+
+def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, Path]:
+    """Draws history, importance and, where both were searched, depth against learning rate, as PNG files."""
+    metric, direction = config.objective.metric, config.objective.direction or "maximize"
+    trials = studies.ended(study)
+    found = {"history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)}
+    shares = studies.importances(study)
+    if shares:
+        found["importance"] = sweep_figures.importance(shares, metric)
+    if DEPTH in config.space and LR in config.space:
+        points = [
+            sweep_figures.TrialPoint(t.params[DEPTH], t.params[LR], _value(t), _state(t))
+            for t in trials
+            if DEPTH in t.params and LR in t.params
+        ]
+        found["depth_lr_map"] = sweep_figures.depth_lr_map(points, metric, direction)
+    files = {}
+    for name, figure in found.items():
+        files[name] = folder / f"{name}.png"
+        figure.savefig(files[name], dpi=150)
+    return files
+
+
+def log_study(
+    parent: JournalRun,
+    study: Study,
+    config: SweepConfig,
+    best: FrozenTrial,
+    confirmed: Sequence[Confirmed],
+    final: Sequence[FinalRun],
+    best_yaml: Path,
+    figures: Mapping[str, Path],
+) -> None:
+    """Records the study on its parent run, under names the trials do not use."""
+    trials = studies.ended(study)
+    counts = {state.name.lower(): sum(t.state == state for t in trials) for state in studies.ENDED}
+    metrics = {f"study/{name}": float(count) for name, count in counts.items()}
+    metrics["study/best"] = float(best.value or 0.0)
+    for run in final:
+        metrics |= {f"{run.name}/{name.replace('/', '_')}": value for name, value in run.metrics.items()}
+    if confirmed:
+        found = confirmed[0].metrics[config.objective.metric]
+        metrics |= {f"study/confirmed_{part}": getattr(found, part) for part in ("mean", "std", "low", "high")}
+        parent.log_dict({str(one.trial.number): _confirmation(one) for one in confirmed}, "confirmed.json")
+    parent.log_metrics(metrics, step=len(trials))
+    parent.set_tags(
+        {
+            "tlresearch.best_trial": str(best.number),
+            "tlresearch.best_run": str(best.user_attrs.get("run_id", "")),
+            "tlresearch.best": "  ".join(f"{key}={value}" for key, value in best.params.items()),
+        }
+    )
+    parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, so that no password in it is stored
+    parent.log_dict({str(t.number): _record(t) for t in trials}, "trials.json")
+    for file in figures.values():
+        parent.log_file(file, "figures")
+
+
+def _confirmation(one: Confirmed) -> dict[str, Any]:
+    metrics = {name: asdict(found) for name, found in one.metrics.items()}
+    return {"run_id": one.run_id, "seeds": list(one.seeds), "params": one.trial.params, "metrics": metrics}
+
+
+def _record(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "state": _state(trial),
+        "value": trial.value,
+        "params": trial.params,
+        "reported": {str(step): value for step, value in trial.intermediate_values.items()},
+        **trial.user_attrs,
+    }
+
+
+def _state(trial: FrozenTrial) -> sweep_figures.State:
+    names: dict[TrialState, sweep_figures.State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    return names[trial.state]
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    return trial.intermediate_values.get(max(trial.intermediate_values, default=-1))
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
