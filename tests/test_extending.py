@@ -24,6 +24,8 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 MODULES = tuple(sorted(path.stem for path in EXAMPLES.glob("*.py")))
 RUNS = tuple(sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.with_suffix(".py").exists()))
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+LEARNT = {"counting.yaml": ("test/exact", 0.6)}
+"""Metric and what it has to reach, where it is not an accuracy of 0.8."""
 QUICK = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
 
 
@@ -54,7 +56,8 @@ def test_every_example_is_tried() -> None:
 def test_an_example_learns(name: str, outside: Path) -> None:
     result = fit(name, QUICK)
     assert result.status == "finished"
-    assert result.metrics.get("test/accuracy", result.metrics.get("test/exact", 0.0)) > 0.6
+    metric, bound = LEARNT.get(name, ("test/accuracy", 0.8))
+    assert result.metrics[metric] > bound, result.metrics[metric]
     assert Path(sys.modules[Path(name).stem].__file__ or "").parent == outside
 
 

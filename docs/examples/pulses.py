@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
-from tlresearch.data.base import Data, Fingerprint, SampleKey, SplitName
+from tlresearch.data.base import Data, Fingerprint, Split, SplitName
 from tlresearch.modality.base import Modality, RawInput
 
 CLASSES = ("early", "late")
@@ -72,10 +72,8 @@ class Series(Modality):
         return sample.numpy()
 
 
-class SeriesSplit:
+class SeriesSplit(Split):
     """Series with a pulse in their first or second half."""
-
-    deterministic = True
 
     def __init__(self, count: int, seed: int, preprocessing: Series) -> None:
         draw = np.random.default_rng(seed)
@@ -87,15 +85,13 @@ class SeriesSplit:
             place = draw.integers(2, 12) + 16 * late
             series[place : place + 3] += 10
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def raw(self, index: int) -> Tensor:
         """Returns a series."""
         return torch.from_numpy(self._series[index])
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, int]:
-        return self._preprocessing.prepare(self.raw(key.index)), self.targets[key.index], key.index
+    def load(self, index: int) -> Tensor:
+        """Returns a series as the network takes it."""
+        return self._preprocessing.prepare(self.raw(index))
 
 
 def pulses(preprocessing: Series, samples: int = 120) -> Data:
