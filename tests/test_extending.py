@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch import fit
 from tlresearch.backbones.build import build_backbone
+from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 MODULES = tuple(sorted(path.stem for path in EXAMPLES.glob("*.py")))
 RUNS = tuple(sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.with_suffix(".py").exists()))
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
+LEARNT = {"counting.yaml": ("test/exact", 0.6)}
+"""Metric and what it has to reach, where it is not an accuracy of 0.8."""
 QUICK = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
 
 
@@ -45,14 +49,15 @@ def outside(tmp_path: Path, one_home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_example_is_tried() -> None:
-    assert RUNS == ("focal.yaml", "shapes.yaml", "two_conv.yaml")
+    assert RUNS == ("counting.yaml", "focal.yaml", "pulses.yaml", "shapes.yaml", "two_conv.yaml")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_learns(name: str, outside: Path) -> None:
     result = fit(name, QUICK)
     assert result.status == "finished"
-    assert result.metrics["test/accuracy"] > 0.8
+    metric, bound = LEARNT.get(name, ("test/accuracy", 0.8))
+    assert result.metrics[metric] > bound, result.metrics[metric]
     assert Path(sys.modules[Path(name).stem].__file__ or "").parent == outside
 
 
@@ -63,7 +68,7 @@ def test_all_three_together_on_the_command_line(outside: Path, tmp_path: Path) -
     arguments = [
         "backbone.options={}",  # those of the backbone that is replaced
         "backbone={name: two_conv.two_conv, weights: null, options: {width: 4}}",
-        "task={name: focal.focal, options: {gamma: 1.0}}",
+        "task={name: focal.Focal, options: {gamma: 1.0}}",
         "freeze.epochs=1",
         *(f"{key}={str(value).lower()}" for key, value in QUICK.items()),
     ]
@@ -110,3 +115,40 @@ def test_a_backbone_of_ones_own_is_passed_on_and_served() -> None:
     served = mlflow.pyfunc.load_model(f"runs:/{source.run_id}/model")
     frame = served.predict(np.zeros((2, 8, 8, 1), dtype=np.uint8))
     assert list(frame.columns) == ["class", "probability", "p(0)", "p(1)", "p(2)", "p(3)"]
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_task_of_ones_own_is_served_verified_and_compared() -> None:
+    from tlresearch.serving.predict import predict
+    from tlresearch.studies.reproduction.verify import verify_run
+    from tlresearch.understand.comparison.compare import compare_runs
+
+    few = {"freeze.epochs": 2, "tracking.system_metrics": False, "tracking.figures": False}
+    result = fit("counting.yaml", few)
+    worse = fit("counting.yaml", {**few, "name": "slow", "optimizer.lr": 1e-5})
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("blank.png")
+    ((_, shown),) = predict(result.run_id, ["blank.png"]).answers
+    assert float(shown.prediction) < 10
+    states = {check.name: check.state for check in verify_run(result.run_id).checks}
+    assert states["model"] == "ok", states
+    found = compare_runs([result.run_id, worse.run_id])
+    assert found.best["test/mean_error"] == result.run_id  # less of it is better, as the task says
+    assert found.best["test/exact"] == result.run_id
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_modality_of_ones_own_is_served_and_verified() -> None:
+    from tlresearch.export.shipping import export_run, forms_of
+    from tlresearch.serving.predict import predict
+    from tlresearch.studies.reproduction.verify import verify_run
+
+    result = fit("pulses.yaml", {"tracking.system_metrics": False})
+    late = np.zeros(20, np.float32)
+    late[17:20] = 10
+    np.save("late.npy", late)
+    ((_, shown),) = predict(result.run_id, ["late.npy"]).answers
+    assert shown.prediction == "late"
+    states = {check.name: check.state for check in verify_run(result.run_id).checks}
+    assert states["model"] == states["trained weights"] == "ok", states
+    with pytest.raises(UserError, match="a series is no graph"):
+        export_run(result.run_id, forms_of(["pt2"], [], []))

@@ -116,7 +116,7 @@ def test_a_checkpoint_that_holds_code_is_refused(suffix: str, tmp_path: Path, tr
 
 def test_arrays_that_hold_code_are_refused(tmp_path: Path, trap: Path) -> None:
     from tlresearch.data.npz import read_npz
-    from tlresearch.serving.raw import RawImages
+    from tlresearch.modality.image import RawImages
 
     objects = np.array([Trap(trap)], dtype=object)
     np.savez(tmp_path / "x.npz", train_images=np.zeros((1, 4, 4), np.uint8), train_labels=objects, classes=objects)
@@ -292,7 +292,14 @@ def test_a_stored_model_is_loaded_only_if_its_code_is_ours(stored: Path, trap: P
 
 @pytest.mark.parametrize(
     "loader",
-    ["os.mkdir", "shutil.rmtree", "tlresearch.data.download._unpack", "tlresearch.serving.base.load_file", "mkdir", ""],
+    [
+        "os.mkdir",
+        "shutil.rmtree",
+        "tlresearch.data.download._unpack",
+        "tlresearch.serving.stored.load_file",
+        "mkdir",
+        "",
+    ],
 )
 def test_a_stored_model_cannot_name_a_function_of_its_choice(loader: str, tmp_path: Path, trap: Path) -> None:
     from tlresearch.tracking.loaders import SETTINGS, rebuild

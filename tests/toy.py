@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
-from tlresearch.data.base import Batch, Data, Fingerprint, Preprocessing, SampleKey, Split
+from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
 from tlresearch.data.values import Value
+from tlresearch.modality.image import Preprocessing
 
 STAGES = ("stem", "middle", "top")
 CLASSES = ("left", "right")

@@ -6,7 +6,7 @@ from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.weights import load_stages, locate
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 
 def two_conv(width: int = 8, file: str | None = None) -> StagedBackbone:

@@ -11,7 +11,7 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.channels import channel_axes, channel_axis
 from tlresearch.backbones.pyramid import PyramidBackbone, to_maps
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 
 class Last(nn.Module):

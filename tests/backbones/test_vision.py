@@ -11,7 +11,7 @@ from tlresearch.backbones import vision
 from tlresearch.backbones.vision import build_torchvision
 from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.base.files import sha256
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 REAL = os.environ.get("TLRESEARCH_WEIGHTS")
 needs_weights = pytest.mark.skipif(REAL is None, reason="TLRESEARCH_WEIGHTS does not name the folder with real weights")

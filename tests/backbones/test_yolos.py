@@ -10,15 +10,16 @@ import torch
 import transformers
 
 from tests.dense import boxes_text, save_boxes, shapes
+from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.pyramid import PyramidBackbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig, TaskConfig
 from tlresearch.finetuning import lora
+from tlresearch.modality.image import Preprocessing
 from tlresearch.run.fit import fit
-from tlresearch.tasks.detection import detection_head
-from tlresearch.tasks.segmentation import segmentation_head
+from tlresearch.tasks.build import find_task
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
 
@@ -48,6 +49,10 @@ def save_yolos(folder: Path, *, middle: bool = True, weights: bool = True, label
     return model
 
 
+def head_of(task: TaskConfig, backbone: StagedBackbone, side: int) -> Any:
+    return find_task(task.name).build_head(task, backbone, ("a", "b"), Preprocessing(crop=side, resize=None))
+
+
 def maps_of(folder: Path, weights: str | None = "default") -> PyramidBackbone:
     backbone = build_backbone(BackboneConfig(name=f"hf/{folder}", weights=weights), "maps")
     assert isinstance(backbone, PyramidBackbone)
@@ -63,7 +68,7 @@ def test_stages_and_head_give_what_the_original_gives_at_every_cut(tmp_path: Pat
     held = {name for name in original.state_dict() if name.startswith("vit.")}
     assert set(backbone.original_state_dict()) == held
     images = torch.rand(2, 3, SIDE, SIDE)
-    head = detection_head(TaskConfig(name="detection"), backbone, 2, SIDE, "test").eval()
+    head = head_of(TaskConfig(name="detection"), backbone, SIDE).eval()
     shares = TARGETS[0][:, :4] / SIDE
     given = [
         {
@@ -171,20 +176,20 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     backbone = maps_of(tmp_path, None)
     for task in (TaskConfig(name="detection", options={"detector": "fcos"}), TaskConfig(name="instances")):
         with pytest.raises(UserError, match="has a detector of its own alone"):
-            detection_head(task, backbone, 2, SIDE, "test")
+            head_of(task, backbone, SIDE)
     with pytest.raises(UserError, match="finds boxes and pools nothing"):
         build_backbone(BackboneConfig(name=f"hf/{tmp_path}", weights=None, options={"pooling": "cls"}), "maps")
     with pytest.raises(UserError, match="ends in feature maps"):
         build_backbone(BackboneConfig(name=f"hf/{tmp_path}", weights=None))
     with pytest.raises(UserError, match="has no feature maps: it is for `detection`"):
-        segmentation_head(TaskConfig(name="segmentation"), backbone, 2, SIDE, "test")
+        head_of(TaskConfig(name="segmentation"), backbone, SIDE)
 
 
 def test_it_learns_the_boxes_of_its_samples_under_their_class_numbers(tmp_path: Path) -> None:
     save_yolos(tmp_path, weights=False)
     torch.manual_seed(0)
     backbone = maps_of(tmp_path, None)
-    head = detection_head(TaskConfig(name="detection"), backbone, 2, 32, "test")
+    head = head_of(TaskConfig(name="detection"), backbone, 32)
     images, targets = [], []
     for seed in range(2):
         image, _, found = shapes(seed)

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Data, Preprocessing
+from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
+from tlresearch.modality.image import Preprocessing
 
 SMALL = Preprocessing(crop=8, resize=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

@@ -18,11 +18,12 @@ import torch
 from tests.data.sounds import save_classes, save_tone
 from tlresearch.base.errors import DataError, MissingExtraError
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.audio_decoding import AudioPreprocessing, decode, resample
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
 from tlresearch.data.values import unstack
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.sound import AudioPreprocessing, decode, resample
 
 FSDD = r"(?P<label>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav"
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tlresearch.base.errors import DataError, UserError
-from tlresearch.data.base import Data, Preprocessing
+from tlresearch.data.base import Data
+from tlresearch.modality.image import Preprocessing
 
 Fields = dict[str, Any]
 Case = Callable[[Path], Fields]

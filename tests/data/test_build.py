@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tlresearch.data.arrays import ArrayImages
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.table import Table
+from tlresearch.modality.image import Preprocessing
 
 Build = Callable[..., Data]
 

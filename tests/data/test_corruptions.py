@@ -12,10 +12,11 @@ from tlresearch.base.errors import DataError
 from tlresearch.config import shift
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import weather
-from tlresearch.data.base import Preprocessing, SampleKey
+from tlresearch.data.base import SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.corruptions import CORRUPTIONS, CorruptedSplit, corrupt
 from tlresearch.data.seeding import seeded
+from tlresearch.modality.image import Preprocessing
 
 GREY = Preprocessing(crop=None, resize=None, mean=(0.5,), std=(0.5,))
 

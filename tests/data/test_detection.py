@@ -16,8 +16,9 @@ from PIL import Image
 from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import to_boxes
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
+from tlresearch.modality.image import Preprocessing
 
 HEIGHT, WIDTH = 20, 40
 BOXES = {

@@ -8,9 +8,10 @@ import torch
 
 from tests.toy import ToySplit
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Preprocessing, SampleKey, Split
+from tlresearch.data.base import SampleKey, Split
 from tlresearch.data.build import build_data
 from tlresearch.data.joined import join
+from tlresearch.modality.image import Preprocessing
 
 DIGITS = DataConfig(name="digits", test_fraction=0.2)
 

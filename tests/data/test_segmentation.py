@@ -14,9 +14,9 @@ from PIL import Image
 
 from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
-from tlresearch.data.framing import IGNORE
+from tlresearch.modality.image import IGNORE, Preprocessing
 
 SIZE = 16
 

@@ -13,12 +13,13 @@ import torch
 
 from tlresearch.base.errors import DataError, MissingExtraError
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import EpochSampler, make_loader
 from tlresearch.data.text import IGNORED, aligned
 from tlresearch.data.text_files import read_conll
-from tlresearch.data.text_tokenizer import Encoded, TextPreprocessing, WordTokenizer, split_words
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.text import Encoded, TextPreprocessing, WordTokenizer, split_words
 
 WORDS = WordTokenizer(["good", "bad", "film", "a", "paris", "in", "anna"])
 PREPROCESSING = TextPreprocessing("words", WORDS.sha256, 16, None, WORDS)

@@ -8,8 +8,8 @@ from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.transforms import Evaluation, build_augmentation, resized
+from tlresearch.data.transforms import build_augmentation
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 WEIGHTS = [
     ResNet18_Weights.IMAGENET1K_V1,
@@ -55,7 +55,7 @@ def test_a_batch_is_preprocessed_as_its_images_are() -> None:
 def test_another_image_size_scales_the_resize(
     crop: int | None, resize: int | None, size: int | None, expected: tuple[int, int]
 ) -> None:
-    found = resized(Preprocessing(crop, resize), size)
+    found = Preprocessing(crop, resize).sized(size)
     assert (found.crop, found.resize) == expected
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,24 +22,20 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.values import stack
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, write
 from tlresearch.export.measure import answers, measure
-from tlresearch.export.models import EXPORTED, Exportable, ImageMasks
-from tlresearch.export.network import Waveform
-from tlresearch.export.tokenizing import portable, reader
-from tlresearch.run.results import SERVED
+from tlresearch.export.network import Exportable
+from tlresearch.modality.sound import AudioPreprocessing, Waveform
+from tlresearch.modality.text import portable, reader
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 KINDS = ("text", "sounds", "masks")
 
 
 def exportable(made: Made, folder: Path) -> Exportable:
-    loader = next(loader for fits, _, loader in SERVED if fits(made.task, made.data))
-    exported: Exportable = EXPORTED[loader][1](made.predictor(folder))
-    return exported
+    return Exportable(made.predictor(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,7 +48,7 @@ def test_what_is_shipped_answers_as_what_is_served(kind: str, tmp_path: Path) ->
     wanted = answers(run, made.data, "train", rows)
     for row, one in zip(rows, wanted, strict=True):
         with torch.inference_mode():
-            probabilities, answer = module(*map(torch.from_numpy, model.arrays([part.raw(row)])))
+            probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([part.raw(row)])))
         np.testing.assert_allclose(probabilities.numpy(), one, atol=1e-4)
         assert torch.equal(answer, probabilities.argmax(dim=1))
     measured = measure(model, run, wanted, wanted, made.data, "train", rows, 1)
@@ -68,7 +65,8 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
     pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
     made = make(EVERY[kind](tmp_path))
     model = exportable(made, tmp_path / "stored")
-    about = {"reads": model.reads, "classes": json.dumps(model.classes), "kind": model.kind, **model.about()}
+    about = {"reads": model.reads, "classes": json.dumps(model.predictor.classes), "kind": model.predictor.kind}
+    about |= model.front.about()
     wanted = answers(original(model), made.data, "train", range(3))
     for form in (Form("onnx"), Form("pt2")):
         target = tmp_path / form.file
@@ -87,11 +85,11 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
     if kind == "masks":
         shown = np.asarray(Image.open(tmp_path / "photo.mask.png"))
         assert shown.shape == (40, 64)
-        assert answer.startswith(f"{model.classes[0]} ")
+        assert answer.startswith(f"{model.predictor.classes[0]} ")
     else:
         row = {"text": lambda: sample, "sounds": lambda: sample}[kind]()
-        probabilities = model.original(model.predictor.read([row])[0])[0]  # type: ignore[attr-defined]
-        assert answer == f"{model.classes[int(probabilities.argmax())]} {probabilities.max():.4f}"
+        probabilities = model.predictor.probabilities(model.predictor.read([row])[0])[0]
+        assert answer == f"{model.predictor.classes[int(probabilities.argmax())]} {probabilities.max():.4f}"
 
 
 def raw_sample(kind: str, folder: Path) -> str:
@@ -108,7 +106,12 @@ def test_a_detection_is_refused_with_what_is_possible(tmp_path: Path) -> None:
     made = make(EVERY["boxes"](tmp_path))
     with pytest.raises(UserError, match="as many boxes as it finds"):
         exportable(made, tmp_path / "stored")
-    assert not {loader for _, _, loader in SERVED if "tokens" in loader or "speech" in loader} & set(EXPORTED)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "recognition"])
+def test_what_no_graph_holds_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="export: "):
+        exportable(make(EVERY[kind](tmp_path)), tmp_path / "stored")
 
 
 def test_a_vocabulary_of_words_is_cut_as_in_training(tmp_path: Path) -> None:
@@ -148,18 +151,16 @@ def test_a_waveform_is_prepared_as_in_training(wanted: AudioPreprocessing) -> No
 
 def test_a_mask_has_the_size_of_its_image(tmp_path: Path) -> None:
     made = make(EVERY["masks"](tmp_path))
-    model = exportable(made, tmp_path / "stored")
-    assert isinstance(model, ImageMasks)
+    predictor = made.predictor(tmp_path / "stored")
     image = torch.randint(0, 256, (3, 21, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for fit in ("stretch", "letterbox"):
-        model.preprocessing = model.predictor.evaluation.preprocessing = type(model.preprocessing)(
-            **{**vars(model.preprocessing), "fit": fit}
-        )
+        predictor.preprocessing = replace(predictor.preprocessing, fit=fit)
+        model = Exportable(predictor)
         module = model.shipped(model.network, torch.float32)
         with torch.inference_mode():
-            probabilities, answer = module(*map(torch.from_numpy, model.arrays([image])))
+            probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([image])))
         assert answer.shape == (1, 21, 50)
-        np.testing.assert_allclose(probabilities.numpy(), model.original(image), atol=1e-4)
+        np.testing.assert_allclose(probabilities.numpy(), predictor.probabilities(image), atol=1e-4)
 
 
 @pytest.mark.parametrize(("orientation", "shape"), [("exif", (1, 40, 30, 3)), ("stored", (1, 30, 40, 3))])

@@ -17,8 +17,8 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
-from tlresearch.data.base import Preprocessing
 from tlresearch.finetuning.callback import EpochReport
+from tlresearch.modality.image import Preprocessing
 from tlresearch.run.devices import processes
 from tlresearch.run.devices.processes import RankDiedError, others
 from tlresearch.run.fit import Role, RunResult, fit

@@ -17,13 +17,14 @@ from tlresearch.backbones.vision import build_torchvision
 from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import OptimizerConfig
-from tlresearch.data.base import Batch, Preprocessing, Split
+from tlresearch.data.base import Batch, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.param_groups import is_norm
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.modality.image import Preprocessing
 from tlresearch.tasks.classification import ClassificationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

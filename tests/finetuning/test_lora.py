@@ -27,7 +27,7 @@ from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.finetuning import lora
 from tlresearch.run.fit import fit
-from tlresearch.serving.classification import load_predictor, save_predictor
+from tlresearch.serving.stored import load_predictor, save_predictor
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("peft", reason="the extra text is not installed")
@@ -153,7 +153,7 @@ def test_a_run_serves_and_hands_on_merged_weights(tmp_path: Path, monkeypatch: p
     assert torch.equal(served(x), result.task.eval()(x))
     script = (
         "import sys; sys.modules['peft'] = None; from pathlib import Path; "
-        "from tlresearch.serving.classification import load_predictor; load_predictor(Path(sys.argv[1]))"
+        "from tlresearch.serving.stored import load_predictor; load_predictor(Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 

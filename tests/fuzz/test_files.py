@@ -21,13 +21,14 @@ from safetensors.torch import save as to_safetensors
 from tests.fuzz.mutations import mutated, readable, table_or_error, value_or
 from tlresearch.backbones import weights
 from tlresearch.base.errors import DataError, WeightsError
-from tlresearch.data import audio_decoding, decoding
+from tlresearch.data import decoding
 from tlresearch.data.download import _unpack
 from tlresearch.data.mask_files import FileMasks
 from tlresearch.data.npz import read_npz
 from tlresearch.data.segmentation import _read_arrays
 from tlresearch.data.volumes import Reading, read_slice, slices_of
 from tlresearch.finetuning import resume
+from tlresearch.modality.sound import decode as decode_sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about what they found in the file
 
@@ -117,7 +118,7 @@ def sounds() -> list[bytes]:
 @given(data=st.data())
 def test_sounds(data: st.DataObject, sounds: list[bytes]) -> None:
     content = data.draw(st.sampled_from(sounds).flatmap(mutated))
-    found = value_or(ValueError, lambda: audio_decoding.decode(content, 16_000))
+    found = value_or(ValueError, lambda: decode_sound(content, 16_000))
     if found is not None:
         assert found[0].dtype == torch.float32
         assert len(found[0])
@@ -330,7 +331,7 @@ def test_images_that_claim_to_be_huge_are_refused(size: tuple[int, int], tmp_pat
 def test_sounds_with_an_absurd_rate_are_refused(rate: int, frames: int) -> None:
     pytest.importorskip("soundfile", reason="the extra speech is not installed")
     with pytest.raises(ValueError, match=r".") as caught:
-        audio_decoding.decode(wav_that_says(rate, frames), 16_000)
+        decode_sound(wav_that_says(rate, frames), 16_000)
     readable(str(caught.value))
 
 
@@ -340,4 +341,4 @@ def test_a_sound_that_claims_to_be_endless_is_refused() -> None:
     content[21] |= 0x0F
     content[22:26] = b"\xff" * 4
     with pytest.raises(ValueError, match="samples"):
-        audio_decoding.decode(bytes(content), 16_000)
+        decode_sound(bytes(content), 16_000)

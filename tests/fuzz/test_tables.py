@@ -23,13 +23,14 @@ from tlresearch.base.errors import UserError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.annotations import Annotations, read_coco, read_instance_masks, read_voc, to_boxes
 from tlresearch.data.audio_tables import list_folder, list_manifest
-from tlresearch.data.base import Preprocessing, SampleKey
+from tlresearch.data.base import SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.folders import list_files
 from tlresearch.data.image_csv import read_image_csv
 from tlresearch.data.rows import numbered, read_rows
 from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
+from tlresearch.modality.image import Preprocessing
 
 PIECES = [
     *(

@@ -18,10 +18,10 @@ from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.run.results import SERVED, _log_predictor
+from tlresearch.run.results import _log_predictor
+from tlresearch.serving.stored import load_predictor, save_predictor
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
-from tlresearch.tracking.loaders import find_loader
 from tlresearch.tracking.run import open_run
 
 
@@ -36,9 +36,8 @@ class Made:
     def predictor(self, folder: Path) -> Any:
         """Stores the network and rebuilds it."""
         folder.mkdir()
-        save, loader = next((save, loader) for fits, save, loader in SERVED if fits(self.task, self.data))
-        save(folder, self.config, self.task, self.data)
-        return find_loader(loader)(folder)
+        save_predictor(folder, self.config, self.task, self.data)
+        return load_predictor(folder)
 
     def log(self, name: str) -> str:
         """Logs the model in a run of this name, and returns the run's id."""

@@ -159,7 +159,7 @@ def passed_over(name: str) -> set[str]:
 def judged(line: str) -> str:
     """A line whose exit code is a verdict on the model, which after an epoch or two is none to be proud of."""
     command = line.partition("#")[0].strip()
-    if re.search(r"reproduce (EXP=)?\w+/\w+|reproduce-all|--prune-head", command):
+    if re.search(r"reproduce (EXP=)?\w+/\w+|reproduce-all", command):
         given = (
             "/verdict|reproduced|refused|written to/ { ok = 1 } /Traceback|error: / { bad = 1 } END { exit bad || !ok }"
         )

@@ -1,17 +1,98 @@
-"""A task is refused before training where torch would stop in the middle of it."""
+"""What a task says of itself: found by name or path, a direction for every metric, options that are checked; a task is
+refused before training where torch would stop in the middle of it.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.dense import masks_text, save_masks
+from tests.serving.every_task import EVERY, make
 from tests.toy import toy_text
 from tlresearch.backbones.build import build_backbone
-from tlresearch.base.errors import ConfigError
+from tlresearch.base.direction import direction_of
+from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import load_text
+from tlresearch.config.tasks import TASKS
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
+from tlresearch.run.fit import fit
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task
+from tlresearch.tasks.build import build_task, directed, find_task
+
+QUIET = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_a_class_that_says_what_it_is(name: str) -> None:
+    task = find_task(name)
+    assert task.learns
+    assert task.predictor is not None
+
+
+def test_a_path_that_leads_to_something_else_is_a_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="must be a class derived from"):
+        find_task("tests.toy.toy_data")
+    with pytest.raises(UserError, match="has no 'Nothing'"):
+        find_task("tests.toy.Nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_metric_has_a_direction(kind: str, tmp_path: Path) -> None:
+    result = fit(load_text(EVERY[kind](tmp_path)), {"freeze.epochs": 1, **QUIET})
+    metrics = [name for name in result.metrics if not name.startswith("gap/")]
+    assert metrics
+    declared = type(result.task).directions
+    assert [name for name in metrics if direction_of(name, declared) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("trainer", "mode"),
+    [
+        ("{monitor: val/loss}", "min"),
+        ("{monitor: val/macro_f1}", "max"),
+        ("{monitor: val/loss, mode: max}", "max"),
+        ("{monitor: val/nobody_knows}", "max"),  # it decides about nothing
+    ],
+)
+def test_what_is_watched_goes_the_way_the_task_says(trainer: str, mode: str) -> None:
+    assert directed(load_text(toy_text(trainer=trainer)).config).trainer.mode == mode
+
+
+def test_early_stopping_and_phases_follow_the_task_too() -> None:
+    phases = "[{unfreeze_depth: 0, epochs: 2, until: {metric: val/accuracy}}, {unfreeze_depth: all, epochs: 1}]"
+    config = load_text(
+        toy_text(
+            trainer="{early_stopping: {metric: val/auroc}}",
+            freeze=f"{{schedule: phases, epochs: 3, phases: {phases}}}",
+        )
+    ).config
+    filled = directed(config)
+    assert filled.trainer.early_stopping is not None
+    assert filled.freeze.phases[0].until is not None
+    assert (filled.trainer.early_stopping.mode, filled.freeze.phases[0].until.mode) == ("max", "max")
+    assert config.freeze.phases[0].until is not None
+    assert config.freeze.phases[0].until.mode is None  # what was loaded stays as it is
+
+
+def test_a_metric_that_decides_must_have_a_direction() -> None:
+    trainer = "{monitor: val/mine, select: best, early_stopping: {metric: val/other}}"
+    with pytest.raises(ConfigError) as error:
+        directed(load_text(toy_text(trainer=trainer)).config)
+    assert "trainer.mode: classification does not say which way val/mine is better" in str(error.value)
+    assert "trainer.early_stopping.mode: " in str(error.value)
+
+
+def test_options_are_checked_against_those_the_task_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.options: segmentation has no option 'decodr' .*decoder"):
+        make(masks_text(save_masks(tmp_path / "m", count=8), task="{name: segmentation, options: {decodr: unet}}"))
+
+
+def test_tasks_know_nothing_by_default() -> None:
+    assert (Task.learns, Task.predictor, Task.end) == ((), None, "pooled")
 
 
 def task(batch: int, freeze: str, name: str = "torchvision/resnet18", side: int = 32) -> Task:

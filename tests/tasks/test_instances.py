@@ -17,11 +17,11 @@ from tlresearch.backbones.vision import SkipInit
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig, DataConfig, TaskConfig
-from tlresearch.data.base import Data, Preprocessing, SampleKey
+from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
+from tlresearch.modality.image import Preprocessing
 from tlresearch.run.fit import fit
-from tlresearch.serving.drawing import box_pictures
-from tlresearch.tasks.detection import BoxMeters, detection_head
+from tlresearch.tasks.detection import BoxMeters, DetectionTask, InstancesTask, box_pictures
 from tlresearch.tasks.detectors import InstanceHead, mask_rcnn
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
@@ -159,10 +159,11 @@ def test_masks_are_counted_by_their_own_overlap() -> None:
 
 
 def test_torchvisions_own_head_keeps_its_masks_only_for_this_task() -> None:
+    sized = Preprocessing(crop=64, resize=None)
     with SkipInit():
         backbone = build_backbone(BackboneConfig(name="torchvision/maskrcnn_resnet50_fpn", weights=None), "maps")
-        head = detection_head(TaskConfig(name="instances"), backbone, 2, 64, "here")
-        boxes = detection_head(TaskConfig(name="detection"), backbone, 2, 64, "here")
+        head = InstancesTask.build_head(TaskConfig(name="instances"), backbone, ("a", "b"), sized)
+        boxes = DetectionTask.build_head(TaskConfig(name="detection"), backbone, ("a", "b"), sized)
     assert isinstance(head, InstanceHead)
     assert head.detector.roi_heads.mask_head is not None  # type: ignore[union-attr]
     assert boxes.detector.roi_heads.mask_head is None  # type: ignore[union-attr]

@@ -20,14 +20,21 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.framing import IGNORE
 from tlresearch.finetuning import lora
+from tlresearch.modality.image import IGNORE
 from tlresearch.run.fit import fit
-from tlresearch.serving.base import WEIGHTS
+from tlresearch.serving.stored import WEIGHTS
 from tlresearch.studies.reproduction.verify import verify_run
-from tlresearch.tasks.decoders import DECODERS, SegmentationHead
-from tlresearch.tasks.segmentation import SegmentationTask, balanced_pixel_weights, overlap_metrics
-from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
+from tlresearch.tasks.counts import ClassCounts, Counts
+from tlresearch.tasks.segmentation import (
+    COMBINATIONS,
+    DECODERS,
+    SegmentationHead,
+    SegmentationLoss,
+    SegmentationTask,
+    balanced_pixel_weights,
+    overlap_metrics,
+)
 from tlresearch.tracking.manifest import local, model_address
 from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.store import connect
@@ -77,18 +84,16 @@ def test_dice_by_hand_and_pixels_that_do_not_count() -> None:
 def test_metrics_are_those_of_torchmetrics() -> None:
     scores, masks = scores_and_masks()
     predicted, truth = scores.argmax(1), masks.long()
-    counted = truth != IGNORE
-    confusion = torch.zeros(3, 3)
-    for true, guess in zip(truth[counted], predicted[counted], strict=True):
-        confusion[true, guess] += 1
-    found = overlap_metrics(confusion, ("a", "b c", "d"))
+    counts = ClassCounts(3, ignored=IGNORE)
+    counts.update(predicted, truth)
+    found = overlap_metrics(counts.compute(), ("a", "b c", "d"))
     arguments: Any = {"num_classes": 3, "ignore_index": IGNORE, "average": "none"}
     iou = MulticlassJaccardIndex(**arguments)(predicted, truth)
     dice = MulticlassF1Score(**arguments)(predicted, truth)  # over all pixels, F1 is Dice
     assert [found["iou_a"], found["iou_b_c"], found["iou_d"]] == pytest.approx(iou.tolist())
     assert [found["dice_a"], found["dice_b_c"], found["dice_d"]] == pytest.approx(dice.tolist())
     assert (found["iou"], found["dice"]) == pytest.approx((float(iou.mean()), float(dice.mean())))
-    absent = overlap_metrics(torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 0.0]]), ("a", "b", "c"))
+    absent = overlap_metrics(Counts(*torch.tensor([[3, 3, 0], [4, 4, 0], [4, 4, 0]])), ("a", "b", "c"))
     assert math.isnan(absent["dice_c"])
     assert absent["dice"] == pytest.approx(0.75)
 

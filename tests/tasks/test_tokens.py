@@ -16,7 +16,7 @@ from tests.toy import toy_backbone
 from tlresearch.base.errors import MissingExtraError
 from tlresearch.data.base import Batch, Data, Fingerprint
 from tlresearch.data.text import IGNORED, TextSplit
-from tlresearch.data.text_tokenizer import TextPreprocessing, WordTokenizer
+from tlresearch.modality.text import TextPreprocessing, WordTokenizer
 from tlresearch.tasks.tokens import EntityScore, TokensTask, entities, padded, tag_weights
 
 TAGS = ("O", "B-creative-work", "I-creative-work", "B-per", "I-per")

@@ -19,16 +19,17 @@ from tlresearch.tracking.run import JournalRun, open_run
 
 LOADER = """
 import torch
-from tlresearch.serving.base import ClassPredictor
-from tlresearch.serving.raw import RawImages
+from tlresearch.modality.image import Preprocessing
+from tlresearch.tasks.classification import ClassPredictor
 
-class Brightness(ClassPredictor):
-    def inputs(self, samples):
-        return [image.float().mean(dim=(1, 2))[:2] / 10 for image in samples]
+class Brightness(torch.nn.Module):
+    def forward(self, images):
+        return 25.5 * images.mean(dim=(2, 3))[:, :2]
 
 def load(folder):
     assert (folder / "weights.txt").read_text() == "weights"
-    return Brightness(torch.nn.Identity(), RawImages(3), ["red", "green"], "binary")
+    plain = Preprocessing(crop=None, resize=None, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return ClassPredictor(Brightness(), torch.nn.Identity(), plain, ["red", "green"], "binary")
 """
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tlresearch.backbones.recomputing import recomputed
 from tlresearch.data.values import Value
+from tlresearch.modality.base import Modality
 
 End = Literal["pooled", "sequence", "maps"]
 """What a backbone gives at its end, as the task needs it: a tensor ``(batch, out_features)``; hidden states
@@ -51,12 +53,15 @@ class StagedBackbone(nn.Module):
     Args:
         stages: The stages in order, by name.
         out_features: Width of the output, a tensor of shape ``(batch, out_features)``.
-        preprocessing: What the inputs must look like: `Preprocessing` of images, or what other samples have instead.
+        preprocessing: What its inputs are, and what is done to a sample in front of it.
         weights: Where the weights came from.
         way: How the network was taken apart.
         reasons: Why ways that are better were not taken.
     """
 
+    save_files: Callable[[Path], Mapping[str, object]] | None = None
+    """Writes into a folder what the backbone is built from beside its weights, and returns name and options for it
+    (see `Recipe`); ``None`` where the config says it all."""
     recomputing = False
     """Whether stages run again in the backward pass, instead of keeping what they compute on their way."""
 
@@ -65,7 +70,7 @@ class StagedBackbone(nn.Module):
         stages: Mapping[str, nn.Module],
         *,
         out_features: int,
-        preprocessing: Any,
+        preprocessing: Modality,
         weights: WeightsRecord | None = None,
         way: Way = "own",
         reasons: Sequence[str] = (),

@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tlresearch.backbones.base import StagedBackbone, evaluating
 from tlresearch.backbones.log_mel import LogMelImage
 from tlresearch.base.errors import UserError
-from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import leaves
+from tlresearch.modality.base import expect
+from tlresearch.modality.image import Preprocessing
 
 
 def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
@@ -33,7 +34,8 @@ def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
     Raises:
         UserError: If its first layer on the input is no convolution over all channels.
     """
-    wanted = backbone.preprocessing
+    complaint = UserError("backbone.in_channels: this backbone takes no images; leave it out")
+    wanted = expect(backbone.preprocessing, Preprocessing, complaint)
     before = wanted.channels
     if channels == before:
         return

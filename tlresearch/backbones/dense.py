@@ -21,7 +21,7 @@ from tlresearch.backbones.vision import SkipInit, download_published, find_publi
 from tlresearch.backbones.weights import load_stages, load_tensors, read, under
 from tlresearch.base.errors import UserError
 from tlresearch.base.files import sha256
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import MissingExtraError, UserError
-from tlresearch.data.audio_decoding import AudioPreprocessing
-from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import Value
+from tlresearch.modality.base import expect
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.sound import AudioPreprocessing
 
 LOUDEST = 32_768.0
 """Waveforms in -1 to 1 are brought to the range of 16-bit samples, which the published front ends count in."""
@@ -145,12 +146,10 @@ def with_log_mel(
     Raises:
         UserError: If the backbone takes no images.
     """
-    if not isinstance(backbone.preprocessing, Preprocessing):
-        raise UserError(
-            "backbone.name: log_mel/ goes in front of an image backbone, such as log_mel/torchvision/resnet18"
-        )
+    complaint = "backbone.name: log_mel/ goes in front of an image backbone, such as log_mel/torchvision/resnet18"
+    images = expect(backbone.preprocessing, Preprocessing, UserError(complaint))
     mel = LogMel(rate, mels=mels, low=low, high=high, window=window, hop=hop, size=size)
-    front = LogMelImage(mel, backbone.preprocessing.channels, side)
+    front = LogMelImage(mel, images.channels, side)
     return StagedBackbone(
         {"log_mel": front, **dict(backbone.named_stages())},
         out_features=backbone.out_features,

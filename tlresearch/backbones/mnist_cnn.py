@@ -13,7 +13,7 @@ from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.weights import load_stages, locate
 from tlresearch.base.errors import UserError, WeightsError
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 
 def build_mnist_cnn(

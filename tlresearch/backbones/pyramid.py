@@ -17,8 +17,9 @@ from tlresearch.backbones.channels import channel_axes, channel_axis
 from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
 from tlresearch.base.errors import UserError
-from tlresearch.data.base import Preprocessing
 from tlresearch.data.values import SINGLE, Value
+from tlresearch.modality.base import expect
+from tlresearch.modality.image import Preprocessing
 
 CURRENT = "x"
 """Name of the running value beside the maps that were passed by."""
@@ -125,13 +126,13 @@ def to_maps(backbone: StagedBackbone, name: str) -> StagedBackbone:
     """
     if isinstance(backbone, PyramidBackbone):
         return backbone
-    if not isinstance(backbone.preprocessing, Preprocessing):
-        raise UserError(f"backbone.name: {name} takes no images and gives no feature maps, which the task needs")
-    side = backbone.preprocessing.crop or 64
+    complaint = UserError(f"backbone.name: {name} takes no images and gives no feature maps, which the task needs")
+    preprocessing = expect(backbone.preprocessing, Preprocessing, complaint)
+    side = preprocessing.crop or 64
     stages: dict[str, nn.Module] = {}
     by_stride: dict[int, tuple[int, FeatureMap]] = {}
     with unchanged(backbone), FakeTensorMode(allow_non_fake_inputs=True) as mode, evaluating(backbone):
-        x = mode.from_tensor(torch.zeros(1, backbone.preprocessing.channels, side, side))
+        x = mode.from_tensor(torch.zeros(1, preprocessing.channels, side, side))
         axis = 1
         for (stage_name, whole), axes in zip(backbone.named_stages(), channel_axes(backbone), strict=True):
             after, stage = whole(x), whole
@@ -161,7 +162,7 @@ def to_maps(backbone: StagedBackbone, name: str) -> StagedBackbone:
         backbone.weights, random_stages=tuple(stage for stage in backbone.weights.random_stages if stage in stages)
     )
     taps = {number: replace(tap, name=str(level)) for level, (number, tap) in enumerate(by_stride.values())}
-    return PyramidBackbone(stages, maps=taps, preprocessing=backbone.preprocessing, weights=weights)
+    return PyramidBackbone(stages, maps=taps, preprocessing=preprocessing, weights=weights)
 
 
 def _is_map(shape: Sequence[int]) -> bool:

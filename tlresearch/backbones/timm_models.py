@@ -16,7 +16,7 @@ from tlresearch.backbones.cutting import Granularity, cut
 from tlresearch.backbones.stages import Division, Vector, divide, report
 from tlresearch.backbones.weights import digest, is_url, load_stages, locate
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 
 def build_timm(

@@ -37,8 +37,8 @@ from tlresearch.backbones.weights import digest
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.base.files import sha256
-from tlresearch.data.text_tokenizer import TextPreprocessing
 from tlresearch.data.values import Value
+from tlresearch.modality.text import TextPreprocessing
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,9 @@ def _speech(loaded: _Loaded, pooling: Pooling | None, end: End) -> StagedBackbon
     preprocessing = speech_preprocessing(loaded.place, loaded.revision, loaded.config)
     stages = cut_speech(loaded.network, end)
     width = loaded.config.hidden_size
-    return StagedBackbone(stages, out_features=width, preprocessing=preprocessing, weights=loaded.record(stages))
+    backbone = StagedBackbone(stages, out_features=width, preprocessing=preprocessing, weights=loaded.record(stages))
+    backbone.save_files = partial(_save_speech, loaded.config)
+    return backbone
 
 
 def _part(network: nn.Module, tower: Tower) -> str:
@@ -376,3 +378,8 @@ def _save(config: Any, preprocessing: TextPreprocessing, pooling: Pooling, folde
     config.save_pretrained(folder)
     preprocessing.tokenizer.save(folder)
     return Recipe(name=f"hf/{FOLDER}", options={"pooling": pooling})
+
+
+def _save_speech(config: Any, folder: Path) -> Recipe:
+    config.to_json_file(folder / "config.json", use_diff=False)
+    return Recipe(name=f"hf/{FOLDER}", options={})

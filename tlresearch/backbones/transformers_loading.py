@@ -14,8 +14,8 @@ from torch import nn
 from tlresearch.backbones.weights import check_hash, locate, read_for
 from tlresearch.base.errors import MissingExtraError, UserError, WeightsError, first_line, nearest
 from tlresearch.base.paths import find_weights
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.text_tokenizer import LONGEST, PieceTokenizer, TextPreprocessing
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.text import LONGEST, PieceTokenizer, TextPreprocessing
 
 FILE = "model.safetensors"
 

@@ -25,7 +25,7 @@ from tlresearch.backbones.weights import (
 )
 from tlresearch.base.errors import UserError, WeightsError, nearest
 from tlresearch.base.files import sha256
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Heads that Inception and GoogLeNet have for training from scratch."""

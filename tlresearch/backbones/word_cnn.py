@@ -22,7 +22,7 @@ from tlresearch.backbones.weights import load_stages, locate
 from tlresearch.base.errors import UserError, WeightsError, nearest
 from tlresearch.base.files import sha256
 from tlresearch.base.paths import find_data, find_weights
-from tlresearch.data.text_tokenizer import LONGEST, TextPreprocessing, WordTokenizer, split_words
+from tlresearch.modality.text import LONGEST, TextPreprocessing, WordTokenizer, split_words
 
 RANGE = 0.25
 """Random embeddings are uniform in plus or minus this; Kim's has about the variance of word2vec's vectors."""

@@ -23,7 +23,7 @@ from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
 from tlresearch.backbones.text import FOLDER, Recipe
 from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.backbones.weights import load_tensors
-from tlresearch.data.base import Preprocessing
+from tlresearch.modality.image import Preprocessing
 
 YOLOS = "yolos"
 """`model_type` of its ``config.json``."""

@@ -7,23 +7,17 @@ from pathlib import Path
 
 from tlresearch.commands.shared import console_of_leader, store_argument
 
-EXAMPLE = (
-    "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16\n"
-    "tlresearch export 3f2a9c1b --prune-head 0.5"
-)
+EXAMPLE = "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("run", help="run id, unique beginning of it, or run name")
-    formats = ("onnx", "torchscript", "pt2", "safetensors")
+    formats = ("onnx", "pt2", "safetensors")
     parser.add_argument("--to", nargs="+", choices=formats, default=["onnx"], help="formats (default onnx)")
     parser.add_argument("--int8", nargs="+", choices=("dynamic", "static"), default=[], help="ONNX in int8 too")
     parser.add_argument(
         "--half", nargs="+", choices=("fp16", "bf16"), default=[], help="each format in 16 bit too (bf16: all but onnx)"
-    )
-    parser.add_argument(
-        "--prune-head", type=float, metavar="SHARE", help="leave out this share of the head's features, the weakest"
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default exports/NAME-ID)")
     tolerated = "that is tolerated; a form beyond it is refused and removed (default by number format)"
@@ -34,16 +28,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Writes a run's model as ONNX, TorchScript, pt2 or safetensors, if it answers as the original does."""
+    """Writes a run's model as ONNX, pt2 or safetensors, if it answers as the original does."""
     from tlresearch.export.shipping import export_run, forms_of
 
     return export_run(
         options.run,
-        forms_of(options.to, options.int8, options.half, options.prune_head),
+        forms_of(options.to, options.int8, options.half),
         out=options.out,
         tolerance=options.tolerance,
         changed=options.changed,
         samples=options.samples,
-        prune=options.prune_head,
         console=console_of_leader(),
     ).exit_code

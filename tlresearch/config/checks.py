@@ -26,6 +26,7 @@ from tlresearch.config.schema import (
 )
 from tlresearch.config.shift import missing_shift, shift_problems
 from tlresearch.config.sweep_schema import SweepConfig
+from tlresearch.config.tasks import TASKS
 
 DATA_SOURCES = (
     "image_folder",
@@ -47,7 +48,6 @@ DATA_SOURCES = (
 FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision", "digits", "hf_dataset"))
 """Sources that read files of the user's."""
 BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
-TASKS = ("classification", "tokens", "speech_recognition", "segmentation", "detection", "instances")
 SCHEDULES = (
     "linear_probe",
     "full",
@@ -77,7 +77,7 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *_data(config.data),
         *shift_problems(config.data, _data),
         *_backbone(config.backbone),
-        *_known("task.name", config.task.name, TASKS),
+        *_known("task.name", config.task.name, tuple(TASKS)),
         *freeze_problems(config.freeze),
         *_optimizer(config.optimizer),
         *_together(config),

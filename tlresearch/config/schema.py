@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tlresearch.base.errors import nearest
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.setting import setting
+from tlresearch.config.tasks import TASKS
 
 
 def type_of(key: str) -> Any:
@@ -98,7 +99,7 @@ class BackboneConfig:
 class TaskConfig:
     """What is learnt on top of the backbone."""
 
-    name: str = setting("classification", "classification, tokens, speech_recognition, segmentation, detection, instances, or a dotted path.")
+    name: str = setting("classification", f"{', '.join(TASKS)}, or a dotted path.")
     dropout: float = setting(0.0, "Dropout in front of the head's linear layer.", unit="probability", at_least=0, below=1)
     label_smoothing: float = setting(0.0, "Label smoothing of the cross entropy (multi-class only).", unit="probability", at_least=0, below=1)
     class_weights: Literal["none", "balanced"] = setting("none", "Weight the loss by inverse class frequency.")
@@ -115,7 +116,7 @@ class PlateauConfig:
     metric: str = setting("val/loss", "Metric that is watched.")
     patience: int = setting(2, "Epochs without improvement before the phase ends.", unit="epochs", at_least=1)
     min_delta: float = setting(0.0, "Smallest change that counts as improvement.", at_least=0)
-    mode: Literal["min", "max"] = setting("min", "Whether the metric should fall or rise.")
+    mode: Literal["min", "max"] | None = setting(None, "Whether the metric should fall or rise; null takes what the task says of it.")
 
 
 @dataclass
@@ -207,7 +208,7 @@ class EarlyStoppingConfig:
     metric: str = setting("val/loss", "Metric that is watched.")
     patience: int = setting(3, "Epochs without improvement before the run ends.", unit="epochs", at_least=1)
     min_delta: float = setting(0.0, "Smallest change that counts as improvement.", at_least=0)
-    mode: Literal["min", "max"] = setting("min", "Whether the metric should fall or rise.")
+    mode: Literal["min", "max"] | None = setting(None, "Whether the metric should fall or rise; null takes what the task says of it.")
 
 
 @dataclass
@@ -215,7 +216,7 @@ class TrainerConfig:
     """How the training loop runs."""
 
     monitor: str = setting("val/accuracy", "Metric that says which epoch is best.")
-    mode: Literal["min", "max"] = setting("max", "Whether `monitor` should fall or rise.")
+    mode: Literal["min", "max"] | None = setting(None, "Whether `monitor` should fall or rise; null takes what the task says of it.")
     select: Literal["last", "best"] = setting("last", "Weights that are kept and tested: of the last epoch, or of the best by `monitor`.")
     early_stopping: EarlyStoppingConfig | None = setting(None, "Stop the run early; null never does.")
     accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu, mps.")

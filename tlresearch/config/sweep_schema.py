@@ -27,7 +27,7 @@ class ObjectiveConfig:
     """What the sweep optimises."""
 
     metric: str = setting("val/accuracy", "Validation metric of the selected epoch.")
-    direction: Literal["maximize", "minimize"] = setting("maximize", "Whether more or less is better.")
+    direction: Literal["maximize", "minimize"] | None = setting(None, "Whether more or less is better; null takes what the task says of the metric.")
 
 
 @dataclass

@@ -12,7 +12,6 @@ import torch
 from tlresearch.base.errors import DataError
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.audio_decoding import AudioPreprocessing
 from tlresearch.data.audio_files import AudioFiles
 from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
 from tlresearch.data.base import Split, SplitName
@@ -21,6 +20,7 @@ from tlresearch.data.prepared import Prepared
 from tlresearch.data.rows import numbered
 from tlresearch.data.table import Checked, Table, refuse
 from tlresearch.data.values import Value
+from tlresearch.modality.sound import AudioPreprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -9,19 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tlresearch.data.audio_decoding import decode
 from tlresearch.data.decoding import Measured
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
+from tlresearch.modality.sound import decode
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS = (
-    *(".wav", ".wave", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
-)
-"""Endings of sounds that libsndfile reads, in small letters; ``.m4a`` and ``.wma`` it does not."""
 
 
 class AudioFiles:

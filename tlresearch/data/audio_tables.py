@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tlresearch.base.errors import DataError, nearest
-from tlresearch.data.audio_files import EXTENSIONS
 from tlresearch.data.base import SplitName
 from tlresearch.data.folders import find_listed, list_files
 from tlresearch.data.rows import check_labels, clean, read_rows
 from tlresearch.data.table import refuse, splits_among
+from tlresearch.modality.sound import EXTENSIONS
 
 Groups = Mapping[str, Sequence[Any]]
 

@@ -12,58 +12,10 @@ import torch
 from torch import Tensor
 
 from tlresearch.data.values import Value, stack, unstack
+from tlresearch.modality.base import Modality
 
 SplitName = Literal["train", "val", "test"]
 TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes", "instances"]
-
-Orientation = Literal["exif", "stored"]
-Window = tuple[float, float]
-"""Centre and width of the intensities that are told apart, in the image's unit, such as Hounsfield units."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the network's input; the part of the weights that is not a tensor.
-
-    Attributes:
-        crop: Side of the square input in pixels; ``None`` takes images as they are.
-        resize: Length of the shorter side before the centre crop, in pixels; ``None`` does not resize.
-        mean: Mean of each channel, for values in [0, 1].
-        std: Standard deviation of each channel.
-        interpolation: Name in `torchvision.transforms.InterpolationMode`, such as ``"bilinear"``.
-        antialias: Whether resizing filters before it samples.
-        fit: How an image gets square: ``crop`` cuts what the resized image has too much, ``stretch`` changes its
-            proportions, ``letterbox`` resizes it to fit in and fills up with the mean colour on the right and below.
-        orientation: How a file's pixels are turned: ``exif`` as every viewer shows them, ``stored`` not at all.
-        windows: Intensities shown of files with more than 8 bits: none for the file's own, one, or one per channel.
-    """
-
-    crop: int | None
-    resize: int | None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-    antialias: bool = True
-    fit: Literal["crop", "stretch", "letterbox"] = "crop"
-    orientation: Orientation = "exif"
-    windows: tuple[Window, ...] = ()
-
-    @property
-    def channels(self) -> int:
-        """Number of input channels."""
-        return len(self.mean)
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Reads a preprocessing from JSON, which has lists for tuples."""
-        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-        windows = tuple((float(at), float(width)) for at, width in read.pop("windows", ()))
-        return cls(**read, windows=windows)
-
-    def example(self) -> Value:
-        """Returns an input of one sample (32 pixels where the size is free), without a batch dimension."""
-        side = self.crop or 32
-        return torch.zeros(self.channels, side, side)
 
 
 class SampleKey(NamedTuple):
@@ -216,6 +168,6 @@ class Data:
     classes: tuple[str, ...]
     kind: TargetKind
     fingerprint: Fingerprint
-    preprocessing: Any = None
+    preprocessing: Modality | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)

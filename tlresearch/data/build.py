@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tlresearch.base.errors import DataError, call_object, nearest, one_line
+from tlresearch.base.errors import DataError, call_object, load_object, nearest, one_line
 from tlresearch.base.paths import find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import detection, segmentation, volumes
 from tlresearch.data.audio import audio_folder, audio_manifest, audio_splits
-from tlresearch.data.audio_decoding import AudioPreprocessing
-from tlresearch.data.base import Data, Preprocessing, Split, SplitName
+from tlresearch.data.base import Data, Split, SplitName
 from tlresearch.data.digits import read_digits
 from tlresearch.data.download import ensure_here
 from tlresearch.data.folders import summary
@@ -28,34 +27,36 @@ from tlresearch.data.prepared import Prepared, prepare
 from tlresearch.data.sampling import check_sampling
 from tlresearch.data.table import Table
 from tlresearch.data.text import TEXT_SOURCES, text_splits
-from tlresearch.data.text_tokenizer import TextPreprocessing
 from tlresearch.data.torchvision_sets import read_torchvision
-from tlresearch.data.transforms import resized
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.text import TextPreprocessing
 
 logger = logging.getLogger(__name__)
 
 Splits = Callable[[Table, Prepared, DataConfig, Any, int], tuple[Any, Mapping[SplitName, Split]]]
 
 
-class Modality(NamedTuple):
+class Kind(NamedTuple):
     """What samples of one kind need.
 
     Attributes:
         samples: What they are called.
-        preprocessing: Type of the preprocessing of a backbone that takes them.
+        modality: What a backbone that takes them has for its inputs.
         splits: Makes splits of a table of them.
         cure: Which backbone takes them.
     """
 
     samples: str
-    preprocessing: type
+    modality: type[Modality]
     splits: Splits
     cure: str
 
 
-IMAGES = Modality("images", Preprocessing, image_splits, "choose torchvision/<model>, timm/<model> or small_cnn")
-TEXTS = Modality("texts", TextPreprocessing, text_splits, "choose hf/<model> or word_cnn")
-SOUNDS = Modality(
+IMAGES = Kind("images", Preprocessing, image_splits, "choose torchvision/<model>, timm/<model> or small_cnn")
+TEXTS = Kind("texts", TextPreprocessing, text_splits, "choose hf/<model> or word_cnn")
+SOUNDS = Kind(
     "sounds",
     AudioPreprocessing,
     audio_splits,
@@ -67,13 +68,13 @@ class Source(NamedTuple):
     """One entry of the registry.
 
     Attributes:
-        read: Reads the table, given the config and the backbone's preprocessing.
-        modality: What its samples are.
+        read: Reads the table, given the config and the backbone's preprocessing; the user's own may give the data.
+        kind: What its samples are.
         options: Names that ``data.options`` may have; ``None`` leaves them to whatever they are passed on to.
     """
 
-    read: Callable[[DataConfig, Any], Table]
-    modality: Modality = IMAGES
+    read: Callable[[DataConfig, Any], Table | Data]
+    kind: Kind = IMAGES
     options: Sequence[str] | None = ()
 
 
@@ -111,6 +112,25 @@ def _texts(name: str, read: Callable[[DataConfig], Table]) -> Source:
     return Source(lambda config, _: read(config), TEXTS, None if name == "hf_dataset" else ())
 
 
+def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
+    """What a function of the user's own gives: a table of images, or data with splits of any modality."""
+    arguments = dict(config.options)
+    if config.root is not None:
+        arguments["root"] = find_data(config.root)
+    function = load_object(config.name, "data.name")
+    if callable(function) and "preprocessing" in inspect.signature(function).parameters:
+        arguments["preprocessing"] = preprocessing
+    table = call_object(config.name, "data.name", arguments)
+    if not isinstance(table, (Table, Data)):
+        raise DataError(
+            f"data.name: {config.name} must return a tlresearch Table or Data but got {type(table).__name__}"
+        )
+    return table
+
+
+OWN = Source(_own, options=None)
+"""A function of the user's own, by its dotted path."""
+
 SOURCES: Mapping[str, Source] = {
     "image_folder": _below(read_image_folder, volumes.OPTIONS),
     "image_csv": _below(read_image_csv, volumes.OPTIONS),
@@ -131,41 +151,48 @@ SOURCES: Mapping[str, Source] = {
 _NEED_NO_ROOT = ("torchvision", "digits", "hf_dataset")
 
 
-def build_data(config: DataConfig, *, preprocessing: Any, seed: int) -> Data:
+def build_data(config: DataConfig, *, preprocessing: Modality, seed: int) -> Data:
     """Reads, checks and splits the samples of a config.
 
     Args:
         config: The `data` section.
-        preprocessing: The backbone's; `data.image_size` overrides its size (see `transforms.resized`).
+        preprocessing: The backbone's; `data.image_size` overrides its size (see `Preprocessing.sized`).
         seed: Seed of the augmentation.
 
     Raises:
         UserError: If anything about the data is wrong; the text names the place and the cure.
     """
     source = _source(config)
-    _check(config, source, preprocessing)
     try:
-        ensure_here(config)
-        table = source.read(config, preprocessing)
-        data = _built(table, config, source.modality, preprocessing, seed)
+        data = _read(config, source, preprocessing, seed)
     except OSError as error:  # a folder that may not be read, a name that no file can have, a disk that is full
         raise DataError(f"data: {config.name} cannot be read: {one_line(error, 200)}") from None
     if config.sampling == "balanced":
         check_sampling(data)
+    return data
+
+
+def _read(config: DataConfig, source: Source, preprocessing: Modality, seed: int) -> Data:
+    if source is not OWN:
+        _check(config, source, preprocessing)
+    ensure_here(config)
+    table = source.read(config, preprocessing)
+    if isinstance(table, Data):
+        return table
+    if source is OWN:  # only now is it known that its samples are images
+        _check(config, source, preprocessing)
+    data = _built(table, config, source.kind, preprocessing, seed)
     if data.passed:
         logger.warning("%s: %d %s, %s", data.name, len(table.names), table.samples, summary(data.passed))
     return data
 
 
-def _built(table: Table, config: DataConfig, modality: Modality, preprocessing: Any, seed: int) -> Data:
+def _built(table: Table, config: DataConfig, kind: Kind, preprocessing: Modality, seed: int) -> Data:
     prepared = prepare(table, config)
+    preprocessing = preprocessing.sized(config.image_size, config.resize)
     if isinstance(preprocessing, Preprocessing):
-        preprocessing = replace(
-            resized(preprocessing, config.image_size, config.resize),
-            orientation=config.orientation,
-            windows=table.windows,
-        )
-    preprocessing, splits = modality.splits(table, prepared, config, preprocessing, seed)
+        preprocessing = replace(preprocessing, orientation=config.orientation, windows=table.windows)
+    preprocessing, splits = kind.splits(table, prepared, config, preprocessing, seed)
     return Data(
         name=table.name,
         splits=splits,
@@ -178,19 +205,17 @@ def _built(table: Table, config: DataConfig, modality: Modality, preprocessing: 
     )
 
 
-def _check(config: DataConfig, source: Source, preprocessing: Any) -> None:
+def _check(config: DataConfig, source: Source, preprocessing: Modality) -> None:
     """Refuses what does not fit together, before anything is read."""
-    samples = source.modality.samples
-    if not isinstance(preprocessing, source.modality.preprocessing):
-        raise DataError(
-            f"data.name: {config.name} gives {samples}, which this backbone does not take; {source.modality.cure}"
-        )
+    samples, modality, _, cure = source.kind
+    complaint = f"data.name: {config.name} gives {samples}, which this backbone does not take; {cure}"
+    preprocessing = expect(preprocessing, modality, DataError(complaint))
     dense = config.name == "masks" or config.name in detection.READERS
     if isinstance(preprocessing, Preprocessing) and preprocessing.channels not in (1, 3) and not dense:
         raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
     unfit = {"augment": config.augment != "none", "mixup": config.mixup > 0, "cutmix": config.cutmix > 0}
     for key, given in unfit.items():
-        if given and source.modality is not IMAGES:
+        if given and source.kind is not IMAGES:
             raise DataError(f"data.{key}: is for images, but {config.name} holds {samples}; leave it out")
     if dense:
         if config.mixup or config.cutmix:
@@ -216,15 +241,4 @@ def _source(config: DataConfig) -> Source:
             f"data.name: unknown source '{config.name}'{nearest(config.name, [*SOURCES])}; "
             f"choose from {', '.join(SOURCES)}, or give the dotted path of your own"
         )
-    return Source(_own, options=None)
-
-
-def _own(config: DataConfig, _: Any) -> Table:
-    """A table by a function of the user's own."""
-    arguments = dict(config.options)
-    if config.root is not None:
-        arguments["root"] = find_data(config.root)
-    table = call_object(config.name, "data.name", arguments)
-    if not isinstance(table, Table):
-        raise DataError(f"data.name: {config.name} must return a tlresearch Table but got {type(table).__name__}")
-    return table
+    return OWN

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from tlresearch.base.errors import DataError, nearest
-from tlresearch.data.base import Preprocessing, SplitName
+from tlresearch.data.base import SplitName
 from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.modality.image import Preprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.base import Orientation, Window
-from tlresearch.data.dicom import is_dicom, read_dicom, show
+from tlresearch.data.dicom import Window, is_dicom, read_dicom, show
 
 ResultT = TypeVar("ResultT")
+Orientation = Literal["exif", "stored"]
 
 _ORIENTATION, _LARGEST, _BITS = 0x0112, 281, 258
 """Tags of EXIF and TIFF: orientation, MaxSampleValue, BitsPerSample."""

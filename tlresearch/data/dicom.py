@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlresearch.base.errors import MissingExtraError, one_line
-from tlresearch.data.base import Window
+
+Window = tuple[float, float]
+"""Centre and width of the intensities that are told apart, in the image's unit, such as Hounsfield units."""
 
 
 def is_dicom(content: bytes) -> bool:

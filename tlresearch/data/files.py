@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tlresearch.data.decoding import NEEDS_WINDOW, Measured, as_tensor, decode, measure
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Table
 from tlresearch.data.volumes import VOLUMES, Reading, all_slices, file_of, picture, read_slice
+from tlresearch.modality.image import EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
-_FURTHER = (".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".tga", ".dib")
-"""Endings of still pictures that are read where Pillow can; ``.heic`` if the package pillow-heif is there."""
-
-
-def _readable() -> tuple[str, ...]:
-    with contextlib.suppress(ImportError):  # a plug-in that nobody has to have
-        importlib.import_module("pillow_heif").register_heif_opener()
-    known = Image.registered_extensions()
-    return tuple(ending for ending in _FURTHER if ending in known)
-
-
-PICTURES = (*IMG_EXTENSIONS, *_readable(), ".dcm", ".dicom", *VOLUMES)
-"""Endings of files that are read as images, in small letters. Not ``.gif``: sites answer with one for a lost photo."""
-
+PICTURES = (*EXTENSIONS, *VOLUMES)
+"""Endings of files that are read as images, in small letters."""
 
 _UNKNOWN = Measured(0, 0)
 

@@ -13,13 +13,14 @@ from torchvision import tv_tensors
 from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
-from tlresearch.data.base import Batch, Preprocessing, SampleKey, Split, SplitName, positions, stack_targets
+from tlresearch.data.base import Batch, SampleKey, Split, SplitName, positions, stack_targets
 from tlresearch.data.checks import check_sizes
 from tlresearch.data.prepared import Prepared
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images, PlaneTargets, Size, Table
-from tlresearch.data.transforms import Augmentation, Evaluation, build_augmentation, build_joint
+from tlresearch.data.transforms import Augmentation, build_augmentation, build_joint
 from tlresearch.data.values import Value
+from tlresearch.modality.image import Evaluation, Preprocessing
 
 _KEPT_BYTES = 256_000_000
 

@@ -16,9 +16,8 @@ from torchvision.transforms import InterpolationMode
 
 from tlresearch.base.errors import MissingExtraError, one_line
 from tlresearch.base.files import sha256
-from tlresearch.data.base import Preprocessing
 from tlresearch.data.decoding import read_pixels
-from tlresearch.data.framing import framed
+from tlresearch.modality.image import Preprocessing, framed
 
 Planes = list[tuple[str, Tensor]]
 """Class name and mask, bool ``(H, W)``, of each object of an image."""

@@ -14,12 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.base import Orientation
-from tlresearch.data.decoding import read_pixels
-from tlresearch.data.framing import IGNORE
+from tlresearch.data.decoding import Orientation, read_pixels
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
+from tlresearch.modality.image import IGNORE
 
 _PLAIN = {"RGBA": "RGB", "CMYK": "RGB", "LA": "L", "PA": "P"}
 """Modes of PIL without their transparency."""

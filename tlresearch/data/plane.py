@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.framing import framed_boxes, framed_mask
 from tlresearch.data.mask_files import Pairs
 from tlresearch.data.table import Size
+from tlresearch.modality.image import Preprocessing, framed_boxes, framed_mask
 
 _SMALLEST = 0.01  # a box that a random crop leaves with a shorter side than this share of the input's is dropped
 

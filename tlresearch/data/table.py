@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from tlresearch.base.errors import DataError
-from tlresearch.data.base import Preprocessing, SplitName, TargetKind, Window
+from tlresearch.data.base import SplitName, TargetKind
+from tlresearch.data.dicom import Window
+from tlresearch.modality.image import Preprocessing
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -18,8 +18,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.arrays import ArrayImages
-from tlresearch.data.base import Orientation, SplitName
-from tlresearch.data.decoding import to_channels, turned
+from tlresearch.data.base import SplitName
+from tlresearch.data.decoding import Orientation, to_channels, turned
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import Checked, Images, Table
 from tlresearch.data.volumes import Reading

@@ -1,19 +1,15 @@
-"""What is done to an image before the network: the weights' own preprocessing, and random augmentation."""
+"""Random augmentation of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms import functional as F
+from torchvision.transforms import v2
 
 from tlresearch.base.errors import DataError, nearest
-from tlresearch.data.base import Preprocessing
-from tlresearch.data.framing import framed
+from tlresearch.modality.image import Evaluation
 
 
 @dataclass(frozen=True)
@@ -33,67 +29,6 @@ class Augmentation:
     def __call__(self, *parts: Any) -> Any:
         """Augments one image, or an image and its target."""
         return self.transform(*parts)
-
-
-def resized(preprocessing: Preprocessing, image_size: int | None, resize: int | None = None) -> Preprocessing:
-    """Returns the preprocessing for another input size.
-
-    Args:
-        preprocessing: The backbone's own.
-        image_size: Side of the input; ``None`` keeps it.
-        resize: Length the shorter edge is brought to in front of the crop; ``None`` keeps its proportion to the crop.
-    """
-    crop, edge = preprocessing.crop, preprocessing.resize
-    if image_size is not None:
-        edge = round(edge * image_size / crop) if edge is not None and crop is not None else image_size
-        crop = image_size
-    return replace(preprocessing, crop=crop, resize=resize if resize is not None else edge)
-
-
-class Evaluation:
-    """Resize, centre crop, scale to [0, 1], normalise: as torchvision's ``weights.transforms()`` on tensors.
-
-    The functions of transforms v1 are used on purpose: v2 resizes uint8 with other rounding, which moves a
-    sixth of the pixels by one level and depends on the processor.
-
-    Args:
-        preprocessing: Sizes, statistics and interpolation.
-    """
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-        self.interpolation = interpolation(preprocessing)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Turns uint8 ``(..., C, H, W)`` into the network's input."""
-        return self.normalise(self.frame(image))
-
-    def frame(self, image: Tensor) -> Tensor:
-        """Resizes, crops or fills up; the result is still uint8."""
-        wanted = self.preprocessing
-        fill = torch.tensor([round(255 * mean) for mean in wanted.mean], dtype=image.dtype)
-        return framed(image, wanted, self.interpolation, antialias=wanted.antialias, fill=fill)
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """Turns uint8 into float32 with the channels' mean and spread taken out."""
-        scaled = F.convert_image_dtype(image, torch.float32)
-        result: Tensor = F.normalize(scaled, list(self.preprocessing.mean), list(self.preprocessing.std), inplace=True)
-        return result
-
-
-def interpolation(preprocessing: Preprocessing) -> InterpolationMode:
-    """Looks up the interpolation by name.
-
-    Raises:
-        DataError: If there is none of that name.
-    """
-    known = [mode.value for mode in InterpolationMode]
-    if preprocessing.interpolation not in known:
-        raise DataError(
-            f"unknown interpolation '{preprocessing.interpolation}'"
-            f"{nearest(preprocessing.interpolation, known)}; choose from {', '.join(known)}"
-        )
-    return InterpolationMode(preprocessing.interpolation)
 
 
 def build_augmentation(

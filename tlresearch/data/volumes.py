@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tlresearch.base.errors import DataError, MissingExtraError, one_line
 from tlresearch.base.files import sha256
-from tlresearch.data.base import Orientation, Window
-from tlresearch.data.dicom import show
+from tlresearch.data.decoding import Orientation
+from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
 
 VOLUMES = (".nii", ".nii.gz")

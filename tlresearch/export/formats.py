@@ -19,16 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlresearch.base.errors import MissingExtraError, UserError, first_line
-from tlresearch.export.models import Exportable
-from tlresearch.export.network import Shipped, ShippedImages
-from tlresearch.serving.base import WEIGHTS
-from tlresearch.tracking.loaders import SETTINGS
+from tlresearch.export.network import Exportable, Shipped
+from tlresearch.serving.stored import WEIGHTS
 
-Format = Literal["onnx", "torchscript", "pt2", "safetensors"]
+Format = Literal["onnx", "pt2", "safetensors"]
 Numbers = Literal["fp32", "fp16", "bf16", "int8-dynamic", "int8-static"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "safetensors": ""}
+SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ""}
 
 OUTPUTS = ("probabilities", "answer")
 
@@ -43,24 +41,21 @@ class Form:
     Attributes:
         to: The format.
         numbers: The number format of its weights, or of weights and activations (int8-static).
-        pruned: Whether features of the head were left out.
     """
 
     to: Format
     numbers: Numbers = "fp32"
-    pruned: bool = False
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        return f"{self.to} {self.numbers}{' pruned' if self.pruned else ''}"
+        return f"{self.to} {self.numbers}"
 
     @property
     def file(self) -> str:
         """Name of the file, or of the folder of safetensors."""
         numbers = "" if self.numbers == "fp32" else f"-{self.numbers}"
-        pruned = "-pruned" if self.pruned else ""
-        return f"{'weights' if self.to == 'safetensors' else 'model'}{numbers}{pruned}{SUFFIXES[self.to]}"
+        return f"{'weights' if self.to == 'safetensors' else 'model'}{numbers}{SUFFIXES[self.to]}"
 
 
 def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapping[str, str]) -> None:
@@ -83,9 +78,7 @@ def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapp
     shipped = model.shipped(copy.deepcopy(model.network), DTYPES[form.numbers])
     with torch.no_grad(), _quiet():
         try:
-            {"onnx": _write_onnx, "torchscript": _write_torchscript, "pt2": _write_pt2}[form.to](
-                shipped, model, target, about
-            )
+            {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](shipped, model, target, about)
         except (UserError, OSError):
             raise
         except Exception as error:  # each exporter has errors of its own for what it does not know
@@ -108,14 +101,13 @@ def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exp
         run = _onnx_runner(path)
     else:
         with _quiet():
-            opened = torch.export.load(path).module() if form.to == "pt2" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-        run = _torch_runner(opened)
-    return lambda samples: run(model.arrays(samples))
+            run = _torch_runner(torch.export.load(path).module())
+    return lambda samples: run(model.front.arrays(samples))
 
 
 def original(model: Exportable) -> Runner:
     """Runs the model of a run as the project serves it, one sample after another."""
-    return lambda samples: np.concatenate([model.original(sample) for sample in samples])
+    return lambda samples: np.concatenate([model.predictor.probabilities(sample) for sample in samples])
 
 
 def size(path: Path) -> int:
@@ -174,9 +166,9 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
 
     program = torch.onnx.export(
         _exported(shipped, model),
-        model.example(),
+        model.front.example(),
         dynamo=True,
-        input_names=list(model.inputs),
+        input_names=list(model.front.inputs),
         output_names=list(OUTPUTS),
         verbose=False,
     )
@@ -194,36 +186,25 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
     onnx.save(written, str(target))
 
 
-def _write_torchscript(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
-    if not isinstance(shipped, ShippedImages):
-        raise UserError(f"export: TorchScript is written of models of images only, not of {model.reads}s; use --to pt2")
-    # The network is traced, since many backbones cannot be scripted; the frame depends on sizes and is scripted.
-    shipped.network = torch.jit.trace(  # type: ignore[no-untyped-call]
-        shipped.network, shipped.front(*model.example()).to(shipped.dtype)
-    )
-    script = torch.jit.script(shipped)
-    torch.jit.save(script, str(target), _extra_files={"about.json": json.dumps(dict(about))})
-
-
 def _write_pt2(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
     torch.export.save(_exported(shipped, model), target, extra_files={"about.json": json.dumps(dict(about))})
 
 
 def _exported(shipped: Shipped, model: Exportable) -> torch.export.ExportedProgram:
-    arrays = model.example()
-    free: tuple[Any, ...] = tuple(dict.fromkeys(model.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
-    return torch.export.export(shipped, arrays, dynamic_shapes=free if isinstance(shipped, ShippedImages) else (free,))
+    arrays = model.front.example()
+    free: tuple[Any, ...] = tuple(dict.fromkeys(model.front.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
+    return torch.export.export(shipped, arrays, dynamic_shapes=(free,))
 
 
 def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, SETTINGS))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS))
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
     save_file(tensors, target / WEIGHTS)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out what the exporters say about themselves: TorchScript's end is announced at every call."""
+    """Leaves out what the exporters say about their own insides."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tlresearch.data.base import Data, SplitName
 from tlresearch.export.formats import Runner
-from tlresearch.export.models import Exportable
+from tlresearch.export.network import Exportable
 
 BATCH = 16
 """Samples of a batch when throughput is timed."""
@@ -41,7 +41,7 @@ TOLERANCES = {
     "int8-dynamic": Tolerance(0.01, 0.25),
     "int8-static": Tolerance(0.01, 0.25),
 }
-"""What is tolerated unless the user says otherwise, by number format; a pruned head is held to what int8 is.
+"""What is tolerated unless the user says otherwise, by number format.
 
 In float32 only the libraries' rounding differs, of resized pixels above all: no answer changes, or one pixel in ten
 thousand. One per cent of changed answers bounds the loss of accuracy by one point, the usual bound of quantised
@@ -112,12 +112,14 @@ def measure(
         size: Bytes on disk.
     """
     sample = data.splits[split].raw(rows[len(rows) // 2])
-    changed = [_changed(one, other, model.kind == "multilabel") for one, other in zip(found, wanted, strict=True)]
+    changed = [
+        _changed(one, other, model.predictor.kind == "multilabel") for one, other in zip(found, wanted, strict=True)
+    ]
     return Measured(
         size=size,
         latency=1000 * _seconds(run, [sample]),
         throughput=BATCH / _seconds(run, [sample] * BATCH),
-        metrics=model.score(found, data, split, rows),
+        metrics=model.predictor.score(found, data, split, rows),
         changed=float(np.concatenate(changed).mean()),
         difference=max(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)),
     )

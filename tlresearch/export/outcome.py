@@ -42,7 +42,6 @@ class Export(Shown):
         original: What the run's own model reaches.
         forms: The forms that were asked for.
         folder: Where they lie.
-        cut: What was pruned of each form, in words; empty for nothing.
     """
 
     run_id: str
@@ -53,7 +52,6 @@ class Export(Shown):
     original: Measured
     forms: tuple[Shipped, ...]
     folder: Path
-    cut: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +67,7 @@ class Export(Shown):
         rows = [_row("original", self.original, key, "")]
         for shipped in self.forms:
             state = Cell("refused", tone="bad") if shipped.refused else "kept"
-            rows.append(_row(shipped.form.name.removesuffix(" pruned"), shipped.measured, key, state))
+            rows.append(_row(shipped.form.name, shipped.measured, key, state))
         table = Table(
             (
                 Column("form"),
@@ -85,8 +83,7 @@ class Export(Shown):
             title=f"{self.name}  run {self.run_id[:8]}: {self.samples} samples of {self.split}",
             note=f"time: median of one {self.reads}; changed: {answers}; moved: largest change of a probability",
         )
-        notes = [Note(f"pruned: {self.cut}")] if self.cut else []
-        notes += [Note(f"refused: {s.form.name}: {s.refused}", "bad") for s in self.forms if s.refused]
+        notes = [Note(f"refused: {s.form.name}: {s.refused}", "bad") for s in self.forms if s.refused]
         file = next((s.form.file for s in self.forms if s.form.to == "onnx" and not s.refused), None)
         example = {"image": "PHOTO.jpg", "text": "'A text.'", "sound": "SOUND.wav"}[self.reads]
         command = Command(f"cd {self.folder} && python predict.py {file} {example}", "predict")

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,12 @@ from tlresearch.data.base import Data, SplitName
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
 from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
-from tlresearch.export.models import EXPORTED, Exportable
+from tlresearch.export.network import Exportable
 from tlresearch.export.outcome import Export, Shipped
-from tlresearch.export.prune import prune_head
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
 from tlresearch.show.terminal import show
 from tlresearch.studies.reproduction.present import present_data, recorded_config
-from tlresearch.tracking.loaders import SETTINGS
+from tlresearch.tracking.loaders import find_loader, recorded_loader
 from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
 from tlresearch.tracking.model import model_ids
 from tlresearch.tracking.records import find_run
@@ -42,10 +41,6 @@ FOLDER = "export"
 """Artifacts of exported runs lie there, and their metrics begin with it."""
 ABOUT = "model.json"
 TOKENIZER = "tokenizer.json"
-POSSIBLE = (
-    "exported are classifications of images, texts and sounds and segmentations; the MLflow model of every other task "
-    "predicts from raw inputs (tlresearch predict, tlresearch serve)"
-)
 CALIBRATION = 100
 """Training samples that static int8 takes its scales from."""
 
@@ -58,7 +53,6 @@ def export_run(
     tolerance: float | None = None,
     changed: float | None = None,
     samples: int | None = None,
-    prune: float | None = None,
     console: Console | None = None,
 ) -> Export:
     """Writes the model of a run in other formats and keeps those that answer as it does.
@@ -69,12 +63,11 @@ def export_run(
         out: The folder; `None` is ``exports/<name>-<beginning of the id>``.
         tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
         changed: Largest share of changed answers; `None` as above.
-        samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `Exportable.most`.
-        prune: Share of the head's input features that are left out of every form; `None` leaves it whole.
+        samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `ScoresPredictor.most`.
         console: Where the table is shown.
 
     Raises:
-        UserError: If the run has no model that can be exported or pruned, or its data is not there.
+        UserError: If the run has no model that can be exported, or its data is not there.
     """
     store = connect()
     found = find_run(store, run)
@@ -83,20 +76,15 @@ def export_run(
     folder = out or Path("exports") / f"{name.replace('/', '-')}-{run_id[:8]}"
     with _model(store, found) as (source, read):
         model = read(source)
-        data = present_data(config, model.backbone)
+        data = present_data(config, model.predictor.backbone)
         _warn_of_changes(store, found, data)
         split: SplitName = "test" if "test" in data.splits else "val"
-        rows = _spread(len(data.splits[split]), samples or model.most)
+        rows = _spread(len(data.splits[split]), samples or model.predictor.most)
         folder.mkdir(parents=True, exist_ok=True)
         run_original = original(model)
         wanted = answers(run_original, data, split, rows)
         first = measure(model, run_original, wanted, wanted, data, split, rows, size(source))
         about = _about(found, name, model)
-        cut = ""
-        if prune is not None:
-            model.network, cut = prune_head(model.network, prune)
-            about["pruned"] = cut
-            forms = [replace(form, pruned=True) for form in forms]
         shipped: list[Shipped] = []
         with tempfile.TemporaryDirectory() as scratch:
             for form in forms:
@@ -116,7 +104,7 @@ def export_run(
                     reason = str(error).removeprefix("export: ")
                 _place(target, folder / form.file, keep=not reason)
                 shipped.append(Shipped(form, folder / form.file, measured, reason))
-    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder, cut)
+    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder)
     _leave(result, about)
     _record(store, result)
     if console is not None:
@@ -124,17 +112,12 @@ def export_run(
     return result
 
 
-def forms_of(
-    formats: Sequence[str], int8: Sequence[str], half: Sequence[str], prune: float | None = None
-) -> list[Form]:
+def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -> list[Form]:
     """Returns the forms a command line asks for: each format in float32, and in every other number format it has.
 
     Raises:
-        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone;
-            or if weights are to be pruned whose loader builds the network of the run.
+        UserError: If int8 is asked for without ONNX, whose runtime computes in it, or bf16 with it alone.
     """
-    if prune is not None and "safetensors" in formats:
-        raise UserError("export: --prune-head changes the network, which safetensors do not hold; use onnx or pt2")
     if int8 and "onnx" not in formats:
         raise UserError("export: --int8 is computed by ONNX Runtime; add --to onnx")
     if "bf16" in half and set(formats) == {"onnx"}:
@@ -166,32 +149,32 @@ def _model(store: Store, run: Run) -> Iterator[tuple[Path, Callable[[Path], Expo
         )
     with local(store, model_address(store, models[-1])) as folder:
         source = folder / "artifacts" / "model"
-        loader = json.loads((source / SETTINGS).read_text())["loader"]
-        if loader not in EXPORTED:
-            raise UserError(f"export: the model of {name} is of another task; {POSSIBLE}")
-        load, exported = EXPORTED[loader]
-        yield source, lambda place: exported(load(place))
+        try:
+            load = find_loader(recorded_loader(source))
+        except ValueError as error:
+            raise UserError(f"export: {name}: {error}") from None
+        yield source, lambda place: Exportable(load(place))
 
 
 def _write(form: Form, model: Exportable, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
     if form.numbers in DTYPES:
         write(model, form, source, target, about)
         return
-    plain = target.with_name(Form("onnx", pruned=form.pruned).file)
+    plain = target.with_name(Form("onnx").file)
     made = not plain.exists()
     if made:
-        write(model, Form("onnx", pruned=form.pruned), source, plain, about)
+        write(model, Form("onnx"), source, plain, about)
     if form.numbers == "int8-dynamic":
         quantize_dynamic(plain, target)
     else:
         part = data.splits["train"]
-        quantize_static(plain, target, (model.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
+        quantize_static(plain, target, (model.front.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
     if made:
         plain.unlink()
 
 
 def _limit(form: Form, difference: float | None, changed: float | None) -> Tolerance:
-    usual = TOLERANCES["int8-static" if form.pruned else form.numbers]
+    usual = TOLERANCES[form.numbers]
     return Tolerance(
         usual.changed if changed is None else changed, usual.difference if difference is None else difference
     )
@@ -217,12 +200,12 @@ def _spread(count: int, most: int | None) -> list[int]:
 def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
     return {
         "reads": model.reads,
-        "classes": json.dumps(list(model.classes)),
-        "kind": model.kind,
-        "input": "; ".join(f"{key}: {what}" for key, what in model.inputs.items()),
-        "output": f"{model.output}; {model.answer}",
+        "classes": json.dumps(list(model.predictor.classes)),
+        "kind": model.predictor.kind,
+        "input": "; ".join(f"{key}: {what}" for key, what in model.front.inputs.items()),
+        "output": f"{model.predictor.output}; {model.predictor.answer}",
         "inside": model.inside,
-        **model.about(),
+        **model.front.about(),
         "run": run.info.run_id,
         "name": name,
         "data": run.data.tags.get("tlresearch.data", ""),

@@ -163,7 +163,7 @@ def _resolve(
         epochs=max(epochs, 1),
         rates=_rates(key, phase, config, names, problems),
         weight_decay=config.optimizer.weight_decay if phase.weight_decay is None else phase.weight_decay,
-        until=Plateau(until.metric, until.patience, until.min_delta, until.mode) if until else None,
+        until=Plateau(until.metric, until.patience, until.min_delta, until.mode or "min") if until else None,
         at_end=phase.at_end,
         warmup_epochs=warmup,
         rate=phase.rate,

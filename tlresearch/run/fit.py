@@ -34,7 +34,7 @@ from tlresearch.shift.sets import build_sets
 from tlresearch.show.page import Page, Shown
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task, needed_end
+from tlresearch.tasks.build import build_task, directed, needed_end
 from tlresearch.tracking.run import JournalRun, Run, SilentRun, open_run
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def discard(experiment: Loaded[ExperimentConfig], role: Role) -> None:
 
 def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, began: float) -> RunResult:
     """Runs an experiment once, or goes on with the run that a killed process left."""
-    config = loaded.config
+    config = directed(loaded.config)
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
         _run_folder(loaded, role) as folder,
         _open_run(loaded, role, folder) as tracked,
@@ -279,7 +279,7 @@ def _resume(folder: RunFolder, tracked: Run, built: Built) -> bool:
     folder.write(run_id=tracked.reference, **inputs)
     resumed = folder.checkpoint.exists()
     if not resumed:  # A checkpoint is written only after the inputs were logged.
-        results.log_inputs(tracked, built.data, built.backbone, built.schedule)
+        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task)
     return resumed
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,12 @@ from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.run.autotune import Tuned
 from tlresearch.run.training import Built, Training
-from tlresearch.serving.audio import audio_servable, save_audio_predictor
-from tlresearch.serving.classification import save_predictor, servable
-from tlresearch.serving.dense import dense_servable, save_dense_predictor
-from tlresearch.serving.speech import speech_servable
-from tlresearch.serving.text import save_text_predictor, text_servable
-from tlresearch.serving.tokens import tokens_servable
+from tlresearch.serving.stored import save_predictor
 from tlresearch.tasks.base import Task
+from tlresearch.tasks.metric_names import renamed
 from tlresearch.tracking import figures, records
 from tlresearch.tracking.groups import finished
+from tlresearch.tracking.loaders import LOADER
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import JournalRun, Run
@@ -44,26 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Saver = Callable[[Path, ExperimentConfig, Task, Data], None]
-
-SERVED: Sequence[tuple[Callable[[Task, Data], bool], Saver, str]] = (
-    (servable, save_predictor, "tlresearch.serving.classification.load_predictor"),
-    (text_servable, save_text_predictor, "tlresearch.serving.text.load_text_predictor"),
-    (audio_servable, save_audio_predictor, "tlresearch.serving.audio.load_audio_predictor"),
-    (tokens_servable, save_text_predictor, "tlresearch.serving.tokens.load_tokens_predictor"),
-    (speech_servable, save_audio_predictor, "tlresearch.serving.speech.load_speech_predictor"),
-    (dense_servable, save_dense_predictor, "tlresearch.serving.dense.load_dense_predictor"),
-)
-"""How trained tasks become models that predict: whether it can be done, what writes the files, what reads them."""
-
-LIBRARIES: Mapping[str, tuple[str, ...]] = {
-    "timm": ("timm",),
-    "hf": ("transformers", "soundfile", "scipy"),
-    "log_mel": ("transformers", "soundfile", "scipy"),
-    "speech_embedding": ("transformers", "soundfile", "scipy"),
-    "tokens": ("seqeval",),
-}
-"""Packages beside the usual ones that a served model needs, by the backbone's family and by the task."""
+PACKAGES: Mapping[str, tuple[str, ...]] = {"timm": ("timm",), "hf": ("transformers",), "log_mel": ("transformers",)}
+"""Packages that a served model needs for its backbone's family; tasks and modalities name their own."""
 
 TEST_EVALUATIONS = "tlresearch.test_evaluations"
 """Tag of a run: how often its test split was evaluated; missing where it never was."""
@@ -139,14 +119,15 @@ def save_run_view(run: JournalRun) -> None:
     )
 
 
-def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule) -> None:
-    """Records data, weights and the planned schedule, before training."""
+def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule, task: Task) -> None:
+    """Records data, weights, and what the task says of its metrics, before training."""
     weights = backbone.weights
     tags = {
         "tlresearch.data": f"{data.name} {data.fingerprint.digest[:16]}",
         "tlresearch.weights": weights.source,
         "tlresearch.weights_sha256": weights.sha256,
         "tlresearch.stages": ", ".join(backbone.stage_names),
+        records.DIRECTIONS: json.dumps(dict(task.directions)),
         "tlresearch.cut": backbone.way,
     }
     if weights.random_stages:
@@ -162,7 +143,7 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
             data.fingerprint.digest,
             source=data.name,
             context=name,
-            schema={getattr(data.preprocessing, "sample", "image"): "binary", "label": "string"},
+            schema={(data.preprocessing or backbone.preprocessing).sample: "binary", "label": "string"},
             profile={
                 "samples": len(split),
                 "fingerprint": data.fingerprint.digest,
@@ -170,6 +151,8 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
             },
         )
     run.log_text(data.fingerprint.listing, records.DATA_FILES)
+    if changed := renamed(task.class_parts):
+        run.log_dict(changed, records.CLASS_NAMES)
     if data.skipped:
         run.log_dict(dict(data.skipped), "data/skipped.json")
     if data.passed:
@@ -244,30 +227,22 @@ def log_outcome(run: Run, how: Training, built: Built, metrics: Mapping[str, flo
 
 
 def _log_predictor(run: Run, config: ExperimentConfig, task: Task, data: Data, epoch: int) -> None:
-    fitting = [(save, loader) for servable, save, loader in SERVED if servable(task, data)]
-    if not fitting:
-        log.warning(
-            "no model is logged: a task or a head of this kind cannot be rebuilt for serving; "
-            "tracking.model=false says so"
-        )
+    if task.predictor is None:
+        log.warning("no model is logged: the task has no predictor; tracking.model=false says so")
         return
-    save, loader = fitting[0]
+    modality = data.preprocessing or task.backbone.preprocessing
+    family = config.backbone.name.partition("/")[0]
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), config, task, data)
+        save_predictor(Path(folder), config, task, data)
         log_model(
             run,
             Path(folder),
             data.classes,
-            loader=loader,
+            loader=LOADER,
             columns=task.served_columns,
             step=epoch,
-            extra_requirements=_libraries(config),
+            extra_requirements=list(dict.fromkeys((*PACKAGES.get(family, ()), *modality.packages, *task.packages))),
         )
-
-
-def _libraries(config: ExperimentConfig) -> list[str]:
-    used = (config.backbone.name.partition("/")[0], config.task.name)
-    return [library for name in used for library in LIBRARIES.get(name, ())]
 
 
 def schedule_figure(plan: FreezeScheduleCallback) -> Figure:

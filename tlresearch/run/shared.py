@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.tasks import TASKS
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
-from tlresearch.tasks.build import TASKS
 
 
 @dataclass

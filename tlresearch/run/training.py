@@ -197,8 +197,8 @@ def build_plan(
     return FreezeScheduleCallback(
         built.schedule,
         seed=config.seed,
-        select=Plateau(options.monitor, patience=1, mode=options.mode) if options.select == "best" else None,
-        early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode) if stop else None,
+        select=Plateau(options.monitor, patience=1, mode=options.mode or "max") if options.select == "best" else None,
+        early_stopping=Plateau(stop.metric, stop.patience, stop.min_delta, stop.mode or "min") if stop else None,
         listeners=listeners,
         on_phase=enter,
     )

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from tlresearch.base.errors import UserError, first_line
 from tlresearch.data.folders import list_files, summary
-from tlresearch.serving.base import RawPredictor, Shown
 from tlresearch.show import page as pages
 from tlresearch.show.elements import Column, Facts, Note, Table
+from tlresearch.tasks.predictor import Predictor, Shown
 from tlresearch.tracking.model import load_predictor
 from tlresearch.tracking.registry import find_model
 from tlresearch.tracking.store import connect
@@ -109,7 +109,7 @@ def predict(
     """
     store = connect()
     found = find_model(store, run)
-    predictor: RawPredictor = load_predictor(store, found.model_id)
+    predictor: Predictor = load_predictor(store, found.model_id)
     texts = [text for text in texts if text.strip()]
     if texts and predictor.raw.column != "text":
         raise UserError(f"--text: {found.name} reads {predictor.raw.name}s, not texts; name files")
@@ -220,9 +220,7 @@ def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
             raise UserError(f"there is no file or folder {given}")
 
 
-def _read(
-    predictor: RawPredictor, sources: Sequence[Source], unreadable: dict[str, str]
-) -> Iterator[tuple[Source, Any]]:
+def _read(predictor: Predictor, sources: Sequence[Source], unreadable: dict[str, str]) -> Iterator[tuple[Source, Any]]:
     """Reads samples; those that cannot be read are noted."""
     for source in sources:
         try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tlresearch.base.direction import direction_of
 from tlresearch.base.errors import UserError
 from tlresearch.base.statistics import PairedTest, Summary, summary
 from tlresearch.config.load import Loaded, Overrides, load_experiment, load_variants, override_texts, revise
@@ -22,6 +23,7 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
+from tlresearch.tasks.build import find_task
 from tlresearch.tracking.figures import COLOURS, new_figure, style
 from tlresearch.tracking.run import JournalRun
 
@@ -213,7 +215,8 @@ def fit_curve(
         groups = {key: family.groups[_member(*key)] for key in members}
         metric = metric or _default_metric(first.config, next(iter(groups.values())))
         rising = sorted(groups, key=lambda key: (schedules.index(key[0]), key[1]))
-        points = [_point(key, groups, (schedules[0], key[1]), metric, first.config.trainer.mode) for key in rising]
+        mode = direction_of(metric, find_task(first.config.task.name).directions) or first.config.trainer.mode or "max"
+        points = [_point(key, groups, (schedules[0], key[1]), metric, mode) for key in rising]
         seconds = sum(group.seconds for group in groups.values())
         result = Curve(name, metric, tuple(points), family.run.run_id, seconds)
         _log(family.run, result)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, TypedDict
 
 import lightning as L
 import torch
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tlresearch.activations.inference import arranged
-from tlresearch.backbones.base import StagedBackbone
+from tlresearch.backbones.base import End, StagedBackbone
+from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError
-from tlresearch.data.base import Batch, Data
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
+from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.data.values import to_device
 from tlresearch.finetuning.sharding import placed_like, whole
+from tlresearch.modality.base import Modality
+from tlresearch.tasks.predictor import Answers, Predictor
 from tlresearch.tracking.items import Items
 
 if TYPE_CHECKING:
@@ -29,11 +33,22 @@ Teacher = Callable[[Tensor, Any, Batch], Tensor]
 """Turns loss, outputs and batch of a training step into the loss that is learnt from."""
 
 
-class Task(L.LightningModule, ABC):
-    """Loss and metrics on top of a backbone; what is trained when is the freeze schedule's business.
+class TaskArguments(TypedDict):
+    """What every task is built with, whatever it learns; see `Task`."""
 
-    Subclasses give the loss and the metrics. Metrics are gathered per epoch rather than logged per step, and
-    `finish_epoch` hands them to the freeze schedule: there is no second place where they are kept.
+    optimizer: OptimizerFactory
+    changing: frozenset[int]
+    mixer: NotRequired[Mixer | None]
+    penalty: NotRequired[Penalty | None]
+    options: NotRequired[Mapping[str, Any]]
+
+
+class Task(L.LightningModule, ABC):
+    """Everything that is known of one thing to learn; what is trained when is the freeze schedule's business.
+
+    Subclasses say as class attributes what they learn, and give head, loss, metrics and predictor. Metrics are gathered
+    per epoch rather than logged per step, and `finish_epoch` hands them to the freeze schedule: there is no second
+    place where they are kept.
 
     Args:
         backbone: The staged backbone.
@@ -43,8 +58,21 @@ class Task(L.LightningModule, ABC):
             beside the head.
         mixer: Applied to each training batch with the epoch's number, such as mixup.
         penalty: Added to the training loss, such as L2-SP.
+        options: Options of the task, over `defaults`.
     """
 
+    learns: ClassVar[tuple[TargetKind, ...]] = ()
+    """Kinds of targets; empty for any."""
+    end: ClassVar[End] = "pooled"
+    """What it needs at the backbone's end."""
+    directions: ClassVar[Directions] = {}
+    """Whether less or more is better, of each metric beside the loss; see `direction_of`."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Options (``task.options``) with their defaults."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages beside the usual ones that a served model needs."""
+    predictor: ClassVar[type[Predictor] | None] = None
+    """What predicts from raw samples; without one no model is logged."""
     served_columns: tuple[str, ...] = ()
     """Columns of the served model's answer, where it is not a class with probabilities."""
     strict_loading = False  # checkpoints hold what was trained, not what was loaded
@@ -58,6 +86,7 @@ class Task(L.LightningModule, ABC):
         changing: frozenset[int],
         mixer: Mixer | None = None,
         penalty: Penalty | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -66,9 +95,46 @@ class Task(L.LightningModule, ABC):
         self._changing = changing
         self._mixer = mixer
         self._penalty = penalty
+        self.options = {**self.defaults, **(options or {})}
+        self.class_parts: Mapping[str, str] = {}
+        """What stands for each class in the names of its metrics, of tasks that have such metrics."""
         self.results: dict[str, dict[str, float]] = {}
         self.memory_format = "contiguous"
         self.teacher: Teacher | None = None
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments) -> Task:
+        """Builds the task of an experiment.
+
+        Args:
+            config: The experiment.
+            backbone: The backbone; it ends as `end` says.
+            data: The data; their kind is one of `learns`.
+            arguments: What every task passes on to `Task`.
+        """
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> nn.Module:
+        """Builds the head; a served model is rebuilt by it too.
+
+        Args:
+            config: The `task` section.
+            backbone: The backbone.
+            classes: Class names.
+            preprocessing: What the inputs are.
+
+        Raises:
+            ConfigError: If an option is wrong.
+        """
+        raise TypeError(f"{cls.__name__} has a predictor but no build_head.")
+
+    @classmethod
+    def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float] | None:
+        """Measures a served model's answers by the task's metrics; ``None`` where they are of different things."""
+        return None
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:

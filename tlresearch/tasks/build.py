@@ -1,166 +1,105 @@
-"""Tasks by name, and the step from config to task."""
+"""From the config of an experiment to its task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TypedDict, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlresearch.backbones.base import End, StagedBackbone, evaluating
-from tlresearch.base.errors import ConfigError, load_object
+from tlresearch.base.direction import Direction, direction_of
+from tlresearch.base.errors import ConfigError, load_object, nearest
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
-from tlresearch.data.base import Batch, Data, Preprocessing, SampleKey, TargetKind
+from tlresearch.config.tasks import TASKS
+from tlresearch.data.base import Batch, Data, SampleKey
 from tlresearch.data.mixing import mix_batch
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
 from tlresearch.finetuning.schedule import FreezeSchedule
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
-from tlresearch.tasks.classification import ClassificationTask, balanced_weights
-from tlresearch.tasks.detection import DetectionTask, detection_head
-from tlresearch.tasks.segmentation import SegmentationTask, segmentation_head, segmentation_loss
-from tlresearch.tasks.speech import SpeechRecognitionTask
-from tlresearch.tasks.tokens import TokensTask, tag_weights
+from tlresearch.tasks.base import Mixer, Task, TaskArguments
 
 
-class TaskArguments(TypedDict):
-    """What every task is built with, whatever it learns; see `Task`."""
+def find_task(name: str) -> type[Task]:
+    """Returns the class of a task: one of `TASKS`, or one's own by dotted path.
 
-    optimizer: OptimizerFactory
-    changing: frozenset[int]
-    mixer: Mixer | None
-    penalty: Penalty | None
+    Raises:
+        ConfigError: If the path leads to something else.
+        UserError: If there is nothing at the path.
+    """
+    found = load_object(TASKS.get(name, name), "task.name")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigError([f"task.name: {name} must be a class derived from tlresearch.tasks.base.Task"], "task")
+    return found
 
 
-TaskBuilder = Callable[[ExperimentConfig, StagedBackbone, Data, FreezeSchedule], Task]
+def needed_end(config: TaskConfig) -> End:
+    """Returns what a task needs at the backbone's end."""
+    return find_task(config.name).end
 
 
-def classification(
-    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
-) -> ClassificationTask:
-    """Builds the classification task of an experiment."""
-    classes = len(data.classes)
-    if data.kind == "multilabel" and config.task.label_smoothing:
-        raise ConfigError(["task.label_smoothing: is for one label per sample, but the data has several"], config.name)
-    weights = None
-    if config.task.class_weights == "balanced":
-        weights = balanced_weights(torch.as_tensor(data.splits["train"].targets), data.kind, classes)
-    return ClassificationTask(
-        backbone,
-        classes=classes,
-        kind=data.kind,
-        dropout=config.task.dropout,
-        label_smoothing=config.task.label_smoothing,
-        class_weights=weights,
-        class_names=data.classes,
-        **task_arguments(config, backbone, data, schedule),
+def directed(config: ExperimentConfig) -> ExperimentConfig:
+    """Says of each metric that is watched whether it should fall or rise, where the config leaves it to the task.
+
+    Raises:
+        ConfigError: If the task declares no direction of a metric that decides about the run.
+    """
+    declared = find_task(config.task.name).directions
+    problems: list[str] = []
+
+    def mode(section: str, metric: str, stated: Direction | None, *, decides: bool = True) -> Direction:
+        direction = stated or direction_of(metric, declared)
+        if direction is None and decides:
+            name = config.task.name
+            problems.append(f"{section}.mode: {name} does not say which way {metric} is better; set min or max")
+        return direction or "max"
+
+    trainer, stop = config.trainer, config.trainer.early_stopping
+    if stop is not None:
+        stop = replace(stop, mode=mode("trainer.early_stopping", stop.metric, stop.mode))
+    watched = mode("trainer", trainer.monitor, trainer.mode, decides=trainer.select == "best")
+    phases = list(config.freeze.phases)
+    for number, phase in enumerate(phases):
+        if (until := phase.until) is not None:
+            way = mode(f"freeze.phases[{number}].until", until.metric, until.mode)
+            phases[number] = replace(phase, until=replace(until, mode=way))
+    if problems:
+        raise ConfigError(problems, config.name)
+    return replace(
+        config,
+        trainer=replace(trainer, mode=watched, early_stopping=stop),
+        freeze=replace(config.freeze, phases=phases),
     )
-
-
-def speech_recognition(
-    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
-) -> SpeechRecognitionTask:
-    """Builds the speech recognition task of an experiment."""
-    return SpeechRecognitionTask(
-        backbone,
-        characters=data.classes,
-        dropout=config.task.dropout,
-        **task_arguments(config, backbone, data, schedule),
-    )
-
-
-def segmentation(
-    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
-) -> SegmentationTask:
-    """Builds the segmentation task of an experiment."""
-    return SegmentationTask(
-        backbone,
-        segmentation_head(config.task, backbone, len(data.classes), _side(data), config.name),
-        classes=data.classes,
-        criterion=segmentation_loss(config.task, data, config.name),
-        **task_arguments(config, backbone, data, schedule),
-    )
-
-
-def tokens(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> TokensTask:
-    """Builds the token classification task of an experiment."""
-    targets = list(data.splits["train"].targets)
-    balanced = config.task.class_weights == "balanced"
-    return TokensTask(
-        backbone,
-        classes=data.classes,
-        dropout=config.task.dropout,
-        label_smoothing=config.task.label_smoothing,
-        class_weights=tag_weights(targets, len(data.classes)) if balanced else None,
-        **task_arguments(config, backbone, data, schedule),
-    )
-
-
-def _side(data: Data) -> int:
-    """Side of the input in pixels; sources of masks and boxes always say it."""
-    assert isinstance(data.preprocessing, Preprocessing)
-    assert data.preprocessing.crop is not None
-    return data.preprocessing.crop
-
-
-def detection(
-    config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
-) -> DetectionTask:
-    """Builds the task of an experiment that looks for objects: their boxes, or their masks too."""
-    return DetectionTask(
-        backbone,
-        detection_head(config.task, backbone, len(data.classes), _side(data), config.name),
-        classes=data.classes,
-        **task_arguments(config, backbone, data, schedule),
-    )
-
-
-TASKS: Mapping[str, TaskBuilder] = {
-    "classification": classification,
-    "speech_recognition": speech_recognition,
-    "segmentation": segmentation,
-    "detection": detection,
-    "instances": detection,
-    "tokens": tokens,
-}
-ENDS: Mapping[str, End] = {
-    "segmentation": "maps",
-    "detection": "maps",
-    "instances": "maps",
-    "speech_recognition": "sequence",
-    "tokens": "sequence",
-}
-"""What tasks need at the backbone's end, where it is not one vector per sample."""
-KINDS: Mapping[str, tuple[TargetKind, ...]] = {
-    "classification": ("binary", "multiclass", "multilabel"),
-    "speech_recognition": ("transcript",),
-    "segmentation": ("masks",),
-    "detection": ("boxes",),
-    "instances": ("instances",),
-    "tokens": ("tokens",),
-}
-"""What kinds of targets the tasks learn."""
 
 
 def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:
-    """Builds the task of an experiment: one of `TASKS`, or a function by dotted path with the same arguments.
+    """Builds the task of an experiment.
 
     The head's first weights depend on ``config.seed`` alone, not on how the backbone was made.
+
+    Raises:
+        ConfigError: If the task does not learn such data, or has no such option.
     """
-    builder = TASKS.get(config.task.name) or load_object(config.task.name, "task.name")
-    kinds = KINDS.get(config.task.name, (data.kind,))
-    if data.kind not in kinds:
-        wanted = " or ".join(kinds)
+    kind, name = find_task(config.task.name), config.task.name
+    if kind.learns and data.kind not in kind.learns:
+        learnt = " or ".join(kind.learns)
         raise ConfigError(
-            [f"task.name: {config.task.name} learns {wanted} targets, but those of {data.name} are {data.kind}"],
-            config.name,
+            [f"task.name: {name} learns {learnt} targets, but those of {data.name} are {data.kind}"], config.name
         )
+    has = f"it has {', '.join(kind.defaults)}" if kind.defaults else "it has none"
+    unknown = [
+        f"task.options: {name} has no option '{option}'{nearest(option, list(kind.defaults))}; {has}"
+        for option in config.task.options
+        if option not in kind.defaults
+    ]
+    if unknown:
+        raise ConfigError(unknown, config.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        task = builder(config, backbone, data, schedule)
+        task = kind.build(config, backbone, data, _arguments(config, backbone, data, schedule))
     if config.data.batch_size // config.trainer.devices <= 1:
         _check_batch_of_one(config, task.backbone, data, schedule)
     return task
@@ -204,18 +143,9 @@ def _check_batch_of_one(
         )
 
 
-def needed_end(config: TaskConfig) -> End:
-    """Returns what a task needs at the backbone's end; a task of one's own may say it as `end` of its builder."""
-    if config.name in TASKS:
-        return ENDS.get(config.name, "pooled")
-    end: End = getattr(load_object(config.name, "task.name"), "end", "pooled")
-    return end
-
-
-def task_arguments(
+def _arguments(
     config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule
 ) -> TaskArguments:
-    """Builds what a config says of every task; a task of one's own passes it on to `Task`."""
     names = list(backbone.stage_names)
     random = {names.index(stage) for stage in backbone.weights.random_stages}
     return TaskArguments(
@@ -223,6 +153,7 @@ def task_arguments(
         changing=frozenset(schedule.changing_stages | random),
         mixer=_mixer(config.data, len(data.classes), config.seed),
         penalty=L2SP(backbone, config.regularize.l2_sp) if config.regularize.l2_sp > 0 else None,
+        options=config.task.options,
     )
 
 

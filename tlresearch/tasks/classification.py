@@ -1,14 +1,15 @@
-"""Image (or any) classification: binary, multi-class and multi-label."""
+"""Classification of images, texts, sounds or anything else: binary, multi-class and multi-label."""
 
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -16,17 +17,29 @@ from torchmetrics import classification as tm
 from torchmetrics.utilities.data import dim_zero_cat
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.direction import Directions
+from tlresearch.base.errors import ConfigError
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
-from tlresearch.tasks.classification_figures import prediction_figures
+from tlresearch.data.values import stack
+from tlresearch.modality.base import Modality
+from tlresearch.tasks.base import Task, TaskArguments
+from tlresearch.tasks.counts import ClassCounts
 from tlresearch.tasks.intervals import bootstrap_intervals
+from tlresearch.tasks.metric_names import metric_names
+from tlresearch.tasks.predictor import BATCH, Answers, ScoresPredictor, Shown
+from tlresearch.tracking import figures
 from tlresearch.tracking.items import Item, Items
+from tlresearch.tracking.text_figures import wrong_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 SPLITS = ("train", "val", "test")
+SHOWN = 20
+"""Most samples in the figure of wrong ones."""
+NO_LOSS = torch.tensor(0.0)  # a served model does not know the loss
 PER_CLASS = 100
 """Most classes whose AUROC is recorded one by one."""
 
@@ -45,12 +58,17 @@ class Meters(nn.Module):
         self.multilabel = kind == "multilabel"
         self.classes = classes
         self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
+        self.counts: ClassCounts | None = None if self.multilabel else ClassCounts(classes)
+        self.thorough = thorough
         self.metrics = MetricCollection(_metrics(kind, classes, thorough=thorough))
 
     def update(self, probabilities: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Takes a batch."""
         self.loss.update(loss, weight=len(targets))
-        self.metrics.update(probabilities, targets)
+        if self.counts is not None:
+            self.counts.update(probabilities.argmax(dim=1), targets)
+        if len(self.metrics):
+            self.metrics.update(probabilities, targets)
 
     def finish(self, names: Sequence[str] = ()) -> dict[str, float]:
         """Returns every value and resets; what has no value is NaN.
@@ -62,20 +80,77 @@ class Meters(nn.Module):
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No (positive|negative) samples")
-            values = {"loss": self.loss.compute(), **self.metrics.compute()}
+            values = {"loss": self.loss.compute(), **self._counted(), **self.metrics.compute()}
         if "auroc" in values:
             each = self._auroc(values["auroc"])
             values["auroc"] = each.nanmean()
-            values |= {f"auroc_of_{_plain(name)}": value for name, value in zip(names, each, strict=False)}
-        self.loss.reset()
-        self.metrics.reset()
+            parts = metric_names(names).values()
+            values |= {f"auroc_of_{part}": value for part, value in zip(parts, each, strict=False)}
+        metrics: list[Metric | MetricCollection] = [self.loss, self.metrics, *([self.counts] if self.counts else [])]
+        for metric in metrics:
+            metric.reset()
         return {name: float(value) for name, value in values.items()}
+
+    def _counted(self) -> dict[str, Tensor]:
+        values = self.counts.compute().means() if self.counts is not None else {}
+        return values if self.thorough else {name: value for name, value in values.items() if name == "accuracy"}
 
     def _auroc(self, values: Tensor) -> Tensor:
         """AUROC of each class, NaN where there is nothing to rank."""
         targets = dim_zero_cat(cast(Any, self.metrics["auroc"]).target)
         counts = targets.sum(dim=0) if self.multilabel else torch.bincount(targets, minlength=self.classes)
         return values.masked_fill((counts == 0) | (counts == len(targets)), float("nan"))
+
+
+class ClassPredictor(ScoresPredictor):
+    """Predicts a class, or several labels, with the probability of each; several have independent probabilities."""
+
+    @torch.inference_mode()
+    def predict(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Returns the likeliest class ``(samples,)`` and the probabilities ``(samples, classes)``."""
+        outputs = [torch.zeros(0, len(self.classes))]
+        for start in range(0, len(samples), BATCH):
+            outputs.append(self.network(stack(self.preprocessing.prepare_all(samples[start : start + BATCH]))).float())
+        logits = torch.cat(outputs)
+        probabilities = logits.sigmoid() if self.kind == "multilabel" else logits.softmax(dim=1)
+        return probabilities.argmax(dim=1), probabilities
+
+    def table(self, samples: Sequence[Any]) -> dict[str, list[Any]]:
+        """Returns ``class``, its ``probability``, and ``p(<class>)`` of each class.
+
+        Of several labels, ``class`` holds those above one half, joined by ``;``, and ``probability`` is that of the
+        least sure one.
+        """
+        _, probabilities = self.predict(samples)
+        rows = [self._row(row) for row in probabilities.tolist()]
+        names = ("class", "probability", *(f"p({name})" for name in self.classes))
+        return {name: [row[column] for row in rows] for column, name in enumerate(names)}
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns class and probability."""
+        return Shown(row["class"] or "none", row["probability"])
+
+    def _row(self, probabilities: list[float]) -> tuple[Any, ...]:
+        if self.kind == "multilabel":
+            given = [name for name, value in zip(self.classes, probabilities, strict=True) if value > 0.5]
+            return ";".join(given), min(max(value, 1 - value) for value in probabilities), *probabilities
+        best = max(probabilities)
+        return self.classes[probabilities.index(best)], best, *probabilities
+
+    def probabilities(self, sample: Any) -> NDArray[Any]:
+        """Returns the probabilities ``(1, classes)`` of a raw sample."""
+        found: NDArray[Any] = self.predict([sample])[1].numpy()
+        return found
+
+    def score(
+        self, found: Sequence[NDArray[Any]], data: Data, split: SplitName, rows: Sequence[int]
+    ) -> dict[str, float]:
+        """Measures probabilities of samples."""
+        targets = torch.as_tensor(data.splits[split].targets)[list(rows)]
+        meters = Meters(data.kind, len(data.classes), thorough=True)
+        probabilities = torch.from_numpy(np.concatenate(list(found))).float()
+        meters.update(probabilities, targets.int() if data.kind == "multilabel" else targets, NO_LOSS)
+        return {name: value for name, value in meters.finish().items() if name != "loss"}
 
 
 class ClassificationTask(Task):
@@ -87,15 +162,25 @@ class ClassificationTask(Task):
         backbone: The staged backbone.
         classes: Number of classes, or of labels.
         kind: What the targets are.
-        optimizer: Makes the optimizer from backbone and head.
-        changing: See `Task`.
+        head: The head; ``None`` makes the linear one.
         dropout: Probability of dropout in front of the linear layer.
         label_smoothing: Smoothing of the cross entropy.
         class_weights: Weight of each class in the loss.
         class_names: Names of the classes, if AUROC of each is recorded for the test.
-        mixer: See `Task`.
-        penalty: See `Task`.
+        arguments: See `Task`.
     """
+
+    learns = ("binary", "multiclass", "multilabel")
+    directions: ClassVar[Directions] = {
+        "accuracy": "max",
+        "balanced_accuracy": "max",
+        "macro_f1": "max",
+        "auroc": "max",
+        "auroc_of_*": "max",
+        "calibration_error": "min",
+        **dict.fromkeys(("accuracy_low", "accuracy_high", "auroc_low", "auroc_high"), "max"),
+    }
+    predictor = ClassPredictor
 
     def __init__(
         self,
@@ -103,25 +188,69 @@ class ClassificationTask(Task):
         *,
         classes: int,
         kind: TargetKind,
-        optimizer: OptimizerFactory,
-        changing: frozenset[int],
+        head: nn.Module | None = None,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
         class_names: Sequence[str] = (),
-        mixer: Mixer | None = None,
-        penalty: Penalty | None = None,
+        **arguments: Unpack[TaskArguments],
     ) -> None:
-        head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.out_features, classes))
-        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        super().__init__(backbone, head or linear_head(backbone.out_features, classes, dropout), **arguments)
         self.kind = kind
         self.label_smoothing = label_smoothing
         # Not a buffer: it belongs to the data, and no checkpoint should bring another one.
         self.class_weights = class_weights
         # Of two classes the second's AUROC is the first's.
         self.class_names = class_names if classes <= PER_CLASS and (classes > 2 or kind == "multilabel") else ()
+        self.class_parts = metric_names(self.class_names)
         self.meters = nn.ModuleDict({f"{s}_meters": Meters(kind, classes, thorough=s != "train") for s in SPLITS})
         self.predictions: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"val": [], "test": []}
+
+    @classmethod
+    def build(
+        cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
+    ) -> ClassificationTask:
+        """Builds the classification task of an experiment.
+
+        Raises:
+            ConfigError: If labels are smoothed of which a sample has several.
+        """
+        if data.kind == "multilabel" and config.task.label_smoothing:
+            raise ConfigError(
+                ["task.label_smoothing: is for one label per sample, but the data has several"], config.name
+            )
+        weights = None
+        if config.task.class_weights == "balanced":
+            targets = torch.as_tensor(data.splits["train"].targets)
+            weights = balanced_weights(targets, data.kind, len(data.classes))
+        return cls(
+            backbone,
+            classes=len(data.classes),
+            kind=data.kind,
+            head=cls.build_head(config.task, backbone, data.classes, data.preprocessing),
+            label_smoothing=config.task.label_smoothing,
+            class_weights=weights,
+            class_names=data.classes,
+            **arguments,
+        )
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> nn.Module:
+        """Builds a linear layer behind dropout."""
+        return linear_head(backbone.out_features, len(classes), config.dropout)
+
+    @classmethod
+    def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float]:
+        """Measures the probabilities that a served model answers with."""
+        meters = Meters(data.kind, len(data.classes), thorough=True)
+        targets = torch.as_tensor(data.splits[split].targets)
+        for span, table in answers:
+            probabilities = torch.tensor(table[[f"p({name})" for name in data.classes]].to_numpy(dtype=np.float32))
+            given = targets[span.start : span.stop]
+            meters.update(probabilities, given.int() if data.kind == "multilabel" else given, NO_LOSS)
+        return meters.finish()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy; `targets` are class numbers ``(batch,)`` or shares ``(batch, classes)``."""
@@ -189,6 +318,46 @@ class ClassificationTask(Task):
         return cast(Meters, self.meters[f"{split}_meters"])  # ModuleDict refuses `train`, a method of its own
 
 
+def prediction_figures(data: Data, split: SplitName, indices: Tensor, probabilities: Tensor) -> dict[str, Figure]:
+    """Draws what a classifier said of a split.
+
+    Args:
+        data: The data set.
+        split: The split that was evaluated.
+        indices: Positions in the split, ``(samples,)``.
+        probabilities: Probability per class, ``(samples, classes)``.
+
+    Returns:
+        Figures by file name. Several labels per sample have no confusion matrix: they get none.
+    """
+    if data.kind == "multilabel":
+        return {}
+    targets = torch.as_tensor(data.splits[split].targets)[indices]
+    confidence, predicted = probabilities.max(dim=1)
+    classes = len(data.classes)
+    matrix = torch.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    found = {"confusion_matrix.png": figures.confusion_matrix(matrix.numpy(), data.classes)}
+    wrong = (predicted != targets).nonzero().flatten()
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
+    if len(wrong):
+        positions = [int(indices[i]) for i in wrong]
+        samples = [data.splits[split].raw(position) for position in positions]
+        draw: Callable[..., Figure] = figures.sample_grid
+        drawn = [data.preprocessing.drawn(sample) if data.preprocessing else None for sample in samples]
+        if not all(hasattr(sample, "ndim") for sample in drawn):
+            names = [data.splits[split].names[position] for position in positions]
+            drawn = [sample if isinstance(sample, str) else name for sample, name in zip(drawn, names, strict=True)]
+            draw = wrong_texts
+        found["wrong_samples.png"] = draw(
+            drawn,
+            [data.classes[int(targets[i])] for i in wrong],
+            [data.classes[int(predicted[i])] for i in wrong],
+            [float(confidence[i]) for i in wrong],
+            title=f"Wrongly classified samples of {split}, surest first",
+        )
+    return found
+
+
 def prediction_items(data: Data, split: SplitName, indices: Tensor, probabilities: Tensor) -> tuple[Item, ...]:
     """Names, targets and predictions of the samples at `indices` ``(n,)``, given ``(n, classes)`` probabilities."""
     part = data.splits[split]
@@ -208,9 +377,9 @@ def _labels(chosen: Tensor, classes: Sequence[str]) -> list[str]:
     return [";".join(name for name, yes in zip(classes, row, strict=True) if yes) for row in chosen.tolist()]
 
 
-def _plain(name: str) -> str:
-    """A class's name as part of a metric's."""
-    return re.sub(r"[^0-9A-Za-z_]+", "_", name)
+def linear_head(width: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Returns a linear layer behind dropout."""
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
 
 
 def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
@@ -226,6 +395,7 @@ def balanced_weights(targets: Tensor, kind: TargetKind, classes: int) -> Tensor:
 
 
 def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Metric | MetricCollection]:
+    """Metrics that need more than counts by class; see `ClassCounts`."""
     each: Literal["none"] = "none"
     if kind == "multilabel":
         found: dict[str, Metric | MetricCollection] = {"accuracy": tm.MultilabelAccuracy(classes, average="micro")}
@@ -233,11 +403,9 @@ def _metrics(kind: TargetKind, classes: int, *, thorough: bool) -> dict[str, Met
             found["macro_f1"] = tm.MultilabelF1Score(classes, average="macro")
             found["auroc"] = tm.MultilabelAUROC(classes, average=each)
         return found
-    found = {"accuracy": tm.MulticlassAccuracy(classes, average="micro")}
-    if thorough:
-        macro: Literal["macro"] = "macro"
-        found["balanced_accuracy"] = tm.MulticlassRecall(classes, average=macro)
-        found["macro_f1"] = tm.MulticlassF1Score(classes, average=macro)
-        found["auroc"] = tm.MulticlassAUROC(classes, average=each)
-        found["calibration_error"] = tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1")
-    return found
+    if not thorough:
+        return {}
+    return {
+        "auroc": tm.MulticlassAUROC(classes, average=each),
+        "calibration_error": tm.MulticlassCalibrationError(classes, n_bins=15, norm="l1"),
+    }

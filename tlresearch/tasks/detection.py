@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError, MissingExtraError, nearest
-from tlresearch.config.schema import TaskConfig
-from tlresearch.data.base import Batch, Data, SplitName
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
+from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.data.seeding import seeded
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
-from tlresearch.tasks.detection_figures import detections_figure
+from tlresearch.data.values import stack
+from tlresearch.modality.base import Modality
+from tlresearch.modality.image import COLOURS, Evaluation, colours, inner_size, three_channels, with_palette
+from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.detectors import (
     DETECTORS,
     INSTANCE_DETECTORS,
     DetectionHead,
     Detections,
-    InstanceHead,
     Maps,
     native,
     native_instances,
 )
-from tlresearch.tasks.segmentation import read_options
+from tlresearch.tasks.metric_names import metric_names
+from tlresearch.tasks.predictor import Predictor, Shown
+from tlresearch.tasks.segmentation import columns, images_of, side_of
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OVERLAPS = ("50", "75")
+"""Overlaps in percent that have a mean average precision of their own, as COCO's: ``map_50`` and ``map_75``."""
 SHOWN = 6
 """Samples of a split whose detections are drawn."""
+SURE = 0.5
+"""Detections below this score are not drawn."""
 
 
 class BoxMeters(nn.Module):
@@ -84,13 +98,62 @@ class BoxMeters(nn.Module):
             each = dict(zip(numbers.tolist(), by_class.tolist(), strict=True))
             for name, key in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("recall", "mar_100")):
                 values[f"{ours}{name}"] = float(found[f"{theirs}{key}"])
-            for number, name in enumerate(self.classes):
-                plain = re.sub(r"[^0-9A-Za-z_]+", "_", name)
-                values[f"{ours}map_{plain}"] = float(each.get(number, -1.0))
+            for number, part in enumerate(metric_names(self.classes, reserved=OVERLAPS).values()):
+                values[f"{ours}map_{part}"] = float(each.get(number, -1.0))
         self.loss.reset()
         self.map.reset()
         # pycocotools says -1 where there is nothing to measure.
         return {name: value if value >= 0 or name == "loss" else float("nan") for name, value in values.items()}
+
+
+class DetectionPredictor(Predictor):
+    """Finds objects in raw images, one after another."""
+
+    not_exported = "a detection answers with as many boxes as it finds, which no graph here holds"
+
+    def table(self, samples: Sequence[Tensor]) -> dict[str, list[Any]]:
+        """Predicts images of any sizes.
+
+        Args:
+            samples: uint8 tensors ``(C, H, W)``.
+
+        Returns:
+            ``boxes`` ``[x0, y0, x1, y1]`` in pixels of the image, ``classes`` and ``scores``, surest first; with masks
+            of objects also ``mask``: for each pixel of the image the number of its object in that order, from 1, and 0
+            where there is none.
+        """
+        return columns([self.boxes(image) for image in samples])
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns how many boxes of each class were found."""
+        return shown_boxes(row)
+
+    def pictures(self, sample: Tensor, row: Mapping[str, Any]) -> dict[str, Image.Image]:
+        """Draws the boxes; see `box_pictures`."""
+        return box_pictures(sample, row, self.classes)
+
+    @torch.inference_mode()
+    def boxes(self, image: Tensor) -> dict[str, Any]:
+        """Returns the row of one image of a detection; see `table`."""
+        detector = cast(DetectionHead, self.head)
+        (found,) = detector.detections(self.network(stack([self.preprocessing.prepare(image)])))
+        height, width = inner_size(images_of(self.preprocessing), image.shape[-2], image.shape[-1])
+        scale = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
+        limits = torch.tensor([image.shape[-1], image.shape[-2]] * 2, dtype=torch.float32)
+        row = {
+            "boxes": (found["boxes"] * scale).minimum(limits).tolist(),
+            "classes": [self.classes[number] for number in found["labels"].tolist()],
+            "scores": found["scores"].tolist(),
+        }
+        if "masks" in found:
+            size = (image.shape[-2], image.shape[-1])
+            inner = found["masks"][:, None, :height, :width].float()
+            planes = functional.interpolate(inner, size, mode="bilinear")[:, 0] > 0.5 if len(inner) else inner[:, 0]
+            numbers = torch.zeros(size, dtype=torch.int64)
+            for number in reversed(range(len(planes))):  # the surest is on top
+                numbers[planes[number]] = number + 1
+            row["mask"] = numbers.tolist()
+        return row
 
 
 class DetectionTask(Task):
@@ -102,11 +165,19 @@ class DetectionTask(Task):
         backbone: A backbone that ends in feature maps.
         head: The neck and the detector.
         classes: Class names.
-        optimizer: Makes the optimizer from backbone and head.
-        changing: See `Task`.
-        mixer: See `Task`.
-        penalty: See `Task`.
+        arguments: See `Task`.
     """
+
+    learns: ClassVar[tuple[TargetKind, ...]] = ("boxes",)
+    directions: ClassVar[Directions] = dict.fromkeys(
+        (f"{of}{name}" for of in ("", "mask_") for name in ("map", "map_*", "recall")), "max"
+    )
+    end = "maps"
+    defaults: ClassVar[Mapping[str, Any]] = {"detector": None, "width": 128, "anchor_scale": 1.0}
+    detectors: ClassVar[Mapping[str, Callable[..., DetectionHead]]] = DETECTORS
+    masks: ClassVar[bool] = False
+    """Whether objects have masks too."""
+    predictor = DetectionPredictor
 
     def __init__(
         self,
@@ -114,17 +185,56 @@ class DetectionTask(Task):
         head: DetectionHead,
         *,
         classes: tuple[str, ...],
-        optimizer: OptimizerFactory,
-        changing: frozenset[int],
-        mixer: Mixer | None = None,
-        penalty: Penalty | None = None,
+        **arguments: Unpack[TaskArguments],
     ) -> None:
-        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        super().__init__(backbone, head, **arguments)
         self.meters = nn.ModuleDict({"train_meters": MeanMetric(nan_strategy=math.nan)})
-        masks = isinstance(head, InstanceHead)
-        self.meters.update({f"{split}_meters": BoxMeters(classes, masks=masks) for split in ("val", "test")})
-        self.served_columns = ("boxes", "classes", "scores", *(["mask"] if masks else []))
+        self.meters.update({f"{split}_meters": BoxMeters(classes, masks=self.masks) for split in ("val", "test")})
+        self.class_parts = metric_names(classes, reserved=OVERLAPS)
+        self.served_columns = ("boxes", "classes", "scores", *(["mask"] if self.masks else []))
         self.predictions: dict[str, dict[int, dict[str, Tensor]]] = {"val": {}, "test": {}}
+
+    @classmethod
+    def build(
+        cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
+    ) -> DetectionTask:
+        """Builds the detection task of an experiment."""
+        head = cls.build_head(config.task, backbone, data.classes, data.preprocessing)
+        return cls(backbone, head, classes=data.classes, **arguments)
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> DetectionHead:
+        """Builds a detector, or the one that the backbone's own network has.
+
+        Raises:
+            ConfigError: If an option is wrong.
+        """
+        assert isinstance(backbone, PyramidBackbone)
+        options = {**cls.defaults, **config.options}
+        side, masks, detectors = side_of(preprocessing), cls.masks, cls.detectors
+        own = backbone.native_head(len(classes), masks=masks) if backbone.native_head else None
+        if masks and own is not None and getattr(getattr(own, "roi_heads", None), "mask_head", None) is None:
+            own = None  # a detector without masks
+        if not backbone.spatial and (masks or options["detector"] not in (None, "native")):
+            raise ConfigError(
+                ["task: this backbone has a detector of its own alone: take `detection`, without options.detector"],
+                config.name,
+            )
+        name = options["detector"] or ("native" if own is not None else next(iter(detectors)))
+        if name == "native" and own is not None:
+            return native_instances(own, side) if masks else native(own, side)
+        if name not in detectors:
+            known = [*detectors, *(["native"] if own is not None else [])]
+            raise ConfigError(
+                [f"task.options.detector: unknown '{name}'{nearest(str(name), known)}; choose from {', '.join(known)}"],
+                config.name,
+            )
+        if name == "fcos" and int(options["width"]) % 32:
+            raise ConfigError(["task.options.width: fcos normalises in 32 groups: take a multiple of 32"], config.name)
+        settings = {"width": int(options["width"]), "anchor_scale": float(options["anchor_scale"])}
+        return detectors[name](backbone.maps, len(classes), side, **settings)
 
     @property
     def detector(self) -> DetectionHead:
@@ -170,44 +280,110 @@ class DetectionTask(Task):
         return {"detections.png": detections_figure(data, split, targets, predictions)}
 
 
-DEFAULTS: Mapping[str, Any] = {"detector": None, "width": 128, "anchor_scale": 1.0}
-"""Options of the task."""
+class InstancesTask(DetectionTask):
+    """Boxes and masks of objects."""
+
+    learns = ("instances",)
+    detectors = INSTANCE_DETECTORS
+    masks = True
 
 
-def detection_head(config: TaskConfig, backbone: StagedBackbone, classes: int, side: int, source: str) -> DetectionHead:
-    """Builds the head that a config asks for: a detector, or the one the backbone's own network has.
+def shown_boxes(row: Mapping[str, Any]) -> Shown:
+    """Counts the boxes with a score of at least one half by class; the probability is that of the least sure one."""
+    sure = [(name, score) for name, score in zip(row["classes"], row["scores"], strict=True) if score >= SURE]
+    counts = Counter(name for name, _ in sure)
+    text = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return Shown(text or f"nothing (of {len(row['scores'])} boxes none has a score of {SURE})", _least(sure))
+
+
+def box_pictures(image: Tensor, row: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Image.Image]:
+    """Draws the boxes with a score of at least one half, with class and score, into an image ``(C, H, W)``.
+
+    Where the answer has a mask of each object, it is laid over the image too.
+
+    Returns:
+        ``overlay``, and, with masks, ``mask``, whose pixels are the numbers of the objects.
+    """
+    sure = [number for number, score in enumerate(row["scores"]) if score >= SURE]
+    canvas = torch.from_numpy(np.ascontiguousarray(three_channels(image).transpose(2, 0, 1)))
+    if sure:
+        palette = [tuple(round(255 * part) for part in colour) for colour in colours(len(classes))]
+        if "mask" in row:
+            planes = torch.tensor(row["mask"]) == torch.tensor(sure)[:, None, None] + 1
+            own = [palette[classes.index(row["classes"][number])] for number in sure]
+            canvas = draw_segmentation_masks(canvas, planes, alpha=0.4, colors=own)
+        canvas = draw_bounding_boxes(
+            canvas,
+            torch.tensor([row["boxes"][number] for number in sure], dtype=torch.float32),
+            labels=[f"{row['classes'][number]} {row['scores'][number]:.2f}" for number in sure],
+            colors=[palette[classes.index(row["classes"][number])] for number in sure],
+            width=max(1, min(canvas.shape[-2:]) // 200),
+        )
+    found = {"overlay": to_pil_image(canvas)}
+    if "mask" in row:  # 255 objects at most: no detector answers with more
+        several = [(0.0, 0.0, 0.0), *colours(COLOURS) * 13]
+        found["mask"] = with_palette(np.array(row["mask"], dtype=np.uint8), several[:256])
+    return found
+
+
+def detections_figure(
+    data: Data,
+    split: SplitName,
+    targets: Mapping[int, Mapping[str, Tensor]],
+    predictions: Mapping[int, Mapping[str, Tensor]],
+) -> Figure:
+    """Draws one row per sample: the true boxes, and the detected ones with their scores.
 
     Args:
-        config: The `task` section; `instances` wants masks of objects.
-        backbone: A backbone that ends in feature maps.
-        classes: Number of classes.
-        side: Side of the input in pixels.
-        source: What the config is called in errors.
-
-    Raises:
-        ConfigError: If an option is unknown.
+        data: The data set.
+        split: The split that was evaluated.
+        targets: True boxes by position in the split; see `DetectionHead.as_given`.
+        predictions: Detections by position in the split; see `Detections`.
     """
-    assert isinstance(backbone, PyramidBackbone)
-    options = read_options(config, DEFAULTS, source)
-    masks = config.name == "instances"
-    detectors = INSTANCE_DETECTORS if masks else DETECTORS
-    own = backbone.native_head(classes, masks=masks) if backbone.native_head else None
-    if masks and own is not None and getattr(getattr(own, "roi_heads", None), "mask_head", None) is None:
-        own = None  # a detector without masks
-    if not backbone.spatial and (masks or options["detector"] not in (None, "native")):
-        raise ConfigError(
-            ["task: this backbone has a detector of its own alone: take `detection`, without options.detector"], source
-        )
-    name = options["detector"] or ("native" if own is not None else next(iter(detectors)))
-    if name == "native" and own is not None:
-        return native_instances(own, side) if masks else native(own, side)
-    if name not in detectors:
-        known = [*detectors, *(["native"] if own is not None else [])]
-        raise ConfigError(
-            [f"task.options.detector: unknown '{name}'{nearest(str(name), known)}; choose from {', '.join(known)}"],
-            source,
-        )
-    if name == "fcos" and int(options["width"]) % 32:
-        raise ConfigError(["task.options.width: fcos normalises in 32 groups: take a multiple of 32"], source)
-    settings = {"width": int(options["width"]), "anchor_scale": float(options["anchor_scale"])}
-    return detectors[name](backbone.maps, classes, side, **settings)
+    from matplotlib import colormaps
+
+    evaluation = Evaluation(images_of(data.preprocessing))
+    palette = [colormaps["tab10"](number % 10) for number in range(len(data.classes))]
+    figure = new_figure(9.0, 4.3 * len(predictions) + 0.5)
+    grid = figure.subplots(len(predictions), 2, squeeze=False)
+    for (left, right), (index, found) in zip(grid, sorted(predictions.items()), strict=True):
+        image = three_channels(evaluation.frame(data.splits[split].raw(index)))
+        kept = found["scores"] >= SURE
+        left.imshow(image)
+        right.imshow(image)
+        _draw(left, targets[index], palette)
+        _draw(right, {name: leaf[kept] for name, leaf in found.items()}, palette)
+        left.set_title(f"{data.splits[split].names[index][-40:]}: true", fontsize=8, loc="left")
+        right.set_title(f"detected with a score of at least {SURE}", fontsize=8, loc="left")
+        left.set_axis_off()
+        right.set_axis_off()
+    class_legend(figure, data.classes, palette)
+    return figure
+
+
+def _draw(axes: Any, found: Mapping[str, Tensor], palette: list[Any]) -> None:
+    from matplotlib.patches import Rectangle
+
+    scores = found.get("scores")
+    if "masks" in found:
+        axes.imshow(_objects(found["masks"] > 0))
+    for number, ((x0, y0, x1, y1), label) in enumerate(
+        zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True)
+    ):
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2, edgecolor=palette[label]))
+        if scores is not None:
+            axes.text(x0, y0 - 1, f"{float(scores[number]):.2f}", fontsize=6, color=palette[label], va="bottom")
+
+
+def _objects(masks: Tensor) -> Any:
+    """A colour for each object, so that neighbours of one class are told apart; the first ones are on top."""
+    from matplotlib import colormaps
+
+    overlay = torch.zeros(*masks.shape[1:], 4)
+    for number in reversed(range(len(masks))):
+        overlay[masks[number]] = torch.tensor([*colormaps["tab20"](number % 20)[:3], 0.5], dtype=overlay.dtype)
+    return overlay.numpy()
+
+
+def _least(sure: Sequence[tuple[str, float]]) -> float | None:
+    return min((score for _, score in sure), default=None)

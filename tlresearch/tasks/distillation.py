@@ -22,9 +22,11 @@ from tlresearch.backbones.lineage import CONFIG, TRAINED, Download, build_with_l
 from tlresearch.base.errors import ConfigError, UserError, WeightsError
 from tlresearch.config.load import Loaded, load_text, revise
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Batch, Data, Preprocessing, TargetKind
+from tlresearch.data.base import Batch, Data, TargetKind
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.image import Preprocessing
 from tlresearch.tracking.dataset import recorded_classes
 from tlresearch.tracking.records import find_run, search
 from tlresearch.tracking.store import Store, connect
@@ -149,7 +151,7 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _network(source: ExperimentConfig, run_id: str, download: Download) -> tuple[nn.Module, Any]:
+def _network(source: ExperimentConfig, run_id: str, download: Download) -> tuple[nn.Module, Modality]:
     """The teacher's backbone and head as one network, and its preprocessing."""
     backbone = build_with_lineage(replace(source.backbone, checkpoint=run_id, weights="default"), download)
     tensors = load_file(download(run_id, TRAINED))
@@ -165,7 +167,7 @@ _last: dict[tuple[Any, ...], Tensor] = {}
 
 
 def _table(
-    network: nn.Module, preprocessing: Any, source: ExperimentConfig, config: ExperimentConfig, data: Data
+    network: nn.Module, preprocessing: Modality, source: ExperimentConfig, config: ExperimentConfig, data: Data
 ) -> Tensor:
     """Answers of every training sample ``(samples, classes)``, prepared as the teacher was trained with."""
     own = replace(
@@ -195,11 +197,11 @@ def _looked_up(table: Tensor) -> Callable[[Batch], Tensor]:
     return lambda batch: table[batch.indices.cpu()]
 
 
-def _live(network: nn.Module, preprocessing: Any, data: Data, run_id: str) -> Callable[[Batch], Tensor]:
+def _live(network: nn.Module, preprocessing: Modality, data: Data, run_id: str) -> Callable[[Batch], Tensor]:
     """Answers of a batch as the student sees it, in the teacher's normalisation."""
-    given = data.preprocessing
-    if not isinstance(given, Preprocessing) or not isinstance(preprocessing, Preprocessing):
-        raise ConfigError(["task.teacher: random augmentation together with a teacher is for images only"], "task")
+    complaint = ConfigError(["task.teacher: random augmentation together with a teacher is for images only"], "task")
+    given = expect(data.preprocessing, Preprocessing, complaint)
+    preprocessing = expect(preprocessing, Preprocessing, complaint)
     if preprocessing.channels != given.channels:
         channels = f"{preprocessing.channels} channels, but the student {given.channels}"
         raise ConfigError(

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.pyramid import PyramidBackbone
+from tlresearch.backbones.pyramid import FeatureMap, PyramidBackbone
+from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError, nearest
-from tlresearch.config.schema import TaskConfig
-from tlresearch.data.base import Batch, Data, SplitName
-from tlresearch.data.framing import IGNORE
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
-from tlresearch.tasks.decoders import DECODERS, SegmentationHead
-from tlresearch.tasks.segmentation_figures import overlay_figure
-from tlresearch.tasks.segmentation_losses import COMBINATIONS, SegmentationLoss
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
+from tlresearch.data.base import Batch, Data, SampleKey, SplitName
+from tlresearch.data.values import stack
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.image import (
+    IGNORE,
+    Evaluation,
+    Preprocessing,
+    colours,
+    framed_mask,
+    inner_size,
+    overlaid,
+    three_channels,
+    with_palette,
+)
+from tlresearch.tasks.base import Task, TaskArguments
+from tlresearch.tasks.counts import ClassCounts, Counts
+from tlresearch.tasks.metric_names import metric_names
+from tlresearch.tasks.predictor import ScoresPredictor, Shown
+from tlresearch.tracking.figures import class_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,19 +60,88 @@ class PixelMeters(nn.Module):
         super().__init__()
         self.classes = classes
         self.loss = MeanMetric(nan_strategy=math.nan)  # a loss that is NaN is not left out
-        self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE)
+        self.counts = ClassCounts(len(classes), ignored=IGNORE)
 
     def update(self, predicted: Tensor, masks: Tensor, loss: Tensor) -> None:
         """Takes a batch of class numbers ``(batch, H, W)``."""
         self.loss.update(loss, weight=len(masks))
-        self.confusion.update(predicted, masks.long())
+        self.counts.update(predicted, masks)
 
     def finish(self) -> dict[str, float]:
         """Returns every value and resets; see `overlap_metrics`."""
-        values = {"loss": float(self.loss.compute()), **overlap_metrics(self.confusion.compute(), self.classes)}
+        values = {"loss": float(self.loss.compute()), **overlap_metrics(self.counts.compute(), self.classes)}
         self.loss.reset()
-        self.confusion.reset()
+        self.counts.reset()
         return values
+
+
+class SegmentationPredictor(ScoresPredictor):
+    """Predicts a class for every pixel of raw images, one after another."""
+
+    output = "probabilities: float32 (N, classes, height, width)"
+    answer = "answer: int64 (N, height, width), the number of each pixel's class"
+    inside = "network, resize to the image's size, probabilities, mask"
+    most = 100  # whole maps of probabilities are compared, which take much memory
+
+    @property
+    def images(self) -> Preprocessing:
+        """What is done to an image."""
+        return images_of(self.preprocessing)
+
+    def table(self, samples: Sequence[Tensor]) -> dict[str, list[Any]]:
+        """Predicts images of any sizes.
+
+        Args:
+            samples: uint8 tensors ``(C, H, W)``.
+
+        Returns:
+            ``mask``, class numbers as a list of rows, of the image's size (of the input's, where `Preprocessing.fit`
+            is ``crop``), and each class's share of the pixels as ``share(<class>)``.
+        """
+        return columns([self.mask(image) for image in samples])
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns what covers the image."""
+        return shown_shares(row, self.classes)
+
+    def pictures(self, sample: Tensor, row: Mapping[str, Any]) -> dict[str, Image.Image]:
+        """Draws the mask; see `mask_pictures`."""
+        return mask_pictures(sample, row["mask"], self.classes)
+
+    @torch.inference_mode()
+    def scores(self, image: Tensor) -> Tensor:
+        """Returns the scores ``(1, classes, H, W)`` of one image of a segmentation, of the size of its mask."""
+        scores: Tensor = self.network(stack([self.preprocessing.prepare(image)]))
+        if self.images.fit == "crop":
+            return scores
+        size = (image.shape[-2], image.shape[-1])
+        height, width = inner_size(self.images, *size)
+        inner = scores[..., :height, :width]
+        return functional.interpolate(inner, size, mode="bilinear", align_corners=False)
+
+    def mask(self, image: Tensor) -> dict[str, Any]:
+        """Returns the row of one image of a segmentation; see `table`."""
+        numbers = self.scores(image).argmax(dim=1)[0]
+        shares = torch.bincount(numbers.flatten(), minlength=len(self.classes)) / numbers.numel()
+        named = zip(self.classes, shares.tolist(), strict=True)
+        return {"mask": numbers.tolist(), **{f"share({name})": share for name, share in named}}
+
+    def probabilities(self, sample: Any) -> NDArray[Any]:
+        """Returns the probabilities ``(1, classes, H, W)`` of a raw image."""
+        found: NDArray[Any] = self.scores(sample).softmax(dim=1).numpy()
+        return found
+
+    def score(
+        self, found: Sequence[NDArray[Any]], data: Data, split: SplitName, rows: Sequence[int]
+    ) -> dict[str, float]:
+        """Measures masks at the size of the network's input, as training does."""
+        meters, part = PixelMeters(data.classes), data.splits[split]
+        for row, probabilities in zip(rows, found, strict=True):
+            mask = torch.from_numpy(probabilities.argmax(axis=1)[0]).to(torch.uint8)
+            if self.images.fit != "crop":
+                mask = framed_mask(mask, self.images)
+            meters.update(mask[None].long(), part[SampleKey(row, 0)][1][None], torch.tensor(0.0))
+        return {name: value for name, value in meters.finish().items() if name != "loss"}
 
 
 class SegmentationTask(Task):
@@ -65,11 +152,14 @@ class SegmentationTask(Task):
         head: Takes them and gives scores ``(batch, classes, H, W)`` at the input size.
         classes: Class names.
         criterion: The loss.
-        optimizer: Makes the optimizer from backbone and head.
-        changing: See `Task`.
-        mixer: See `Task`.
-        penalty: See `Task`.
+        arguments: See `Task`.
     """
+
+    learns = ("masks",)
+    directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "iou", "dice", "iou_*", "dice_*"), "max")
+    end = "maps"
+    defaults: ClassVar[Mapping[str, Any]] = {"decoder": None, "width": None, "loss": "cross_entropy", "gamma": 2.0}
+    predictor = SegmentationPredictor
 
     def __init__(
         self,
@@ -78,16 +168,54 @@ class SegmentationTask(Task):
         *,
         classes: tuple[str, ...],
         criterion: SegmentationLoss,
-        optimizer: OptimizerFactory,
-        changing: frozenset[int],
-        mixer: Mixer | None = None,
-        penalty: Penalty | None = None,
+        **arguments: Unpack[TaskArguments],
     ) -> None:
-        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        super().__init__(backbone, head, **arguments)
         self.criterion = criterion
         self.served_columns = ("mask", *(f"share({name})" for name in classes))
+        self.class_parts = metric_names(classes)
         self.meters = nn.ModuleDict({f"{split}_meters": PixelMeters(classes) for split in SPLITS})
         self.predictions: dict[str, dict[int, Tensor]] = {"val": {}, "test": {}}
+
+    @classmethod
+    def build(
+        cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
+    ) -> SegmentationTask:
+        """Builds the segmentation task of an experiment."""
+        return cls(
+            backbone,
+            cls.build_head(config.task, backbone, data.classes, data.preprocessing),
+            classes=data.classes,
+            criterion=segmentation_loss(config.task, data, config.name),
+            **arguments,
+        )
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> SegmentationHead:
+        """Builds a decoder, or the head that the backbone's own network has.
+
+        Raises:
+            ConfigError: If an option is wrong.
+        """
+        assert isinstance(backbone, PyramidBackbone)
+        options = {**cls.defaults, **config.options}
+        side = side_of(preprocessing)
+        if not backbone.spatial:
+            raise ConfigError(["task.name: this backbone has no feature maps: it is for `detection`"], config.name)
+        name = options["decoder"] or ("native" if backbone.native_head else "unet")
+        if name == "native" and backbone.native_head is not None:
+            return SegmentationHead(backbone.native_head(len(classes)), (side, side))
+        if name not in DECODERS:
+            known = [*DECODERS, *(["native"] if backbone.native_head else [])]
+            raise ConfigError(
+                [f"task.options.decoder: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}"],
+                config.name,
+            )
+        width = {} if options["width"] is None else {"width": options["width"]}
+        decoder = DECODERS[name](backbone.maps, len(classes), dropout=config.dropout, **width)
+        return SegmentationHead(decoder, (side, side))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss over all pixels of a batch; `targets` are class numbers ``(batch, H, W)``."""
@@ -116,11 +244,11 @@ class SegmentationTask(Task):
         return cast(PixelMeters, self.meters[f"{split}_meters"])
 
 
-def overlap_metrics(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, float]:
+def overlap_metrics(counts: Counts, classes: tuple[str, ...]) -> dict[str, float]:
     """Overlap of prediction and truth, from the counts of pixels.
 
     Args:
-        confusion: Pixels by true class (rows) and predicted class (columns).
+        counts: Right, predicted and true pixels of each class.
         classes: Class names.
 
     Returns:
@@ -128,13 +256,12 @@ def overlap_metrics(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, fl
         them), and both by class, such as ``dice_cell``. A class that is neither there nor predicted has no value
         (NaN), and is left out of the means.
     """
-    counts = confusion.double()
-    right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    right, true, predicted = counts.right.double(), counts.true.double(), counts.predicted.double()
     iou = right / (true + predicted - right)
     overlap = 2 * right / (true + predicted)
-    names = [re.sub(r"\W+", "_", name) for name in classes]
+    names = metric_names(classes).values()
     return {
-        "accuracy": float(right.sum() / counts.sum()),
+        "accuracy": float(right.sum() / true.sum()),
         "iou": float(iou.nanmean()),
         "dice": float(overlap.nanmean()),
         **{f"iou_{name}": float(value) for name, value in zip(names, iou, strict=True)},
@@ -151,49 +278,13 @@ def balanced_pixel_weights(masks: Any, classes: int) -> Tensor:
     return counts.sum() / (classes * counts)
 
 
-DEFAULTS: Mapping[str, Any] = {"decoder": None, "width": None, "loss": "cross_entropy", "gamma": 2.0}
-"""Options of the task."""
-
-
-def segmentation_head(
-    config: TaskConfig, backbone: StagedBackbone, classes: int, side: int, source: str
-) -> SegmentationHead:
-    """Builds the head that a config asks for: a decoder, or the one the backbone's own network has.
-
-    Args:
-        config: The `task` section.
-        backbone: A backbone that ends in feature maps.
-        classes: Number of classes.
-        side: Side of the input in pixels.
-        source: What the config is called in errors.
-
-    Raises:
-        ConfigError: If an option is unknown.
-    """
-    assert isinstance(backbone, PyramidBackbone)
-    options = read_options(config, DEFAULTS, source)
-    if not backbone.spatial:
-        raise ConfigError(["task.name: this backbone has no feature maps: it is for `detection`"], source)
-    name = options["decoder"] or ("native" if backbone.native_head else "unet")
-    if name == "native" and backbone.native_head is not None:
-        return SegmentationHead(backbone.native_head(classes), (side, side))
-    if name not in DECODERS:
-        known = [*DECODERS, *(["native"] if backbone.native_head else [])]
-        raise ConfigError(
-            [f"task.options.decoder: unknown '{name}'{nearest(name, known)}; choose from {', '.join(known)}"], source
-        )
-    width = {} if options["width"] is None else {"width": options["width"]}
-    decoder = DECODERS[name](backbone.maps, classes, dropout=config.dropout, **width)
-    return SegmentationHead(decoder, (side, side))
-
-
 def segmentation_loss(config: TaskConfig, data: Data, source: str) -> SegmentationLoss:
     """Builds the loss that a config asks for.
 
     Raises:
         ConfigError: If there is none of its name.
     """
-    options = read_options(config, DEFAULTS, source)
+    options = {**SegmentationTask.defaults, **config.options}
     name = options["loss"]
     if name not in COMBINATIONS:
         raise ConfigError(
@@ -209,20 +300,242 @@ def segmentation_loss(config: TaskConfig, data: Data, source: str) -> Segmentati
     return SegmentationLoss(COMBINATIONS[name], gamma=float(options["gamma"]), class_weights=weights)
 
 
-def read_options(config: TaskConfig, defaults: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Returns a task's options over their defaults.
+def images_of(preprocessing: Modality | None) -> Preprocessing:
+    """Returns the preprocessing of a task over images.
 
     Raises:
-        ConfigError: If one is unknown.
+        ConfigError: If the inputs are something else.
     """
-    unknown = [name for name in config.options if name not in defaults]
-    if unknown:
-        raise ConfigError(
-            [
-                f"task.options: {config.name} has no option '{name}'{nearest(name, list(defaults))}; "
-                f"it has {', '.join(defaults)}"
-                for name in unknown
-            ],
-            source,
-        )
-    return {**defaults, **config.options}
+    return expect(preprocessing, Preprocessing, ConfigError(["task.name: this task is for images"], "task"))
+
+
+def side_of(preprocessing: Modality | None) -> int:
+    """Side of the input in pixels; sources of masks and boxes always say it."""
+    crop = images_of(preprocessing).crop
+    assert crop is not None
+    return crop
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Turns rows into columns."""
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+
+def shown_shares(row: Mapping[str, Any], classes: Sequence[str]) -> Shown:
+    """Says how much of an image each class covers, from the columns ``share(<class>)``."""
+    shares = sorted(((row[f"share({name})"], name) for name in classes), reverse=True)
+    return Shown(", ".join(f"{name} {share:.1%}" for share, name in shares if share >= 0.0005), None)
+
+
+def mask_pictures(image: Tensor, mask: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Image.Image]:
+    """Draws a mask: by itself, and over its image where it has the image's size.
+
+    Args:
+        image: uint8 ``(C, H, W)``.
+        mask: Class numbers by row.
+        classes: Class names.
+
+    Returns:
+        ``mask``, whose pixels are class numbers with a palette to be looked at, and ``overlay``.
+    """
+    palette = colours(len(classes))
+    numbers = np.array(mask, dtype=np.uint8)
+    found = {"mask": with_palette(numbers, palette)}
+    if numbers.shape == tuple(image.shape[-2:]):
+        found["overlay"] = Image.fromarray(overlaid(three_channels(image), numbers, palette))
+    return found
+
+
+def overlay_figure(data: Data, split: SplitName, predictions: Mapping[int, Tensor]) -> Figure:
+    """Draws one row per sample: the image, the true mask and the predicted one.
+
+    Args:
+        data: The data set.
+        split: The split that was evaluated.
+        predictions: Predicted class numbers ``(H, W)`` by position in the split.
+    """
+    from matplotlib import colormaps
+
+    evaluation = Evaluation(images_of(data.preprocessing))
+    few = len(data.classes) <= 10
+    palette = [colormaps["tab10" if few else "tab20"](number % 20)[:3] for number in range(len(data.classes))]
+    figure = new_figure(8.4, 2.8 * len(predictions) + 0.5)
+    grid = figure.subplots(len(predictions), 3, squeeze=False)
+    for row, (index, predicted) in zip(grid, sorted(predictions.items()), strict=True):
+        image = three_channels(evaluation.frame(data.splits[split].raw(index)))
+        target = data.splits[split].targets[index].numpy()
+        row[0].imshow(image)
+        row[1].imshow(overlaid(image, target, palette))
+        row[2].imshow(overlaid(image, predicted.numpy(), palette))
+        row[0].set_title(data.splits[split].names[index][-40:], fontsize=8, loc="left")
+        row[1].set_title("true", fontsize=8, loc="left")
+        right = (predicted.numpy() == target)[target != IGNORE]
+        row[2].set_title(f"predicted, {right.mean() if right.size else 1:.1%} right", fontsize=8, loc="left")
+        for axes in row:
+            axes.set_axis_off()
+    class_legend(figure, data.classes, palette)
+    return figure
+
+
+Maps = dict[str, Tensor]
+
+
+class SegmentationHead(nn.Module):
+    """A decoder, whose scores are brought to the input size.
+
+    Args:
+        decoder: Takes the maps by name and gives scores ``(batch, classes, H, W)`` of any size.
+        size: Height and width of the result in pixels.
+        dropout: Probability of dropping whole channels in front of the decoder's last layer; see `Unet` and `Fpn`.
+    """
+
+    def __init__(self, decoder: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.size = size
+
+    def forward(self, maps: Maps) -> Tensor:
+        """Returns scores ``(batch, classes, height, width)``."""
+        scores: Tensor = self.decoder(maps)
+        if tuple(scores.shape[-2:]) == self.size:
+            return scores
+        return functional.interpolate(scores, self.size, mode="bilinear", align_corners=False)
+
+
+class Unet(nn.Module):
+    """The expanding path of a U-Net (Ronneberger et al. 2015) over the maps of any encoder.
+
+    From the coarsest map on, the value is enlarged to the next finer map, joined with it, and goes through two
+    convolutions with batch norm; nearest-neighbour enlargement, so that maps may have any sizes.
+
+    Args:
+        maps: The encoder's maps, finest first.
+        classes: Number of classes.
+        width: Channels at the finest map; each coarser one has twice as many, up to 16 times.
+        dropout: Probability of dropping whole channels in front of the last layer.
+    """
+
+    def __init__(self, maps: Sequence[FeatureMap], classes: int, *, width: int = 16, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.names = [found.name for found in maps]
+        blocks = []
+        channels = maps[-1].channels
+        for level in reversed(range(len(maps) - 1)):
+            wide = width * 2 ** min(level, 4)
+            blocks.append(
+                nn.Sequential(
+                    Conv2dNormActivation(channels + maps[level].channels, wide, 3), Conv2dNormActivation(wide, wide, 3)
+                )
+            )
+            channels = wide
+        self.blocks = nn.ModuleList(blocks)
+        self.out = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1))
+
+    def forward(self, maps: Maps) -> Tensor:
+        """Returns scores at the size of the finest map."""
+        x = maps[self.names[-1]]
+        for block, name in zip(self.blocks, reversed(self.names[:-1]), strict=True):
+            skip = maps[name]
+            x = block(torch.cat([functional.interpolate(x, skip.shape[-2:], mode="nearest"), skip], dim=1))
+        scores: Tensor = self.out(x)
+        return scores
+
+
+class Fpn(nn.Module):
+    """A feature pyramid whose levels are enlarged to the finest and added (Kirillov et al. 2019).
+
+    Args:
+        maps: The encoder's maps, finest first.
+        classes: Number of classes.
+        width: Channels of every level.
+        dropout: Probability of dropping whole channels in front of the last layer.
+    """
+
+    def __init__(self, maps: Sequence[FeatureMap], classes: int, *, width: int = 64, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.names = [found.name for found in maps]
+        self.pyramid = FeaturePyramidNetwork([found.channels for found in maps], width)
+        self.levels = nn.ModuleList([Conv2dNormActivation(width, width, 3) for _ in maps])
+        self.out = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, classes, 1))
+
+    def forward(self, maps: Maps) -> Tensor:
+        """Returns scores at the size of the finest map."""
+        pyramid = self.pyramid({name: maps[name] for name in self.names})
+        size = pyramid[self.names[0]].shape[-2:]
+        levels = [level(pyramid[name]) for level, name in zip(self.levels, self.names, strict=True)]
+        enlarged = [functional.interpolate(x, size, mode="bilinear", align_corners=False) for x in levels]
+        scores: Tensor = self.out(torch.stack(enlarged).sum(dim=0))
+        return scores
+
+
+DECODERS: Mapping[str, Callable[..., nn.Module]] = {"unet": Unet, "fpn": Fpn}
+
+
+COMBINATIONS: Mapping[str, Mapping[str, float]] = {
+    "cross_entropy": {"cross_entropy": 1.0},
+    "dice": {"dice": 1.0},
+    "focal": {"focal": 1.0},
+    "combined": {"cross_entropy": 1.0, "dice": 1.0},
+}
+"""What a loss by name is made of; ``combined`` is the usual one for unbalanced masks."""
+
+
+@dataclass(frozen=True)
+class SegmentationLoss:
+    """A weighted sum of losses over pixels.
+
+    Attributes:
+        parts: Weight of each loss by name: cross_entropy, dice, focal.
+        gamma: Exponent of the focal loss; 0 is cross entropy.
+        class_weights: Weight of each class in cross entropy and focal.
+    """
+
+    parts: Mapping[str, float]
+    gamma: float = 2.0
+    class_weights: Tensor | None = None
+
+    def __call__(self, scores: Tensor, masks: Tensor) -> Tensor:
+        """Returns the loss.
+
+        Args:
+            scores: Scores ``(batch, classes, H, W)``.
+            masks: Class numbers ``(batch, H, W)``; pixels of `IGNORE` do not count.
+        """
+        # Pixel by pixel: the loss over planes has no deterministic version on a GPU.
+        flat = scores.float().permute(0, 2, 3, 1).reshape(-1, scores.shape[1])
+        targets = masks.reshape(-1).long()
+        weights = self.class_weights.to(scores.device) if self.class_weights is not None else None
+        losses: dict[str, Callable[[], Tensor]] = {
+            "cross_entropy": lambda: cross_entropy(flat, targets, weights),
+            "dice": lambda: dice(flat, targets),
+            "focal": lambda: focal(flat, targets, self.gamma, weights),
+        }
+        return torch.stack([weight * losses[name]() for name, weight in self.parts.items()]).sum()
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of scores ``(pixels, classes)``; 0 where every pixel is ignored."""
+    return focal(scores, targets, 0.0, weights)
+
+
+def focal(scores: Tensor, targets: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
+    """Mean focal loss (Lin et al. 2017): cross entropy times ``(1 - p)**gamma`` of the right class's probability."""
+    loss = functional.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="none")
+    counted = (targets != IGNORE).float()
+    share = counted if weights is None else counted * weights[targets.clamp(max=len(weights) - 1)]
+    if gamma:
+        share, loss = share, loss * (1 - (-loss).exp()) ** gamma
+    return (loss * share).sum() / share.sum().clamp(min=1e-8)
+
+
+def dice(scores: Tensor, targets: Tensor, smooth: float = 1.0) -> Tensor:
+    """Mean over the classes of ``1 - 2 |P T| / (|P| + |T|)`` with probabilities P (Milletari et al. 2016).
+
+    It is taken over all pixels of the batch, so that a class which an image lacks does not count as wrong there.
+    """
+    counted = (targets != IGNORE)[:, None].float()
+    probabilities = scores.softmax(dim=1) * counted
+    wanted = functional.one_hot(targets.clamp(max=scores.shape[1] - 1), scores.shape[1]) * counted
+    overlap = (probabilities * wanted).sum(dim=0)
+    total = probabilities.sum(dim=0) + wanted.sum(dim=0)
+    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()

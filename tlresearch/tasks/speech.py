@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,13 @@ from torchmetrics import MeanMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.direction import Directions
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.data.values import stack
+from tlresearch.modality.base import Modality
+from tlresearch.tasks.base import Task, TaskArguments
+from tlresearch.tasks.predictor import BATCH, Answers, Predictor, Shown
 from tlresearch.tracking.items import Item, Items
 
 log = logging.getLogger(__name__)
@@ -91,6 +96,28 @@ class Meters(nn.Module):
         return values
 
 
+class SpeechPredictor(Predictor):
+    """Writes down what is said; the classes are the characters, in the order of the outputs behind the blank."""
+
+    not_exported = "a recognition answers with as many letters as it hears, which no graph here holds"
+
+    @torch.inference_mode()
+    def table(self, samples: Sequence[Tensor]) -> dict[str, list[Any]]:
+        """Returns ``transcript`` and ``probability``, a geometric mean over the frames, of waveforms ``(samples,)``."""
+        texts: list[str] = []
+        sureness: list[float] = []
+        for start in range(0, len(samples), BATCH):
+            batch = stack(self.preprocessing.prepare_all(samples[start : start + BATCH]))
+            found, sure = greedy(self.network(batch), self.classes)
+            texts += found
+            sureness += sure
+        return {"transcript": texts, "probability": sureness}
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns transcript and probability."""
+        return Shown(row["transcript"] or "(nothing)", row["probability"])
+
+
 class SpeechRecognitionTask(Task):
     """Characters from frames: a linear layer with the CTC loss, decoded greedily.
 
@@ -100,32 +127,55 @@ class SpeechRecognitionTask(Task):
     Args:
         backbone: The staged backbone; ends in a sequence.
         characters: The characters of the transcripts, in the order of the targets' numbers.
-        optimizer: Makes the optimizer from backbone and head.
-        changing: See `Task`.
+        head: The head; ``None`` makes the linear one.
         dropout: Probability of dropout in front of the linear layer.
-        mixer: See `Task`.
-        penalty: See `Task`.
+        arguments: See `Task`.
     """
 
     served_columns = ("transcript", "probability")
+    learns = ("transcript",)
+    directions: ClassVar[Directions] = {"accuracy": "max", "word_error_rate": "min", "character_error_rate": "min"}
+    end = "sequence"
+    predictor = SpeechPredictor
 
     def __init__(
         self,
         backbone: StagedBackbone,
         *,
         characters: Sequence[str],
-        optimizer: OptimizerFactory,
-        changing: frozenset[int],
+        head: nn.Module | None = None,
         dropout: float = 0.0,
-        mixer: Mixer | None = None,
-        penalty: Penalty | None = None,
+        **arguments: Unpack[TaskArguments],
     ) -> None:
-        head = FrameHead(backbone.out_features, len(characters), dropout)
-        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        super().__init__(backbone, head or FrameHead(backbone.out_features, len(characters), dropout), **arguments)
         self.characters = tuple(characters)
         self.meters = nn.ModuleDict({f"{split}_meters": Meters() for split in SPLITS})
         self.predictions: dict[str, list[tuple[int, str, float]]] = {"val": [], "test": []}
         self._too_short, self._warned = 0, False
+
+    @classmethod
+    def build(
+        cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
+    ) -> SpeechRecognitionTask:
+        """Builds the speech recognition task of an experiment."""
+        head = cls.build_head(config.task, backbone, data.classes, data.preprocessing)
+        return cls(backbone, characters=data.classes, head=head, **arguments)
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> nn.Module:
+        """Builds a linear layer on each frame."""
+        return FrameHead(backbone.out_features, len(classes), config.dropout)
+
+    @classmethod
+    def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float]:
+        """Measures the transcripts that a served model answers with."""
+        part, meters = data.splits[split], Meters()
+        for span, table in answers:
+            said = [_spelt(part.targets[row].tolist(), data.classes) for row in span]
+            meters.update(list(table["transcript"]), said, torch.tensor(0.0))
+        return meters.finish()
 
     def loss(self, outputs: Frames, targets: Sequence[Tensor]) -> Tensor:
         """CTC loss per character, averaged over the utterances.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,30 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, Metric
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.base.errors import MissingExtraError
-from tlresearch.data.base import Batch, Data, SplitName
+from tlresearch.base.direction import Directions
+from tlresearch.base.errors import ConfigError, MissingExtraError
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
+from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.data.text import IGNORED
-from tlresearch.tasks.base import Mixer, OptimizerFactory, Penalty, Task
+from tlresearch.data.values import stack
+from tlresearch.modality.base import Modality, expect
+from tlresearch.modality.text import RawSentences, TextPreprocessing, text_input
+from tlresearch.tasks.base import Task, TaskArguments
+from tlresearch.tasks.metric_names import metric_names
+from tlresearch.tasks.predictor import BATCH, Answers, Predictor, Shown
 from tlresearch.tracking import figures
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.text_figures import wrong_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+OUTSIDE = "O"
+_WORD = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-.'’]\w+)*|[^\w\s]")
+"""Addresses, names and marks of messages, words with what joins their parts, and every other sign by itself."""
+
+Piece = tuple[int, list[int], list[int]]
+"""Of one run through the network: number of the sentence, token numbers, and the words they begin, -1 for none."""
 
 Entity = tuple[str, int, int]
 """Kind, first and last word."""
@@ -81,8 +96,8 @@ class EntityScore(Metric):
         """Returns ``precision``, ``recall``, ``f1`` and ``f1_<kind>``; 0 where there is nothing to divide by."""
         precision, recall, f1 = _scores(self.counts.sum(0).tolist())
         values = {"precision": precision, "recall": recall, "f1": f1}
-        for kind, counts in zip(self.kinds, self.counts.tolist(), strict=True):
-            values[f"f1_{kind.replace('-', '_')}"] = _scores(counts)[2]
+        for part, counts in zip(metric_names(self.kinds).values(), self.counts.tolist(), strict=True):
+            values[f"f1_{part}"] = _scores(counts)[2]
         return values
 
 
@@ -110,50 +125,164 @@ class TokenMeters(nn.Module):
         return values
 
 
+class TokensPredictor(Predictor):
+    """Tags the words of raw texts; what is longer than the longest input runs in several parts."""
+
+    not_exported = "tags are answered word by word, with the words cut by tlresearch"
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        head: nn.Module,
+        preprocessing: Modality,
+        classes: Sequence[str],
+        kind: TargetKind,
+    ) -> None:
+        super().__init__(backbone, head, preprocessing, classes, kind)
+        self.texts = texts_of(preprocessing)
+        self.raw = RawSentences()
+
+    @torch.inference_mode()
+    def table(self, samples: Sequence[str | list[str]]) -> dict[str, list[Any]]:
+        """Tags texts, or sentences that are split into words already.
+
+        Returns:
+            ``words``; ``tags``, one per word; ``entities``, each with ``kind``, ``text``, and ``start`` and ``end``,
+            its place in the text (in the words joined by spaces, where they were given); and ``probability``, that of
+            the least sure tag. A word without a token of its own is outside of every entity.
+        """
+        split = [_split(sample) for sample in samples]
+        tags = [[OUTSIDE] * len(words) for _, words, _ in split]
+        least = [1.0] * len(split)
+        pieces = [piece for number, (_, words, _) in enumerate(split) for piece in self._pieces(number, words)]
+        for start in range(0, len(pieces), BATCH):
+            part = pieces[start : start + BATCH]
+            scores, best = (
+                self.network(stack([text_input(ids) for _, ids, _ in part])).float().softmax(dim=2).max(dim=2)
+            )
+            for (number, _, words), row, sure in zip(part, best.tolist(), scores.tolist(), strict=True):
+                for word, tag, score in zip(words, row, sure, strict=False):  # rows are padded
+                    if word >= 0:
+                        tags[number][word] = self.classes[tag]
+                        least[number] = min(least[number], score)
+        return {
+            "words": [words for _, words, _ in split],
+            "tags": tags,
+            "entities": [_found(*row, tagged) for row, tagged in zip(split, tags, strict=True)],
+            "probability": least,
+        }
+
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns the entities with their kinds, and the probability of the least sure tag."""
+        found = ", ".join(f"{entity['text']} ({entity['kind']})" for entity in row["entities"])
+        return Shown(found or "none", row["probability"])
+
+    def _pieces(self, number: int, words: Sequence[str]) -> list[Piece]:
+        """Cuts a sentence into as many parts as the longest input asks for."""
+        pieces: list[Piece] = []
+        start = 0
+        while start < len(words):
+            encoded = self.texts.tokenizer.sentences([words[start:]], self.texts.max_length)[0]
+            begun: list[int] = []
+            last = None
+            for word in encoded.words:
+                begun.append(-1 if word is None or word == last else start + word)
+                last = word if word is not None else last
+            pieces.append((number, encoded.ids, begun))
+            whole = len(encoded.ids) < self.texts.max_length
+            seen = max((word + 1 for word in encoded.words if word is not None), default=0)
+            # A part of which no word was taken would be cut in the same way again.
+            start = len(words) if whole or not seen else start + seen
+        return pieces
+
+
 class TokensTask(Task):
     """A linear head on each token with cross entropy; tokens without a tag of their own have no part in it.
 
     Args:
         backbone: The staged backbone; it must end in hidden states.
         classes: The tags.
-        optimizer: Makes the optimizer from backbone and head.
-        changing: See `Task`.
+        head: The head; ``None`` makes the linear one.
         dropout: Probability of dropout in front of the linear layer.
         label_smoothing: Smoothing of the cross entropy.
         class_weights: Weight of each tag in the loss.
-        mixer: See `Task`.
-        penalty: See `Task`.
+        arguments: See `Task`.
 
     Raises:
         MissingExtraError: If seqeval is not installed.
     """
 
     served_columns = ("words", "tags", "entities", "probability")
+    learns = ("tokens",)
+    directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "precision", "recall", "f1", "f1_*"), "max")
+    end = "sequence"
+    packages = ("seqeval",)
+    predictor = TokensPredictor
 
     def __init__(
         self,
         backbone: StagedBackbone,
         *,
         classes: Sequence[str],
-        optimizer: OptimizerFactory,
-        changing: frozenset[int],
+        head: nn.Module | None = None,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
-        mixer: Mixer | None = None,
-        penalty: Penalty | None = None,
+        **arguments: Unpack[TaskArguments],
     ) -> None:
-        head = TokenHead(backbone.out_features, len(classes), dropout)
-        super().__init__(backbone, head, optimizer=optimizer, changing=changing, mixer=mixer, penalty=penalty)
+        super().__init__(backbone, head or TokenHead(backbone.out_features, len(classes), dropout), **arguments)
         entities(["O"])  # says now if seqeval is missing, not after the first epoch
         self.classes = tuple(classes)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        kinds = sorted({tag.partition("-")[2] for tag in classes if tag != "O"})
+        kinds = kinds_of(classes)
+        self.class_parts = metric_names(kinds)
         self.meters = nn.ModuleDict(
             {f"{split}_meters": TokenMeters(kinds if split != "train" else ()) for split in ("train", "val", "test")}
         )
         self.predictions: dict[str, dict[int, tuple[list[int], float]]] = {"val": {}, "test": {}}
+
+    @classmethod
+    def build(
+        cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
+    ) -> TokensTask:
+        """Builds the token classification task of an experiment."""
+        targets = list(data.splits["train"].targets)
+        balanced = config.task.class_weights == "balanced"
+        return cls(
+            backbone,
+            classes=data.classes,
+            head=cls.build_head(config.task, backbone, data.classes, data.preprocessing),
+            label_smoothing=config.task.label_smoothing,
+            class_weights=tag_weights(targets, len(data.classes)) if balanced else None,
+            **arguments,
+        )
+
+    @classmethod
+    def build_head(
+        cls, config: TaskConfig, backbone: StagedBackbone, classes: Sequence[str], preprocessing: Modality | None
+    ) -> nn.Module:
+        """Builds a linear layer on each token."""
+        return TokenHead(backbone.out_features, len(classes), config.dropout)
+
+    @classmethod
+    def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float]:
+        """Measures a served model's tags of the words that count in training.
+
+        Those are the words with a token of their own within the longest input.
+        """
+        part, texts = data.splits[split], texts_of(data.preprocessing)
+        meters = TokenMeters(kinds_of(data.classes))
+        assert meters.entities is not None
+        for span, table in answers:
+            meters.loss.update(torch.tensor(0.0))
+            encoded = texts.tokenizer.sentences([part.raw(row) for row in span], texts.max_length)
+            for row, sentence, tags in zip(span, encoded, table["tags"], strict=True):
+                given = [data.classes[tag] for tag in part.targets[row].tolist() if tag != IGNORED]
+                found = [tags[word] for word in dict.fromkeys(sentence.words) if word is not None]
+                meters.accuracy.update(torch.tensor([float(a == b) for a, b in zip(given, found, strict=True)]))
+                meters.entities.update([given], [found])
+        return meters.finish()
 
     def loss(self, outputs: Tensor, targets: Tensor | Sequence[Tensor]) -> Tensor:
         """Mean cross entropy over the tokens that have a tag.
@@ -209,7 +338,7 @@ class TokensTask(Task):
     def figures(self, data: Data) -> dict[str, Figure]:
         """Draws the confusion of kinds word by word, and the sentences with wrong entities, least sure last."""
         split, answers = self._last()
-        kinds = ["O", *sorted({tag.partition("-")[2] for tag in self.classes if tag != "O"})]
+        kinds = ["O", *kinds_of(self.classes)]
         matrix = torch.zeros(len(kinds), len(kinds), dtype=torch.int64)
         wrong = []
         for index, (found, score) in answers.items():
@@ -260,6 +389,20 @@ class TokensTask(Task):
         return cast(TokenMeters, self.meters[f"{split}_meters"])
 
 
+def texts_of(preprocessing: Modality | None) -> TextPreprocessing:
+    """Returns the tokenizer of a task over texts.
+
+    Raises:
+        ConfigError: If the inputs are something else.
+    """
+    return expect(preprocessing, TextPreprocessing, ConfigError(["task.name: tokens is for texts"], "task"))
+
+
+def kinds_of(classes: Sequence[str]) -> list[str]:
+    """Returns the kinds of entity that tags are of."""
+    return sorted({tag.partition("-")[2] for tag in classes if tag != OUTSIDE})
+
+
 def padded(targets: Tensor | Sequence[Tensor], outputs: Tensor) -> Tensor:
     """Returns the tags of a batch ``(batch, length)``, padded with `IGNORED` to the length of the outputs."""
     tags = torch.full(outputs.shape[:2], IGNORED, dtype=torch.int64, device=outputs.device)
@@ -302,3 +445,23 @@ def _listed(tags: Sequence[str]) -> str:
 
 def _worded(found: Sequence[Entity], words: Sequence[str]) -> str:
     return ", ".join(f"{' '.join(words[first : last + 1])} ({kind})" for kind, first, last in found) or "none"
+
+
+def _split(sample: str | list[str]) -> tuple[str, list[str], list[int]]:
+    """Returns text, words, and where in the text each begins."""
+    if isinstance(sample, str):
+        found = list(_WORD.finditer(sample))
+        return sample, [match.group() for match in found], [match.start() for match in found]
+    starts, place = [], 0
+    for word in sample:
+        starts.append(place)
+        place += len(word) + 1
+    return " ".join(sample), sample, starts
+
+
+def _found(text: str, words: Sequence[str], starts: Sequence[int], tags: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for kind, first, last in entities(tags):
+        start, end = starts[first], starts[last] + len(words[last])
+        rows.append({"kind": kind, "text": text[start:end], "start": start, "end": end})
+    return rows

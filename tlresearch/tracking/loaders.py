@@ -5,13 +5,24 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 SETTINGS = "served.json"
 """File of a stored model that names its loader."""
 OURS = "tlresearch.serving"
+LOADER = "tlresearch.serving.stored.load_predictor"
+"""What rebuilds the models of our tasks."""
+EARLIER: Mapping[str, str] = {
+    "tlresearch.serving.classification.load_predictor": "classification",
+    "tlresearch.serving.text.load_text_predictor": "classification",
+    "tlresearch.serving.audio.load_audio_predictor": "classification",
+    "tlresearch.serving.tokens.load_tokens_predictor": "tokens",
+    "tlresearch.serving.speech.load_speech_predictor": "speech_recognition",
+    "tlresearch.serving.dense.load_dense_predictor": "segmentation",
+}
+"""Loaders that runs recorded when each task and modality had one, with the task that is meant; `LOADER` reads them."""
 TRUSTED = "TLRESEARCH_TRUSTED_LOADERS"
 
 
@@ -33,7 +44,13 @@ def rebuild(folder: Path) -> Any:
     Raises:
         ValueError: If its loader is neither ours nor trusted.
     """
-    return find_loader(json.loads((folder / SETTINGS).read_text())["loader"])(folder)
+    return find_loader(recorded_loader(folder))(folder)
+
+
+def recorded_loader(folder: Path) -> str:
+    """Returns the dotted path of the loader that a stored model names."""
+    loader: str = json.loads((folder / SETTINGS).read_text())["loader"]
+    return loader
 
 
 def find_loader(path: str) -> Callable[[Path], Any]:
@@ -43,7 +60,7 @@ def find_loader(path: str) -> Callable[[Path], Any]:
         ValueError: If it is not one of tlresearch's: a stored model must not name code of its choice.
     """
     trusted = list(filter(None, os.environ.get(TRUSTED, "").split(",")))
-    module, _, name = path.rpartition(".")
+    module, _, name = (LOADER if path in EARLIER else path).rpartition(".")
     ours = module.startswith(f"{OURS}.")
     if ours or module.split(".")[0] in trusted:
         loader: Callable[[Path], Any] = getattr(importlib.import_module(module), name)

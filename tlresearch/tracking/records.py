@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STUDY_TAG = "tlresearch.study"
 TRIAL = "tlresearch.trial"
+DIRECTIONS = "tlresearch.directions"
+"""Tag of a run: what its task says of its metrics, as JSON; see `tlresearch.base.direction`."""
 CONFIG = "config.yaml"
 DATA_FILES = "data/files.json"
 ENVIRONMENT = "provenance/environment.json"
@@ -23,6 +25,7 @@ DIFF = "provenance/diff.patch"
 COMPUTATION = "provenance/computation.json"
 TIMES = "provenance/autotune.json"
 PREDICTIONS = "predictions"
+CLASS_NAMES = "metrics/class_names.json"
 """Artifacts of a run: how it is started again, what it came from, and its predictions sample by sample."""
 _PAGE = 1000
 _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run that is not in the store

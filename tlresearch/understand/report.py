@@ -137,7 +137,8 @@ def _run(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
 def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
     sweep = yaml.safe_load(read_text(store, run.info.run_id, "sweep.yaml") or "{}") or {}
     objective = {"metric": "val/accuracy", "direction": "maximize"} | (sweep.get("objective") or {})
-    metric, maximize = objective["metric"], objective["direction"] == "maximize"
+    metric = objective["metric"]
+    maximize = (run.data.tags.get("tlresearch.direction") or objective["direction"]) == "maximize"
     trials = read_json(store, run.info.run_id, "trials.json") or {}
     inner = children(store, run.info.run_id)
     values, tags = run.data.metrics, run.data.tags

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tlresearch.base.errors import TrackingError
@@ -9,8 +11,9 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.show.terminal import plain_text
 from tlresearch.tracking.groups import GROUP, SEED, SeedRun, log_finished
 from tlresearch.tracking.items import Item, Items
+from tlresearch.tracking.records import DIRECTIONS
 from tlresearch.tracking.run import open_run
-from tlresearch.understand.comparison.compare import Comparison, compare_runs, compare_sweep, guess_direction
+from tlresearch.understand.comparison.compare import Comparison, compare_runs, compare_sweep
 
 pytestmark = [
     pytest.mark.usefixtures("tables"),
@@ -27,7 +30,7 @@ def record(
     parent: str | None = None,
     experiment: str = "e",
 ) -> str:
-    params = {"optimizer.lr": lr, "seed": 0}
+    params = {"optimizer.lr": lr, "seed": 0, "task.name": "classification"}
     run = open_run(CONFIG, experiment=experiment, name=name, params=params, tags={}, parent=parent)
     for epoch, accuracy in enumerate(accuracies):
         run.log_metrics({"val/accuracy": accuracy, "val/loss": 1 - accuracy, "system/x": 1.0}, epoch)
@@ -93,12 +96,24 @@ def test_a_sweep_is_sorted_by_its_objective_with_pruned_and_failed_last() -> Non
         compare_sweep("other")
 
 
-@pytest.mark.parametrize(
-    ("metric", "direction"),
-    [("val/loss", "minimize"), ("val/accuracy", "maximize"), ("test/error", "minimize")],
-)
-def test_the_direction_follows_the_name(metric: str, direction: str) -> None:
-    assert guess_direction(metric) == direction
+def judged(name: str, value: float, **tags: str) -> str:
+    metrics = {"val/answer_accuracy": value, "val/map_wer": value, "val/slips": value, "gap/answer_accuracy": value}
+    with open_run(CONFIG, experiment="e", name=name, params={}, tags=tags) as run:
+        run.log_metrics({**metrics, "shift/rain/drop": value}, 0)
+    return run.run_id
+
+
+def test_which_way_a_metric_is_better_is_what_the_runs_task_says() -> None:
+    """`answer_accuracy` contains `wer`, which once made less of it the better."""
+    said = {DIRECTIONS: json.dumps({"answer_accuracy": "max", "map_*": "max"})}
+    low, high = judged("low", 0.2, **said), judged("high", 0.8, **said)
+    found = compare_runs([low, high])
+    assert found.best == {"val/answer_accuracy": high, "val/map_wer": high, "shift/rain/drop": low}
+    assert "gap/answer_accuracy" not in found.directions  # neither more nor less of it is better
+    assert "val/slips" not in found.directions  # nobody said it
+    assert "★ 0.8" in text(found)
+    before = [judged(name, value) for name, value in (("lower", 0.2), ("higher", 0.8))]
+    assert compare_runs(before).best == {"shift/rain/drop": before[0]}
 
 
 def group(name: str, accuracies: dict[int, list[bool]], data: str = "d 1") -> str:
@@ -122,7 +137,7 @@ def record_items(
     tags: dict[str, str] | None = None,
     parent: str | None = None,
 ) -> str:
-    params = {"optimizer.lr": len(name), "seed": seed}
+    params = {"optimizer.lr": len(name), "seed": seed, "task.name": "classification"}
     tags = {"tlresearch.data": data, **(tags or {})}
     run = open_run(CONFIG, experiment="e", name=name, params=params, tags=tags, parent=parent)
     items = Items("test", tuple(Item(f"{n}.png", "a", "a" if yes else "b", 0.9) for n, yes in enumerate(right)))

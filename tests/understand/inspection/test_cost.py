@@ -7,8 +7,8 @@ from torch import nn
 
 from tests.toy import toy_backbone
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.data.base import Preprocessing
 from tlresearch.finetuning.param_groups import digests
+from tlresearch.modality.image import Preprocessing
 from tlresearch.understand.inspection.cost import depth_costs, multiply_adds
 
 FLOAT = 4

@@ -21,7 +21,7 @@ from tlresearch.config.schema import BackboneConfig, DataConfig
 from tlresearch.data.base import Data, Fingerprint, SampleKey
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
-from tlresearch.data.transforms import Evaluation
+from tlresearch.modality.image import Evaluation
 from tlresearch.tracking.manifest import read_json
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect

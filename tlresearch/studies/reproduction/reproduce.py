@@ -35,6 +35,7 @@ from tlresearch.studies.reproduction.present import present_data, present_weight
 from tlresearch.studies.reproduction.scoreboard import Reproduction, Row, as_record, counts, scoreboard
 from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
+from tlresearch.tasks.build import directed
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.records import search
 from tlresearch.tracking.run import JournalRun, open_run
@@ -183,11 +184,11 @@ class _Reproducer:
             ]
 
     def _judged(self, variant: str, loaded: Loaded[ExperimentConfig], group: GroupResult) -> list[Row]:
-        trainer, reference = loaded.config.trainer, _reference(loaded)
+        trainer, reference = directed(loaded.config).trainer, _reference(loaded)
         rows = []
         for number in reference.numbers:
             values = [
-                compared_value(number, run.history, run.metrics, monitor=trainer.monitor, mode=trainer.mode)
+                compared_value(number, run.history, run.metrics, monitor=trainer.monitor, mode=trainer.mode or "max")
                 for run in group.runs
             ]
             found = judge(number, values)

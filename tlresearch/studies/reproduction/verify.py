@@ -17,8 +17,7 @@ from tlresearch.config.load import Loaded, MissingFilesError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.run.training import settle
-from tlresearch.serving.base import WEIGHTS
-from tlresearch.serving.measure import measure_served
+from tlresearch.serving.stored import WEIGHTS
 from tlresearch.show.elements import Cell, Column, Table, Tone
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.show.terminal import show
@@ -30,6 +29,8 @@ from tlresearch.studies.reproduction.present import (
     present_weights,
     recorded_config,
 )
+from tlresearch.tasks.build import find_task
+from tlresearch.tasks.predictor import measure_served
 from tlresearch.tracking.calls import FAILURE
 from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import damaged, local, model_address, read_manifest
@@ -213,7 +214,7 @@ def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbon
             with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
                 logged = measure(plain, data, backbone, file, split)
         served = load_model(store, models[-1])
-        found = measure_served(served.predict, data, split, config.data.eval_batch_size)
+        found = measure_served(find_task(config.task.name), served.predict, data, split, config.data.eval_batch_size)
         if found is None:
             with local(store, model_address(store, models[-1])) as folder:
                 found = measure(plain, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)

@@ -72,7 +72,7 @@ def confirm(
 
 def best_first(found: Sequence[Confirmed], objective: ObjectiveConfig) -> list[Confirmed]:
     """Sorts by the mean of the objective over the fresh seeds; what a trial had reached does not count."""
-    sign = -1 if objective.direction == "maximize" else 1
+    sign = 1 if objective.direction == "minimize" else -1
     return sorted(found, key=lambda one: (sign * one.metrics[objective.metric].mean, one.trial.number))
 
 

@@ -8,18 +8,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from optuna.study import Study
 
 from tlresearch.backbones.build import build_backbone
-from tlresearch.base.errors import UserError
+from tlresearch.base.direction import Direction, direction_of
+from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import Loaded, load_experiment, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
-from tlresearch.tasks.build import needed_end
+from tlresearch.tasks.build import find_task, needed_end
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import JournalRun, SilentRun, open_run
 from tlresearch.tracking.views import save_view
@@ -68,7 +70,29 @@ def check(sweep: Loaded[SweepConfig]) -> Plan:
     if points is not None and points < config.trials:
         log.warning("the grid has %d points: the sweep ends after them, not after %d trials", points, config.trials)
         config = replace(config, trials=points)
-    return Plan(replace(sweep, config=config), base, space)
+    return Plan(replace(sweep, config=_directed(config, base.config)), base, space)
+
+
+def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
+    """The sweep with the direction of its metric, where it leaves that to the task.
+
+    Raises:
+        ConfigError: If the task does not declare it.
+    """
+    objective = sweep.objective
+    if objective.direction is not None:
+        return sweep
+    direction = direction_of(objective.metric, find_task(base.task.name).directions)
+    if direction is None:
+        raise ConfigError(
+            [
+                f"objective.direction: {base.task.name} does not say which way {objective.metric} is better; "
+                "set maximize or minimize"
+            ],
+            sweep.name,
+        )
+    words: dict[Direction, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
+    return replace(sweep, objective=replace(objective, direction=words[direction]))
 
 
 @contextmanager
@@ -150,7 +174,7 @@ def _open_parent(plan: Plan, study: Study) -> JournalRun:
         tags={
             "tlresearch.study": config.name,
             "tlresearch.metric": config.objective.metric,
-            "tlresearch.direction": config.objective.direction,
+            "tlresearch.direction": config.objective.direction or "maximize",
         },
         description=config.description,
         run_id=run_id,

@@ -127,7 +127,7 @@ def _dimension(name: str, dimensions: Sequence[str]) -> Column:
 
 def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, Path]:
     """Draws history, importance and, where both were searched, depth against learning rate, as PNG files."""
-    metric, direction = config.objective.metric, config.objective.direction
+    metric, direction = config.objective.metric, config.objective.direction or "maximize"
     trials = studies.ended(study)
     found = {"history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)}
     shares = studies.importances(study)

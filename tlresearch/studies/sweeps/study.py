@@ -92,17 +92,18 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         UserError: If the storage cannot be reached.
         ConfigError: If sampler or pruner refuse their options, or the study was made with another direction.
     """
+    direction = sweep.objective.direction or "maximize"
     with quiet_optuna():
         storage = _storage(sweep)
         study = optuna.create_study(
             study_name=sweep.name,
             storage=storage,
             pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
-            direction=sweep.objective.direction,
+            direction=direction,
             load_if_exists=True,
         )
     weakref.finalize(study, storage.disconnect)  # Optuna would leave its connections to the garbage collector
-    if study.direction.name.lower() != sweep.objective.direction:
+    if study.direction.name.lower() != direction:
         raise ConfigError(
             [
                 f"objective.direction: the study '{sweep.name}' was made to {study.direction.name.lower()}; "

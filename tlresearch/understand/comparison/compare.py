@@ -1,18 +1,22 @@
-"""Recorded runs side by side: the params that differ, their metrics, the best starred, and the page of it. No torch."""
+"""Recorded runs side by side: the params that differ, their metrics, the best starred, and the page of it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from tlresearch.base.direction import Direction, Directions, direction_of
 from tlresearch.base.errors import TrackingError
+from tlresearch.config.tasks import TASKS
 from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone
 from tlresearch.show.metrics import folded, without_ends
 from tlresearch.show.page import Page, Shown, page_of
+from tlresearch.tracking import records
 from tlresearch.tracking.addresses import compare_url
 from tlresearch.tracking.calls import STATE
 from tlresearch.tracking.groups import SeedRun, finished, is_group
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from tlresearch.base.statistics import Summary
 
 State = Literal["finished", "pruned", "failed", "killed", "running"]
-Direction = Literal["maximize", "minimize"]
 
 _HIDDEN_METRICS = (
     "system/",
@@ -42,10 +45,9 @@ _HIDDEN_METRICS = (
     "high/",
 )
 _HIDDEN_PARAMS = ("tracking.", "name", "group.")
-_FALLING = ("loss", "error", "drop", "perplexity", "seconds", "nll", "ece", "brier", "wer")
 _MOST_IN_URL = 30
 _MOST_NOTED = 4  # of more runs only the last value of each metric is shown, without the best one beside it
-_BETTER: Mapping[Direction, Better] = {"minimize": "lower", "maximize": "higher"}
+_BETTER: Mapping[Direction | None, Better] = {"min": "lower", "max": "higher"}
 _TONES: Mapping[State, Tone] = {
     "finished": "good",
     "pruned": "warning",
@@ -101,7 +103,7 @@ class Comparison(Shown):
         rows: The runs, in the order they were asked for, or best first in a sweep.
         differing: Params whose values differ, with the value of each run; `None` where it has none.
         metrics: Names of the metrics shown.
-        directions: Whether more or less is better, by metric.
+        directions: Whether more or less is better, of the metrics whose task said so.
         url: The comparison in MLflow's UI.
         left_out: Runs of the sweep that `top` cut off.
         tests: Paired tests between the best run, or the first, and the others.
@@ -137,7 +139,7 @@ class Comparison(Shown):
         if any(row.state != "finished" for row in self.rows):
             columns["state"] = Column("state"), [Cell(row.state, tone=_TONES[row.state]) for row in self.rows]
         for name in names:
-            better = _BETTER.get(self.directions[name])
+            better = _BETTER.get(self.directions.get(name))
             columns[name] = Column(name, ".4g", better=better), [self._metric(row, name, noted) for row in self.rows]
         # What the search varied comes before what sets a baseline apart from all trials.
         varied = sorted(self.differing, key=lambda key: -len(set(self.differing[key])))
@@ -263,8 +265,8 @@ def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Compa
     if metric is None:
         return _compare(store, f"sweep {sweep}", found[:top], left_out=len(found[top:]))
     stated = about.get("tlresearch.direction") or about.get("objective.direction")
-    named: dict[str | None, Direction] = {"minimize": "minimize", "maximize": "maximize"}
-    direction = named.get(stated) or guess_direction(metric)
+    named: dict[str | None, Direction] = {"minimize": "min", "maximize": "max"}
+    direction = named.get(stated) or direction_of(metric, _declared(found[0])) or "max"
     found.sort(key=_order(metric, direction))
     comparison = _compare(
         store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
@@ -283,14 +285,17 @@ def _compare(
 ) -> Comparison:
     goal = goal or {}
     groups = {run.info.run_id: finished(store, run.info.run_id) for run in runs if is_group(run)}
+    firsts = {group: _first(store, seeds) for group, seeds in groups.items() if seeds}
     recorded = [
         *(run.data.metrics for run in runs),
         *(one.metrics for seeds in groups.values() for one in seeds.values()),
     ]
     names = _metric_names(recorded, next(iter(goal), None))
-    directions = {name: goal.get(name, guess_direction(name)) for name in names}
+    declared = {name: way for run in (*runs, *firsts.values()) for name, way in _declared(run).items()}
+    stated = {name: goal.get(name) or direction_of(name, declared) for name in names}
+    directions = {name: direction for name, direction in stated.items() if direction}
     rows = tuple(
-        _group_row(store, run, groups[run.info.run_id], names)
+        _group_row(run, groups[run.info.run_id], firsts[run.info.run_id], names)
         if groups.get(run.info.run_id)
         else _row(store, run, names, directions)
         for run in runs
@@ -304,14 +309,27 @@ def _compare(
         directions=directions,
         url=compare_url(store.ui, ids, [row.experiment_id for row in rows]),
         left_out=left_out,
-        best={name: best for name in names if (best := _best(rows, name, directions[name]))},
+        best={name: best for name, way in directions.items() if (best := _best(rows, name, way))},
     )
 
 
-def guess_direction(metric: str) -> Direction:
-    """Whether more or less of a metric is better, by its name."""
-    name = metric.rsplit("/", 1)[-1].lower()
-    return "minimize" if any(word in name for word in _FALLING) else "maximize"
+def _declared(run: Run) -> Directions:
+    """What a run's task declared of its metrics; of a run that did not record it yet, what the task says today."""
+    recorded = run.data.tags.get(records.DIRECTIONS)
+    if recorded is not None:
+        declared: Directions = json.loads(recorded)
+        return declared
+    name = run.data.params.get("task.name", "")
+    if name not in TASKS:
+        return {}
+    from tlresearch.tasks.build import find_task  # imports torch, which a comparison does without otherwise
+
+    return find_task(name).directions
+
+
+def _first(store: Store, seeds: Mapping[int, SeedRun]) -> Run:
+    with store.errors():
+        return store.client.get_run(next(iter(seeds.values())).run_id)
 
 
 def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:
@@ -323,19 +341,17 @@ def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, 
         name=(run.info.run_name or run.info.run_id[:8]).removeprefix(PRUNED_MARK),
         state=_run_state(run),
         params={} if is_group(run) else dict(run.data.params),
-        metrics={name: _value(store, run, name, directions[name]) for name in known},
+        metrics={name: _value(store, run, name, directions.get(name)) for name in known},
         seconds=max(0.0, (ended - run.info.start_time) / 1000),
         data=run.data.tags.get("tlresearch.data", ""),
     )
 
 
-def _group_row(store: Store, group: Run, seeds: Mapping[int, SeedRun], names: Sequence[str]) -> Row:
+def _group_row(group: Run, seeds: Mapping[int, SeedRun], first: Run, names: Sequence[str]) -> Row:
     """A group as one row: the mean of each metric over its finished seeds, and the params that the seeds share."""
     from tlresearch.base.statistics import summary
 
     runs = list(seeds.values())
-    with store.errors():
-        first = store.client.get_run(runs[0].run_id)
     metrics = {}
     for name in names:
         by_seed = {run.seed: run.metrics[name] for run in runs if name in run.metrics}
@@ -356,10 +372,12 @@ def _group_row(store: Store, group: Run, seeds: Mapping[int, SeedRun], names: Se
     )
 
 
-def _value(store: Store, run: Run, name: str, direction: Direction) -> Value:
+def _value(store: Store, run: Run, name: str, direction: Direction | None) -> Value:
+    if direction is None:  # nobody said which of its values is the best one
+        return Value(run.data.metrics[name], math.nan, 0)
     with store.errors():
         history = store.client.get_metric_history(run.info.run_id, name)
-    better = max if direction == "maximize" else min
+    better = max if direction == "max" else min
     points = [(metric.value, metric.step) for metric in history if not math.isnan(metric.value)]
     best, step = better(points, key=lambda point: point[0], default=(math.nan, 0))
     return Value(run.data.metrics[name], best, step)
@@ -373,7 +391,7 @@ def _run_state(run: Run) -> State:
 
 
 def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, bool, bool, float]]:
-    sign = -1 if direction == "maximize" else 1
+    sign = -1 if direction == "max" else 1
 
     def key(run: Run) -> tuple[bool, bool, bool, float]:
         group = is_group(run)
@@ -404,7 +422,7 @@ def _differing(rows: Sequence[Row]) -> dict[str, tuple[str | None, ...]]:
 
 
 def _best(rows: Sequence[Row], name: str, direction: Direction) -> str | None:
-    sign = 1 if direction == "maximize" else -1
+    sign = 1 if direction == "max" else -1
     values = [
         (sign * row.metrics[name].last, row.run_id)
         for row in rows

@@ -19,8 +19,7 @@ from tlresearch.backbones.describe import describe_stages
 from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
-from tlresearch.data.base import Preprocessing, SplitName
-from tlresearch.data.transforms import resized
+from tlresearch.data.base import SplitName
 from tlresearch.data.values import Value, leaves
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
@@ -260,11 +259,7 @@ def _run(what: str) -> Run:
 
 def _example(backbone: StagedBackbone, image_size: int | None) -> Value:
     """An input of one sample, of the size that the experiment gives images."""
-    preprocessing = backbone.preprocessing
-    if isinstance(preprocessing, Preprocessing):
-        preprocessing = resized(preprocessing, image_size)
-    example: Value = preprocessing.example()
-    return example
+    return backbone.preprocessing.sized(image_size).example()
 
 
 def _skeleton(config: ExperimentConfig) -> StagedBackbone:

@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
 from tlresearch.base.errors import MissingExtraError, UserError
-from tlresearch.data.base import Data, Preprocessing, SplitName
+from tlresearch.data.base import Data, SplitName
+from tlresearch.modality.base import expect
+from tlresearch.modality.image import Preprocessing
 from tlresearch.tasks.classification import ClassificationTask
 from tlresearch.tracking.figures import new_figure
 from tlresearch.tracking.items import Items
@@ -83,8 +85,8 @@ def explain(finished: Finished, split: SplitName, rows: Sequence[int]) -> list[S
     except ImportError:
         raise MissingExtraError("captum", "understand") from None
     task, data = finished.task, finished.data
-    preprocessing = data.preprocessing
-    if not isinstance(task, ClassificationTask) or not isinstance(preprocessing, Preprocessing):
+    preprocessing = expect(data.preprocessing, Preprocessing, UserError("--saliency: is for image classification"))
+    if not isinstance(task, ClassificationTask):
         raise UserError("--saliency: is for image classification")
     inputs = inputs_of(data, split, rows)
     layer = last_map(task.backbone, inputs[:1])

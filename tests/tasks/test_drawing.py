@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tlresearch.serving.drawing import box_pictures, mask_pictures, shown_boxes, shown_shares
+from tlresearch.tasks.detection import box_pictures, shown_boxes
+from tlresearch.tasks.segmentation import mask_pictures, shown_shares
 
 CLASSES = ("back", "square", "disc")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import asdict
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from pandas import DataFrame
 from PIL import Image
 
-from tlresearch.data.base import Preprocessing
-from tlresearch.serving.raw import RawImages, RawTexts
+from tlresearch.modality.image import Preprocessing, RawImages
+from tlresearch.modality.text import RawTexts
 
 
 @pytest.fixture
@@ -87,4 +87,5 @@ def test_files_are_turned_and_shown_as_in_training() -> None:
     Image.fromarray(np.array([[0, 10]], dtype=np.uint16)).save(deep, "PNG")
     assert RawImages(1).decode(deep.getvalue()).tolist() == [[[0, 0]]]
     assert RawImages(1, windows=[(5, 10)]).decode(deep.getvalue()).tolist() == [[[0, 255]]]
-    assert Preprocessing.from_fields(asdict(Preprocessing(8, 9, windows=((5.0, 10.0),)))).windows == ((5.0, 10.0),)
+    windowed = Preprocessing(8, 9, windows=((5.0, 10.0),))
+    assert Preprocessing(8, 9).restored(json.loads(json.dumps(windowed.description()))) == windowed

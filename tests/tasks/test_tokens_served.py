@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.serving.every_task import make, tokens
-from tlresearch.serving.tokens import TokensPredictor
+from tlresearch.tasks.tokens import TokensPredictor
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def predictor(tmp_path: Path) -> TokensPredictor:
     """Says ``B-per`` of anna and ``B-loc`` of paris wherever they stand: the head looks at the embeddings alone."""
     made = make(tokens(tmp_path))
     found: TokensPredictor = made.predictor(tmp_path / "stored")
-    vocabulary = found.preprocessing.tokenizer.tokenizer.get_vocab()  # type: ignore[attr-defined]
+    vocabulary = found.texts.tokenizer.tokenizer.get_vocab()  # type: ignore[attr-defined]
     numbers = {vocabulary["anna"]: "B-per", vocabulary["paris"]: "B-loc"}
 
     class Known(torch.nn.Module):
@@ -53,7 +53,7 @@ def test_a_text_longer_than_the_input_runs_in_parts(predictor: TokensPredictor) 
     words = ["annas", "went", "to", "paris"] * 20
     (tags,) = predictor.table([words])["tags"]
     assert tags == ["B-per", "O", "O", "B-loc"] * 20
-    assert predictor.network.longest <= predictor.max_length == 12  # type: ignore[attr-defined]
+    assert predictor.network.longest <= predictor.texts.max_length == 12  # type: ignore[operator]
 
 
 def test_other_samples_are_refused(predictor: TokensPredictor) -> None:

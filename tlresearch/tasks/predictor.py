@@ -1,0 +1,143 @@
+"""What a trained network answers to raw samples, without the data or the run it came from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import nn
+
+from tlresearch.backbones.base import StagedBackbone
+from tlresearch.data.base import Data, SplitName, TargetKind
+from tlresearch.modality.base import Modality, RawInput
+
+if TYPE_CHECKING:
+    from tlresearch.tasks.base import Task
+
+BATCH = 64
+"""Samples that run through the network at once."""
+
+Answers = Iterator[tuple[range, Any]]
+"""Positions in a split, and a data frame with the served model's answers for them."""
+
+
+class Shown(NamedTuple):
+    """An answer as a person reads it.
+
+    Attributes:
+        prediction: The answer in a few words.
+        probability: How sure the model is of it, or of its least sure part; ``None`` where there is no one number.
+    """
+
+    prediction: str
+    probability: float | None
+
+
+class Predictor(ABC):
+    """Predicts from raw samples; each task has one.
+
+    Args:
+        backbone: The backbone.
+        head: The task's head.
+        preprocessing: What a sample is, and what is done to it.
+        classes: Class names in the order of their numbers.
+        kind: What the targets are.
+
+    Attributes:
+        raw: How samples are read.
+    """
+
+    not_exported: ClassVar[str] = "what it answers is not one tensor of scores"
+    """Why there is no graph of it; see `ScoresPredictor`."""
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        head: nn.Module,
+        preprocessing: Modality,
+        classes: Sequence[str],
+        kind: TargetKind,
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.network = nn.Sequential(backbone, head).eval()
+        self.preprocessing = preprocessing
+        self.raw: RawInput = preprocessing.raw
+        self.classes = tuple(classes)
+        self.kind = kind
+
+    def read(self, model_input: Any) -> list[Any]:
+        """Reads samples as MLflow hands them over; see `RawInput.read`."""
+        return self.raw.read(model_input)
+
+    @abstractmethod
+    def table(self, samples: Sequence[Any]) -> dict[str, list[Any]]:
+        """Returns the answers as columns of plain values, one entry per sample."""
+
+    @abstractmethod
+    def shown(self, row: Mapping[str, Any]) -> Shown:
+        """Returns one row of the table as a person reads it."""
+
+    def pictures(self, sample: Any, row: Mapping[str, Any]) -> dict[str, Image]:
+        """Draws an answer; a picture stands for the column of its name, if there is one."""
+        return {}
+
+
+class ScoresPredictor(Predictor):
+    """A predictor whose whole answer follows from one tensor of scores, so that a graph can hold it.
+
+    Attributes:
+        output: What is exported, in words.
+        answer: The answer that is exported beside it, in words.
+        inside: What the graph does behind the preprocessing, in words.
+        most: Samples that an export is measured on unless said otherwise; ``None`` for all.
+    """
+
+    output: ClassVar[str] = "probabilities: float32 (N, classes)"
+    answer: ClassVar[str] = "answer: int64 (N,), the number of the likeliest class; of several labels bool (N, classes)"
+    inside: ClassVar[str] = "network, probabilities"
+    most: ClassVar[int | None] = None
+
+    @abstractmethod
+    def probabilities(self, sample: Any) -> NDArray[Any]:
+        """Returns the probabilities ``(1, classes, ...)`` of a raw sample."""
+
+    @abstractmethod
+    def score(
+        self, found: Sequence[NDArray[Any]], data: Data, split: SplitName, rows: Sequence[int]
+    ) -> dict[str, float]:
+        """Measures probabilities of samples by the metrics of the task, without the split's name.
+
+        Args:
+            found: Probabilities of each sample.
+            data: The data.
+            split: The split.
+            rows: Positions of the samples in it.
+        """
+
+
+def measure_served(
+    task: type[Task], predict: Callable[[list[Any]], Any], data: Data, split: SplitName, batch_size: int
+) -> dict[str, float] | None:
+    """Measures what a served model says of a split by the metrics of its task: raw samples in, metrics out.
+
+    Args:
+        task: The task's class.
+        predict: The served model: takes raw samples and returns a data frame with one row for each.
+        data: The data.
+        split: The split.
+        batch_size: Samples that are asked for at once.
+
+    Returns:
+        Metrics without the name of the split, and without the loss, which a served model does not know; ``None`` where
+        the answers are of other things than the metrics (see `Task.measure`).
+    """
+    part, preprocessing = data.splits[split], data.preprocessing
+    handed: Callable[[Any], Any] = preprocessing.handed if preprocessing is not None else lambda sample: sample
+    spans = (range(start, min(start + batch_size, len(part))) for start in range(0, len(part), batch_size))
+    rows = ((span, predict([handed(part.raw(row)) for row in span])) for span in spans)
+    measured = task.measure(data, split, rows)
+    return measured and {name: value for name, value in measured.items() if name != "loss"}
