@@ -39,5 +39,5 @@ def used_while_waiting(**variables: str) -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of Linux")
 def test_a_thread_that_is_done_goes_to_sleep() -> None:
-    # The environment has the last word. How long a thread spins depends on how busy the machine is: the two are compared.
+    # The environment has the last word. How long a thread spins depends on the machine: the two are compared.
     assert used_while_waiting() < used_while_waiting(GOMP_SPINCOUNT="100000000") / 2
