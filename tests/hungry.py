@@ -33,7 +33,7 @@ class Hungry(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if len(inputs) > self.fits:
-            torch.empty(PETABYTE, dtype=torch.uint8)
+            torch.empty(PETABYTE, dtype=torch.uint8, device=inputs.device)
         if self.kill_loader and multiprocessing.active_children():
             multiprocessing.active_children()[0].kill()
         self.trained += self.training
