@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-pages fuzz audit chaos bench lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
+.PHONY: help setup demo test test-slow test-pages fuzz audit chaos bench gpu lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -48,6 +48,9 @@ chaos: setup  ## Cause every fault for real, and print what became of it: make c
 BENCHMARKS := startup full_finetune tracking_overhead mixed_sweep growth head_only_sweep depth_cost
 bench: setup  ## Measure every claim about speed, or one: make bench BENCHMARKS=mixed_sweep (needs a quiet machine)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --write $(ARGS) || exit 1; done
+
+gpu: setup  ## On a GPU: is it right, is it fast? Tests and benchmarks into gpu-results/ (8 minutes; tiny without a GPU)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 fuzz: setup  ## Feed thousands of broken configs and files to every reader (a few minutes)
 	TLRESEARCH_FUZZ=thorough $(BIN)/python -m pytest --numprocesses auto tests/fuzz $(ARGS)
