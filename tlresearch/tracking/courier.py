@@ -547,9 +547,12 @@ def deliver(uri: str, patience: float = 5.0) -> list[Delivered]:
             raise TrackingError(f"{own.label}: another process delivers what waits for this store")
         time.sleep(PACE)
     try:
-        if not own.round(hurry=True):
-            reason = away(own.label)
-            raise StoreAwayError(reason.reason if reason else f"MLflow store {own.label} is away")
+        for _ in journals(own.label):  # a call that names another run waits for that one: once more for each at most
+            if not own.round(hurry=True):
+                reason = away(own.label)
+                raise StoreAwayError(reason.reason if reason else f"MLflow store {own.label} is away")
+            if not waiting(own.label):
+                break
         return own.deliveries()
     finally:
         own.step_down()

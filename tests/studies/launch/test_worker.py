@@ -87,7 +87,7 @@ def test_workers_of_a_job_array_share_a_fresh_server_and_a_lost_one_costs_nothin
             assert workers[0].poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(workers[0].pid, signal.SIGKILL)  # the process that writes its runs to MLflow too
+        os.killpg(workers[0].pid, signal.SIGKILL)  # the process that ships its runs to MLflow too
         workers[0].communicate()
         output = workers[1].communicate(timeout=PATIENCE)[0]
         assert workers[1].returncode == 0, output
@@ -100,13 +100,15 @@ def test_workers_of_a_job_array_share_a_fresh_server_and_a_lost_one_costs_nothin
         assert len([trial for trial in ended if trial.params == {"optimizer.lr": 0.05}]) == 1
         parents, trials = runs_by_status()
         assert [run.info.status for run in parents] == ["SCHEDULED"]  # the trials are done; the end work is not
-        assert trials == Counter(FINISHED=5, KILLED=1)  # nothing seems to run that was lost
+        # Nothing seems to run that was lost. MLflow knows of it if it was shipped before the machine was lost.
+        known = (Counter(FINISHED=5), Counter(FINISHED=5, KILLED=1))
+        assert trials in known
 
         result = run_sweep(sweep)  # by another machine: it shares no folder with the workers
         parents, trials = runs_by_status()
         assert [run.info.status for run in parents] == ["FINISHED"]
         assert parents[0].info.run_id == result.run_id
-        assert trials == Counter(FINISHED=5, KILLED=1)
+        assert trials in known
         assert result.best_value == max(trial.value or 0.0 for trial in ended)
 
 
