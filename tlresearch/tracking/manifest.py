@@ -42,10 +42,6 @@ class Manifest:
         """Takes text that is stored as `place`."""
         self.files[place] = hashlib.sha256(text.encode()).hexdigest()
 
-    def add_model(self, model_id: str, folder: Path) -> None:
-        """Takes the folder of a logged model."""
-        self.models[model_id] = hashes(folder, "")
-
     def missing(self, store: Store, run_id: str) -> None:
         """Takes the artifacts that an earlier process of a continued run stored."""
         if NAME in (paths := set(_stored(store, run_id))):
