@@ -17,9 +17,9 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.values import stack
 from tlresearch.finetuning.callback import EpochReport
 from tlresearch.modality.text import text_input
+from tlresearch.modality.values import stack
 from tlresearch.run.fit import Role
 from tlresearch.tracking.store import connect
 

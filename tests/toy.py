@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, WeightsRecord
 from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
-from tlresearch.data.values import Value
 from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.values import Value
 
 STAGES = ("stem", "middle", "top")
 CLASSES = ("left", "right")

@@ -21,8 +21,8 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, SplitName
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
-from tlresearch.data.values import to_device
 from tlresearch.finetuning.presets import build_schedule
+from tlresearch.modality.values import to_device
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 

@@ -83,8 +83,9 @@ def _watch(*, by_turns: int) -> list[float]:
     """
     from tlresearch.run import fit
     from tlresearch.studies.sweeps import run as sweep
+    from tlresearch.tracking.base import SilentRun
     from tlresearch.tracking.courier import settle
-    from tlresearch.tracking.run import JournalRun, SilentRun, open_run
+    from tlresearch.tracking.run import JournalRun, open_run
 
     moments: list[float] = []
     opened = itertools.count()

@@ -12,8 +12,8 @@ from torch.nn import functional
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.predictor import Answers, Predictor, Shown
 

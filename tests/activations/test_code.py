@@ -97,7 +97,7 @@ def test_code_that_decodes_and_resizes_counts_and_code_that_reports_does_not(
 ) -> None:
     split = object.__new__(ImageSplit)
     file, whole = code._file, code_behind(split)
-    for name, counts in {"tlresearch.data.decoding": True, "tlresearch.data.transforms": True,
+    for name, counts in {"tlresearch.modality.decoding": True, "tlresearch.data.transforms": True,
                          "tlresearch.base.errors": False}.items():  # fmt: skip
         changed = tmp_path / f"{name}.py"
         shutil.copy(str(file(name)), changed)

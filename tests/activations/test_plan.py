@@ -18,9 +18,9 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
 from tlresearch.data.loading import make_loader
-from tlresearch.data.values import Value
 from tlresearch.finetuning.callback import FreezeScheduleCallback
 from tlresearch.finetuning.schedule import Course, FreezeSchedule
+from tlresearch.modality.values import Value
 
 THREE_PHASES = make_schedule(make_phase(0, 2), make_phase(2, 2), make_phase(1, 2))
 

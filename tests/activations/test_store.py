@@ -18,7 +18,7 @@ from tlresearch.activations import entry as entries
 from tlresearch.activations import store as stores
 from tlresearch.activations.entry import Stored
 from tlresearch.activations.store import ActivationStore
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 SAMPLES = 4
 

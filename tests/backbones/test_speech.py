@@ -17,9 +17,9 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.speech import SPEECH_MODELS
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.values import stack, unstack
 from tlresearch.finetuning import lora
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import stack, unstack
 
 CASES = [*product(SPEECH_MODELS, ("layer", "group"), (False, True))]
 CLIPS = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in (331, 90, SHORTEST)]

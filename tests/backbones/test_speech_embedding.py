@@ -17,8 +17,8 @@ from tlresearch.backbones.log_mel import LOUDEST, LogMel
 from tlresearch.backbones.speech_embedding import FRAME, SEEN, described_layers
 from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.values import stack, unstack
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import stack, unstack
 
 NAME = "speech-embedding"
 CLIPS = [0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (16_000, 1281, 100, 1280)]

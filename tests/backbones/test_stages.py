@@ -15,7 +15,7 @@ from tests.backbones.toys import Toy
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.stages import stages
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import Value, leaves
+from tlresearch.modality.values import Value, leaves
 
 
 class Says(nn.Module):

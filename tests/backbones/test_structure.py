@@ -13,7 +13,7 @@ from torch.nn import functional
 from tlresearch.backbones.parts import CutError
 from tlresearch.backbones.stages import AsItIs, batches_like, check
 from tlresearch.backbones.structure import StructureCut, cut_by_structure
-from tlresearch.data.values import Value, leaves, stack, unstack
+from tlresearch.modality.values import Value, leaves, stack, unstack
 
 WIDTH = 8
 

@@ -24,8 +24,8 @@ from tlresearch.backbones.transformers import pool
 from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.base.files import sha256
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.values import stack
 from tlresearch.modality.text import PieceTokenizer, text_input
+from tlresearch.modality.values import stack
 
 IDS = torch.tensor([[2, 4, 5, 6, 3, 7, 9], [3, 8, 5, 0, 0, 0, 0]])
 MASK = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])

@@ -21,9 +21,9 @@ from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
-from tlresearch.data.values import unstack
 from tlresearch.modality.image import Preprocessing
 from tlresearch.modality.sound import AudioPreprocessing, decode, resample
+from tlresearch.modality.values import unstack
 
 FSDD = r"(?P<label>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tlresearch.base.errors import DataError
-from tlresearch.data import decoding, files
+from tlresearch.data import files
 from tlresearch.data.base import Data
+from tlresearch.modality import decoding
 
 Build = Callable[..., Data]
 

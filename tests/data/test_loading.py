@@ -11,7 +11,7 @@ from tlresearch.base.errors import DataError
 from tlresearch.data import loading
 from tlresearch.data.base import Batch, Data, SampleKey, Split
 from tlresearch.data.loading import EpochSampler, make_loader
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 Build = Callable[..., Data]
 

@@ -14,8 +14,8 @@ from tests.data.medical_files import save_dicom, save_volume
 from tlresearch.base.errors import ConfigError, DataError, MissingExtraError
 from tlresearch.config.load import load_text
 from tlresearch.data.base import Data
-from tlresearch.data.decoding import decode
-from tlresearch.data.dicom import read_dicom
+from tlresearch.modality.decoding import decode
+from tlresearch.modality.dicom import read_dicom
 
 pytest.importorskip("pydicom", reason="the extra medical is not installed")
 pytest.importorskip("nibabel", reason="the extra medical is not installed")

@@ -22,13 +22,13 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
-from tlresearch.data.values import stack
 from tlresearch.export import standalone
 from tlresearch.export.formats import DTYPES, Form, original, runner, write
 from tlresearch.export.measure import answers, measure
 from tlresearch.export.network import Exportable
 from tlresearch.modality.sound import AudioPreprocessing, Waveform
 from tlresearch.modality.text import portable, reader
+from tlresearch.modality.values import stack
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 KINDS = ("text", "sounds", "masks")

@@ -18,7 +18,7 @@ from tests.toy import TRAINER, toy_text
 from tlresearch.base.errors import ConfigError
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import load_text
-from tlresearch.tracking.run import Run, SilentRun
+from tlresearch.tracking.base import Run, SilentRun
 from tlresearch.tracking.store import Store, connect
 
 NOLOAD = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated:DeprecationWarning")

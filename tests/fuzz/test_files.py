@@ -21,13 +21,13 @@ from safetensors.torch import save as to_safetensors
 from tests.fuzz.mutations import mutated, readable, table_or_error, value_or
 from tlresearch.backbones import weights
 from tlresearch.base.errors import DataError, WeightsError
-from tlresearch.data import decoding
 from tlresearch.data.download import _unpack
 from tlresearch.data.mask_files import FileMasks
 from tlresearch.data.npz import read_npz
 from tlresearch.data.segmentation import _read_arrays
 from tlresearch.data.volumes import Reading, read_slice, slices_of
 from tlresearch.finetuning import resume
+from tlresearch.modality import decoding
 from tlresearch.modality.sound import decode as decode_sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about what they found in the file

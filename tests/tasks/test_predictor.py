@@ -10,7 +10,7 @@ from pandas import DataFrame
 
 from tests.serving.every_task import EVERY, make
 from tlresearch.data.loading import make_loader
-from tlresearch.tasks.predictor import measure_served
+from tlresearch.tasks.base import measure_served
 
 
 @pytest.mark.parametrize("name", ["text", "tokens", "sounds", "recognition"])

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tlresearch.shift.evaluate import Shifted
-from tlresearch.shift.figure import shift_figure
+from tlresearch.run.shift.figure import shift_figure
+from tlresearch.run.shift.sets import Shifted
 from tlresearch.tracking import figures, sweep_figures
 from tlresearch.tracking.figures import PhaseSpan
 from tlresearch.tracking.sweep_figures import TrialPoint

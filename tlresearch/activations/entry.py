@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tlresearch.base.files import write as write_file
-from tlresearch.data.values import SINGLE, Value, from_leaves, leaves, stack
+from tlresearch.modality.values import SINGLE, Value, from_leaves, leaves, stack
 
 CHUNK = 1 << 24  # bytes that are hashed at once
 META = "meta.json"

@@ -20,8 +20,8 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.channels import channel_axes
 from tlresearch.backbones.sequences import mean_of
 from tlresearch.data.base import SampleKey, Split
-from tlresearch.data.values import Value, leaves, unstack
 from tlresearch.finetuning.param_groups import digests
+from tlresearch.modality.values import Value, leaves, unstack
 
 SECONDS = "seconds"
 

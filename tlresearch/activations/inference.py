@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.data.values import Value, to_device
+from tlresearch.modality.values import Value, to_device
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from tlresearch.activations.splits import BoundarySplit
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Data, SampleKey, SplitName
-from tlresearch.data.values import Value, unstack
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.finetuning.schedule import Phase
+from tlresearch.modality.values import Value, unstack
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlresearch.activations.entry import Stored
 from tlresearch.data.base import Batch, SampleKey, Split, positions
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 
 class BoundarySplit(Split):

@@ -17,7 +17,7 @@ from tlresearch.activations import entry as entries_on_disk
 from tlresearch.activations.entry import Stored, TooLargeError
 from tlresearch.base.files import locked
 from tlresearch.base.paths import home
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 log = logging.getLogger(__name__)
 

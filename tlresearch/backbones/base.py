@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.recomputing import recomputed
-from tlresearch.data.values import Value
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import Value
 
 End = Literal["pooled", "sequence", "maps"]
 """What a backbone gives at its end, as the task needs it: a tensor ``(batch, out_features)``; hidden states

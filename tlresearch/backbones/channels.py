@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tlresearch.backbones.base import StagedBackbone, evaluating
 from tlresearch.backbones.log_mel import LogMelImage
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import leaves
 from tlresearch.modality.base import expect
 from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.values import leaves
 
 
 def adapt_channels(backbone: StagedBackbone, channels: int) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from tlresearch.backbones.base import StagedBackbone, evaluating, unchanged
 from tlresearch.base.errors import UserError, first_line
-from tlresearch.data.values import Value, leaves, stack, to_device
 from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.values import Value, leaves, stack, to_device
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import MissingExtraError, UserError
-from tlresearch.data.values import Value
 from tlresearch.modality.base import expect
 from tlresearch.modality.image import Preprocessing
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import Value
 
 LOUDEST = 32_768.0
 """Waveforms in -1 to 1 are brought to the range of 16-bit samples, which the published front ends count in."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 
 from tlresearch.backbones.base import evaluating, unchanged
 from tlresearch.backbones.recording import Drive, Key, Leaf, shape_of
-from tlresearch.data.values import Value, from_leaves, leaves
+from tlresearch.modality.values import Value, from_leaves, leaves
 
 MASK = "mask"
 

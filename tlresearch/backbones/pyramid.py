@@ -17,9 +17,9 @@ from tlresearch.backbones.channels import channel_axes, channel_axis
 from tlresearch.backbones.text import Recipe
 from tlresearch.backbones.tracing import Shape, propagate
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import SINGLE, Value
 from tlresearch.modality.base import expect
 from tlresearch.modality.image import Preprocessing
+from tlresearch.modality.values import SINGLE, Value
 
 CURRENT = "x"
 """Name of the running value beside the maps that were passed by."""

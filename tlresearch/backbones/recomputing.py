@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 
 def recomputed(run: Callable[[Value], Any], stage: nn.Module, x: Value) -> Any:

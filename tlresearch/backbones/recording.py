@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from tlresearch.backbones.base import evaluating
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 Key = tuple[str, int]
 """A call: path of the module, and how many calls of it came before."""

@@ -14,8 +14,8 @@ from tlresearch.backbones.log_mel import waveform
 from tlresearch.backbones.sequences import mask_of, mean_of
 from tlresearch.backbones.transformers_stage import ModelStage
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import Value
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import Value
 
 SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
 """Families by `model_type` of their ``config.json``."""

@@ -18,8 +18,8 @@ from tlresearch.backbones.sequences import mask_of, mean_of
 from tlresearch.backbones.weights import check_hash, load_stages
 from tlresearch.base.errors import UserError, WeightsError
 from tlresearch.base.paths import find_weights
-from tlresearch.data.values import Value
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import Value
 
 RATE = 16_000
 FRAME = 160  # samples from one log-mel frame to the next

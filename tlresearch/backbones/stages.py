@@ -26,7 +26,7 @@ from tlresearch.backbones.recording import Drive, size_of
 from tlresearch.backbones.structure import attempt, cut_by_structure, difference, total
 from tlresearch.backbones.tracing import TraceError
 from tlresearch.base.errors import UserError, first_line
-from tlresearch.data.values import Value, from_leaves, leaves, unstack
+from tlresearch.modality.values import Value, from_leaves, leaves, unstack
 
 log = logging.getLogger(__name__)
 

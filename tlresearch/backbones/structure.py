@@ -24,7 +24,7 @@ from tlresearch.backbones.base import evaluating, unchanged
 from tlresearch.backbones.parts import MASK, Answer, Boundary, Crossing, CutError, Part, Sized
 from tlresearch.backbones.recording import Call, Drive, Key, Leaf, Recording, forwards_replaced, shape_of, size_of
 from tlresearch.base.errors import first_line
-from tlresearch.data.values import Value, from_leaves, leaves
+from tlresearch.modality.values import Value, from_leaves, leaves
 
 LARGEST_SHARE = 0.5
 """A stage with a larger share of the parameters is cut again, at the lists inside of it."""

@@ -37,8 +37,8 @@ from tlresearch.backbones.weights import digest
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.base.files import sha256
-from tlresearch.data.values import Value
 from tlresearch.modality.text import TextPreprocessing
+from tlresearch.modality.values import Value
 
 log = logging.getLogger(__name__)
 

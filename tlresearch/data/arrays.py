@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlresearch.data.decoding import to_channels
 from tlresearch.data.table import Checked
+from tlresearch.modality.decoding import to_channels
 
 
 class ArrayImages:

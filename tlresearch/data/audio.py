@@ -19,8 +19,8 @@ from tlresearch.data.images import TableSplit
 from tlresearch.data.prepared import Prepared
 from tlresearch.data.rows import numbered
 from tlresearch.data.table import Checked, Table, refuse
-from tlresearch.data.values import Value
 from tlresearch.modality.sound import AudioPreprocessing
+from tlresearch.modality.values import Value
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tlresearch.data.decoding import Measured
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked
+from tlresearch.modality.decoding import Measured
 from tlresearch.modality.sound import decode
 
 logger = logging.getLogger(__name__)

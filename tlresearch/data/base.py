@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tlresearch.data.values import Value, stack, unstack
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import Value, stack, unstack
 
 SplitName = Literal["train", "val", "test"]
 TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes", "instances"]

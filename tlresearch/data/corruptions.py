@@ -22,7 +22,7 @@ from tlresearch.base.errors import DataError
 from tlresearch.data import weather
 from tlresearch.data.base import Batch, SampleKey, Split
 from tlresearch.data.seeding import seeded
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 
 def corrupt(image: Tensor, kind: str, severity: int) -> Tensor:

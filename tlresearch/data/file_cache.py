@@ -12,7 +12,7 @@ from typing import Any
 
 from tlresearch.base.files import write
 from tlresearch.base.paths import home
-from tlresearch.data.decoding import Measured
+from tlresearch.modality.decoding import Measured
 
 logger = logging.getLogger(__name__)
 

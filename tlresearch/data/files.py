@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tlresearch.data.decoding import NEEDS_WINDOW, Measured, as_tensor, decode, measure
 from tlresearch.data.file_cache import FileCache
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Table
 from tlresearch.data.volumes import VOLUMES, Reading, all_slices, file_of, picture, read_slice
+from tlresearch.modality.decoding import NEEDS_WINDOW, Measured, as_tensor, decode, measure
 from tlresearch.modality.image import EXTENSIONS
 
 logger = logging.getLogger(__name__)

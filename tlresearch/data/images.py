@@ -19,8 +19,8 @@ from tlresearch.data.prepared import Prepared
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images, PlaneTargets, Size, Table
 from tlresearch.data.transforms import Augmentation, build_augmentation, build_joint
-from tlresearch.data.values import Value
 from tlresearch.modality.image import Evaluation, Preprocessing
+from tlresearch.modality.values import Value
 
 _KEPT_BYTES = 256_000_000
 

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 
 from tlresearch.base.errors import MissingExtraError, one_line
 from tlresearch.base.files import sha256
-from tlresearch.data.decoding import read_pixels
+from tlresearch.modality.decoding import read_pixels
 from tlresearch.modality.image import Preprocessing, framed
 
 Planes = list[tuple[str, Tensor]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlresearch.data.base import Batch, SampleKey, Split, positions, stack_targets
-from tlresearch.data.values import Value, stack, unstack
+from tlresearch.modality.values import Value, stack, unstack
 
 
 def join(parts: Sequence[Split]) -> Split:

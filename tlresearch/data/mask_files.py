@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.decoding import Orientation, read_pixels
 from tlresearch.data.reading import for_each
 from tlresearch.data.table import Checked, Images
 from tlresearch.data.volumes import read_slice
+from tlresearch.modality.decoding import Orientation, read_pixels
 from tlresearch.modality.image import IGNORE
 
 _PLAIN = {"RGBA": "RGB", "CMYK": "RGB", "LA": "L", "PA": "P"}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlresearch.base.errors import DataError
 from tlresearch.data.base import SplitName, TargetKind
-from tlresearch.data.dicom import Window
+from tlresearch.modality.dicom import Window
 from tlresearch.modality.image import Preprocessing
 
 Size = tuple[int, int]

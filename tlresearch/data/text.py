@@ -20,8 +20,8 @@ from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
 from tlresearch.data.text_hub import read_hub
 from tlresearch.data.text_table import Text, Texts
-from tlresearch.data.values import Value
 from tlresearch.modality.text import Encoded, TextPreprocessing, text_input
+from tlresearch.modality.values import Value
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
-from tlresearch.data.decoding import Orientation, to_channels, turned
 from tlresearch.data.files import FileImages
 from tlresearch.data.table import Checked, Images, Table
 from tlresearch.data.volumes import Reading
+from tlresearch.modality.decoding import Orientation, to_channels, turned
 
 _SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "trainval"),

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from tlresearch.base.errors import DataError, MissingExtraError, one_line
 from tlresearch.base.files import sha256
-from tlresearch.data.decoding import Orientation
-from tlresearch.data.dicom import Window, show
 from tlresearch.data.table import refuse
+from tlresearch.modality.decoding import Orientation
+from tlresearch.modality.dicom import Window, show
 
 VOLUMES = (".nii", ".nii.gz")
 OPTIONS = ("window", "axis", "slices")

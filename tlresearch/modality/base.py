@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlresearch.base.errors import UserError
-from tlresearch.data.values import Value
+from tlresearch.modality.values import Value
 
 LONGEST_PATH = 1000  # longer text is a whole file
 

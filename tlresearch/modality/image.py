@@ -21,10 +21,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import DataError, UserError, nearest
-from tlresearch.data.decoding import Orientation, decode, to_channels
-from tlresearch.data.dicom import Window
-from tlresearch.data.values import Value
 from tlresearch.modality.base import Front, Modality, RawInput
+from tlresearch.modality.decoding import Orientation, decode, to_channels
+from tlresearch.modality.dicom import Window
+from tlresearch.modality.values import Value
 
 IGNORE = 255
 """Class number of pixels that count neither in the loss nor in a metric."""

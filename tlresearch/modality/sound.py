@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tlresearch.base.errors import MissingExtraError
-from tlresearch.data.values import Value
 from tlresearch.modality.base import Front, Modality, RawInput
+from tlresearch.modality.values import Value
 
 EXTENSIONS = (
     *(".wav", ".wave", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlresearch.base.errors import MissingExtraError, UserError
-from tlresearch.data.values import Value
 from tlresearch.modality.base import Front, Modality, RawInput
+from tlresearch.modality.values import Value
 
 LONGEST = 512
 """Most tokens of a text unless `data.max_length` says otherwise, where the backbone would take more."""

@@ -21,10 +21,10 @@ from tlresearch.base.files import locked, write
 from tlresearch.base.paths import home
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, SampleKey
-from tlresearch.data.values import to_device
 from tlresearch.finetuning.param_groups import apply_modes, apply_phase
 from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase
+from tlresearch.modality.values import to_device
 from tlresearch.tasks.base import Task
 
 log = logging.getLogger(__name__)

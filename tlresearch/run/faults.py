@@ -15,7 +15,7 @@ from tlresearch.base.errors import RunFailedError, UserError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.resume import RunFolder
 from tlresearch.run.training import BatchWatch, settle
-from tlresearch.tracking.run import Run
+from tlresearch.tracking.base import Run
 
 OUT_OF_MEMORY = "tlresearch.out_of_memory"
 """Tag of a run: which batches it had no memory for, and how it went on."""

@@ -27,15 +27,16 @@ from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
 from tlresearch.run.shared import Shared
+from tlresearch.run.shift.evaluate import evaluate_shift, log_shift
+from tlresearch.run.shift.sets import build_sets
 from tlresearch.run.summary import run_page
 from tlresearch.run.training import Built, Training
-from tlresearch.shift.evaluate import evaluate_shift, log_shift
-from tlresearch.shift.sets import build_sets
 from tlresearch.show.page import Page, Shown
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, directed, needed_end
-from tlresearch.tracking.run import JournalRun, Run, SilentRun, open_run
+from tlresearch.tracking.base import Run, SilentRun
+from tlresearch.tracking.run import JournalRun, open_run
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,12 @@ from tlresearch.serving.stored import save_predictor
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.metric_names import renamed
 from tlresearch.tracking import figures, records
+from tlresearch.tracking.base import Run
 from tlresearch.tracking.groups import finished
 from tlresearch.tracking.loaders import LOADER
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import JournalRun, Run
+from tlresearch.tracking.run import JournalRun
 from tlresearch.tracking.store import connect
 from tlresearch.tracking.views import save_view
 

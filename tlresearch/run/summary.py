@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tlresearch.shift.distances import DISTANCES
+from tlresearch.run.shift.distances import DISTANCES
 from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, numbers
 from tlresearch.show.metrics import folded, measured, without_ends
 from tlresearch.show.page import Page, page_of

@@ -16,8 +16,9 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.foreign import FreezeSchedule
 from tlresearch.run.results import EpochLog, schedule_figure
+from tlresearch.tracking.base import Run
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import Run, open_run
+from tlresearch.tracking.run import open_run
 
 SCHEDULE = "freeze_schedule.json"
 """Artifact: the phases with their stages, rates and lengths."""

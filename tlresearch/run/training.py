@@ -26,7 +26,7 @@ from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
 from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
-from tlresearch.shift.sets import TestSet
+from tlresearch.run.shift.sets import TestSet
 from tlresearch.tasks.base import Task
 
 ONE_THREAD = 10_000_000

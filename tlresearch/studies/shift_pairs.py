@@ -15,7 +15,7 @@ from tlresearch.base.errors import UserError
 from tlresearch.base.paths import find_yaml, topic
 from tlresearch.base.statistics import PairedTest, Summary, summary
 from tlresearch.config.load import Overrides, load_variants
-from tlresearch.shift.distances import DISTANCES
+from tlresearch.run.shift.distances import DISTANCES
 from tlresearch.show import markdown
 from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section, Table, Text
 from tlresearch.show.page import Page, Shown

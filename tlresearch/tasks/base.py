@@ -17,9 +17,9 @@ from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
-from tlresearch.data.values import to_device
 from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import to_device
 from tlresearch.tasks.predictor import Answers, Predictor
 from tlresearch.tracking.items import Items
 
@@ -241,3 +241,27 @@ def _detached(outputs: Any) -> Any:
     if isinstance(outputs, dict):
         return {name: _detached(part) for name, part in outputs.items()}
     return outputs.detach()
+
+
+def measure_served(
+    task: type[Task], predict: Callable[[list[Any]], Any], data: Data, split: SplitName, batch_size: int
+) -> dict[str, float] | None:
+    """Measures what a served model says of a split by the metrics of its task: raw samples in, metrics out.
+
+    Args:
+        task: The task's class.
+        predict: The served model: takes raw samples and returns a data frame with one row for each.
+        data: The data.
+        split: The split.
+        batch_size: Samples that are asked for at once.
+
+    Returns:
+        Metrics without the name of the split, and without the loss, which a served model does not know; ``None`` where
+        the answers are of other things than the metrics (see `Task.measure`).
+    """
+    part, preprocessing = data.splits[split], data.preprocessing
+    handed: Callable[[Any], Any] = preprocessing.handed if preprocessing is not None else lambda sample: sample
+    spans = (range(start, min(start + batch_size, len(part))) for start in range(0, len(part), batch_size))
+    rows = ((span, predict([handed(part.raw(row)) for row in span])) for span in spans)
+    measured = task.measure(data, split, rows)
+    return measured and {name: value for name, value in measured.items() if name != "loss"}

@@ -21,8 +21,8 @@ from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.counts import ClassCounts
 from tlresearch.tasks.intervals import bootstrap_intervals

@@ -26,9 +26,9 @@ from tlresearch.base.errors import ConfigError, MissingExtraError, nearest
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.data.seeding import seeded
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality
 from tlresearch.modality.image import COLOURS, Evaluation, colours, inner_size, three_channels, with_palette
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.detectors import (
     DETECTORS,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -13,9 +13,6 @@ from torch import nn
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Data, SplitName, TargetKind
 from tlresearch.modality.base import Modality, RawInput
-
-if TYPE_CHECKING:
-    from tlresearch.tasks.base import Task
 
 BATCH = 64
 """Samples that run through the network at once."""
@@ -117,27 +114,3 @@ class ScoresPredictor(Predictor):
             split: The split.
             rows: Positions of the samples in it.
         """
-
-
-def measure_served(
-    task: type[Task], predict: Callable[[list[Any]], Any], data: Data, split: SplitName, batch_size: int
-) -> dict[str, float] | None:
-    """Measures what a served model says of a split by the metrics of its task: raw samples in, metrics out.
-
-    Args:
-        task: The task's class.
-        predict: The served model: takes raw samples and returns a data frame with one row for each.
-        data: The data.
-        split: The split.
-        batch_size: Samples that are asked for at once.
-
-    Returns:
-        Metrics without the name of the split, and without the loss, which a served model does not know; ``None`` where
-        the answers are of other things than the metrics (see `Task.measure`).
-    """
-    part, preprocessing = data.splits[split], data.preprocessing
-    handed: Callable[[Any], Any] = preprocessing.handed if preprocessing is not None else lambda sample: sample
-    spans = (range(start, min(start + batch_size, len(part))) for start in range(0, len(part), batch_size))
-    rows = ((span, predict([handed(part.raw(row)) for row in span])) for span in spans)
-    measured = task.measure(data, split, rows)
-    return measured and {name: value for name, value in measured.items() if name != "loss"}

@@ -22,7 +22,6 @@ from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SampleKey, SplitName
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality, expect
 from tlresearch.modality.image import (
     IGNORE,
@@ -35,6 +34,7 @@ from tlresearch.modality.image import (
     three_channels,
     with_palette,
 )
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.counts import ClassCounts, Counts
 from tlresearch.tasks.metric_names import metric_names

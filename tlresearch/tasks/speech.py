@@ -17,8 +17,8 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.direction import Directions
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.predictor import BATCH, Answers, Predictor, Shown
 from tlresearch.tracking.items import Item, Items

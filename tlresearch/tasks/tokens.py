@@ -18,9 +18,9 @@ from tlresearch.base.errors import ConfigError, MissingExtraError
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.data.text import IGNORED
-from tlresearch.data.values import stack
 from tlresearch.modality.base import Modality, expect
 from tlresearch.modality.text import RawSentences, TextPreprocessing, text_input
+from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.predictor import BATCH, Answers, Predictor, Shown

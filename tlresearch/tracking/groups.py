@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlresearch.tracking.base import Run
 from tlresearch.tracking.records import children, search
-from tlresearch.tracking.run import Run
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:

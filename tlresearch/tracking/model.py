@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import PyFuncModel
 
-    from tlresearch.tracking.run import Run
+    from tlresearch.tracking.base import Run
 
 NAME = "model"
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")

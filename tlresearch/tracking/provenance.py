@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tlresearch.base.redact import redact_assignments, redact_command
 
 if TYPE_CHECKING:
-    from tlresearch.tracking.run import Run
+    from tlresearch.tracking.base import Run
 
 PACKAGES = (
     "tlresearch",

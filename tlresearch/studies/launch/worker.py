@@ -22,8 +22,8 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
     from tlresearch.studies.sweeps import study as studies
     from tlresearch.studies.sweeps.progress import SweepProgress
     from tlresearch.studies.sweeps.trials import Worker
+    from tlresearch.tracking.base import SilentRun
     from tlresearch.tracking.courier import beside
-    from tlresearch.tracking.run import SilentRun
     from tlresearch.tracking.store import resolve_uri
 
     def alone() -> bool:

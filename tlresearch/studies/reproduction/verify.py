@@ -29,8 +29,8 @@ from tlresearch.studies.reproduction.present import (
     present_weights,
     recorded_config,
 )
+from tlresearch.tasks.base import measure_served
 from tlresearch.tasks.build import find_task
-from tlresearch.tasks.predictor import measure_served
 from tlresearch.tracking.calls import FAILURE
 from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import damaged, local, model_address, read_manifest

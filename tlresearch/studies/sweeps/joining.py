@@ -22,8 +22,9 @@ from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.tasks.build import find_task, needed_end
+from tlresearch.tracking.base import SilentRun
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import JournalRun, SilentRun, open_run
+from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.views import save_view
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from tlresearch.run.shared import Shared
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.storage import said_plainly
-from tlresearch.tracking.run import Run
+from tlresearch.tracking.base import Run
 
 TRIAL_TRACKING = {
     "tracking.figures": False,

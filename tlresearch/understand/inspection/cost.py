@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
-from tlresearch.data.values import Value, leaves, stack, to_device
+from tlresearch.modality.values import Value, leaves, stack, to_device
 
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2, "adagrad": 1}
 """Values an optimizer keeps of each trained parameter; those of sgd only with momentum."""

@@ -20,12 +20,12 @@ from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import SplitName
-from tlresearch.data.values import Value, leaves
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.param_groups import apply_phase
 from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
+from tlresearch.modality.values import Value, leaves
 from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers
 from tlresearch.show.page import Page, page_of
 from tlresearch.tasks.build import needed_end

@@ -16,8 +16,8 @@ from tlresearch.backbones.lineage import TRAINED
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SampleKey, SplitName
-from tlresearch.data.values import leaves, to_device
 from tlresearch.finetuning.presets import build_schedule
+from tlresearch.modality.values import leaves, to_device
 from tlresearch.run.process import prepared
 from tlresearch.show.elements import Column, Table
 from tlresearch.studies.reproduction.present import (

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import one_line
-from tlresearch.data.dicom import Window, is_dicom, read_dicom, show
+from tlresearch.modality.dicom import Window, is_dicom, read_dicom, show
 
 ResultT = TypeVar("ResultT")
 Orientation = Literal["exif", "stored"]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tlresearch.base.errors import DataError, UserError
@@ -44,6 +44,39 @@ class TestSet:
     severity: int = 0
     corruption: str = ""
     entry: str = ""
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """What a run reaches on one further test set.
+
+    Attributes:
+        name: Name of the set.
+        samples: Number of its samples.
+        fingerprint: Content hash of the set.
+        metrics: The task's own metrics.
+        drop: What the monitored metric has lost against the source: positive is worse, whichever way it should go.
+        distances: Distance from the source's features by name and stage.
+        corruption: Kind of the corruption; empty for none.
+        severity: Its strength, 1 to 5; 0 for none.
+    """
+
+    name: str
+    samples: int
+    fingerprint: str
+    metrics: dict[str, float]
+    drop: float
+    distances: dict[str, dict[str, float]] = field(default_factory=dict)
+    corruption: str = ""
+    severity: int = 0
+
+    def flat(self) -> dict[str, float]:
+        """All numbers by the name they are logged under; a distance without a stage is that of the last one."""
+        found = {f"shift/{self.name}/{key}": value for key, value in {**self.metrics, "drop": self.drop}.items()}
+        for distance, stages in self.distances.items():
+            found[f"shift/{self.name}/{distance}"] = list(stages.values())[-1]
+            found |= {f"shift/{self.name}/stages/{stage}/{distance}": value for stage, value in stages.items()}
+        return found
 
 
 def source_split(data: Data) -> SplitName:

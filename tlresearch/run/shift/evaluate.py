@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -19,49 +19,16 @@ from tlresearch.data.base import Data, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.schedule import Phase
 from tlresearch.run import training
-from tlresearch.shift.distances import DISTANCES
-from tlresearch.shift.figure import shift_figure
-from tlresearch.shift.sets import TestSet, source_set, source_split
+from tlresearch.run.shift.distances import DISTANCES
+from tlresearch.run.shift.figure import shift_figure
+from tlresearch.run.shift.sets import Shifted, TestSet, source_set, source_split
 from tlresearch.tasks.base import Task
-from tlresearch.tracking.run import Run
+from tlresearch.tracking.base import Run
 
 RECORD = "shift/shift.json"
 """Artifact: everything about the shifted sets."""
 MOST = 512
 """Samples of a set whose features are looked at, evenly spread over it: enough for a distance, a bound on its cost."""
-
-
-@dataclass(frozen=True)
-class Shifted:
-    """What a run reaches on one further test set.
-
-    Attributes:
-        name: Name of the set.
-        samples: Number of its samples.
-        fingerprint: Content hash of the set.
-        metrics: The task's own metrics.
-        drop: What the monitored metric has lost against the source: positive is worse, whichever way it should go.
-        distances: Distance from the source's features by name and stage.
-        corruption: Kind of the corruption; empty for none.
-        severity: Its strength, 1 to 5; 0 for none.
-    """
-
-    name: str
-    samples: int
-    fingerprint: str
-    metrics: dict[str, float]
-    drop: float
-    distances: dict[str, dict[str, float]] = field(default_factory=dict)
-    corruption: str = ""
-    severity: int = 0
-
-    def flat(self) -> dict[str, float]:
-        """All numbers by the name they are logged under; a distance without a stage is that of the last one."""
-        found = {f"shift/{self.name}/{key}": value for key, value in {**self.metrics, "drop": self.drop}.items()}
-        for distance, stages in self.distances.items():
-            found[f"shift/{self.name}/{distance}"] = list(stages.values())[-1]
-            found |= {f"shift/{self.name}/stages/{stage}/{distance}": value for stage, value in stages.items()}
-        return found
 
 
 class _Evaluator:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from tlresearch.shift.distances import DISTANCES, frechet, mmd, proxy_a
+from tlresearch.run.shift.distances import DISTANCES, frechet, mmd, proxy_a
 
 DRAW = np.random.default_rng(0)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tlresearch.shift.evaluate import Shifted
+    from tlresearch.run.shift.sets import Shifted
 
 AXIS = "mmd"
 """Distance on the x axis: it keeps growing where a classifier tells the sets apart without a mistake."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tlresearch.data.decoding import decode, measure
+from tlresearch.modality.decoding import decode, measure
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3)).astype(np.uint8)
 

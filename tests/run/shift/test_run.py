@@ -12,8 +12,8 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import DataError
 from tlresearch.config.load import load_text
 from tlresearch.run.fit import Role, fit
+from tlresearch.run.shift.evaluate import RECORD
 from tlresearch.run.training import gaps
-from tlresearch.shift.evaluate import RECORD
 from tlresearch.studies.reproduction.repeat import repeat_run
 from tlresearch.tracking.store import connect
 
