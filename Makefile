@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-pages fuzz audit chaos bench gpu lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
+.PHONY: help setup demo test test-slow test-pages fuzz audit wheel chaos bench gpu lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -41,6 +41,9 @@ test-slow: setup  ## Run the tests that start servers, clusters or several ranks
 
 test-pages: setup  ## Run every command of the documentation on a little data (ten minutes)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "slow or pages" tests/snippets $(ARGS)
+
+wheel: setup  ## Build the wheel, install it into an empty environment and run it where there is no clone
+	.ci/wheel $(UV)
 
 chaos: setup  ## Cause every fault for real, and print what became of it: make chaos ARGS="--only kill --moments 5"
 	$(BIN)/python -m tests.chaos --write docs/faults.md $(ARGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tlresearch.base.errors import UserError
-from tlresearch.base.paths import home
+from tlresearch.base.paths import find_yaml, home, topic, yaml_names
 from tlresearch.cli import main
 
 
@@ -30,3 +30,37 @@ def test_a_home_that_an_address_would_read_otherwise_is_refused(
     assert main(["run", "digits/transfer"]) == 2
     assert capsys.readouterr().err.startswith("error: TLRESEARCH_HOME: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_ships_with_us_is_found_by_name_where_there_is_no_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = find_yaml("digits/pretrain", "experiments")
+    assert topic(shipped, "experiments") == ("digits", "pretrain")
+    assert {"digits/pretrain", "hymenoptera/full"} <= set(yaml_names("experiments"))
+    assert "digits/lr_x_unfreeze_depth" in yaml_names("sweeps")
+
+
+def test_an_experiment_of_the_current_folder_comes_before_one_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("experiments", "digits", "pretrain.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("name: mine\n")
+    assert find_yaml("digits/pretrain", "experiments") == own
+
+
+def test_a_name_that_is_no_experiment_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'digits/pretrian'.*did you mean 'digits/pretrain'"):
+        find_yaml("digits/pretrian", "experiments")
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    with pytest.raises(UserError, match=r"there is no experiment 'labels\.csv'"):
+        find_yaml("labels.csv", "experiments")
+
+
+def test_a_topic_is_what_stands_below_the_last_folder_of_that_name() -> None:
+    assert topic(Path("/home/experiments/env/experiments/photos/probe.yaml"), "experiments") == ("photos", "probe")
+    assert topic(Path("probe.yaml"), "experiments") == ("probe", "probe")

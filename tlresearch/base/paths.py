@@ -8,6 +8,10 @@ from pathlib import Path
 
 from tlresearch.base.errors import MissingFileError, UserError, nearest
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""Experiments and sweeps inside the package: links to those of the repository, which a wheel holds as files."""
+BEST = "best.yaml"
+"""What a sweep leaves below its own YAML: the experiment of its best trial."""
 _ADDRESS = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # begins a query, stands for another letter
 
 
@@ -72,26 +76,60 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def find_yaml(name: str, folder: str) -> Path:
-    """Finds an experiment or sweep: a path to a YAML file, or its name under `folder` without the suffix.
+def yaml_folders(kind: str) -> list[Path]:
+    """Where experiments or sweeps are looked up by name, first to last.
+
+    The current folder's own come first, then those that were drafted for a folder of data, then those that ship with
+    tlresearch, so that an installed package needs no clone.
+
+    Args:
+        kind: ``experiments`` or ``sweeps``.
+    """
+    return [Path(kind), home() / kind, SHIPPED / kind]
+
+
+def yaml_names(kind: str) -> list[str]:
+    """Returns the names of all experiments or sweeps that are found by name, sorted."""
+    paths = [path for folder in yaml_folders(kind) for path in folder.rglob("*.yaml") if path.name != BEST]
+    return sorted({yaml_name(path, kind) for path in paths})
+
+
+def is_yaml(name: str, kind: str) -> bool:
+    """Whether an experiment or sweep is found by this path or name."""
+    return _yaml(name, kind) is not None
+
+
+def find_yaml(name: str, kind: str) -> Path:
+    """Finds an experiment or sweep: a path to a YAML file, or its name (see `yaml_folders`) without the suffix.
 
     Args:
         name: Such as ``hymenoptera/linear_probe`` or ``experiments/hymenoptera/linear_probe.yaml``.
-        folder: ``experiments`` or ``sweeps``.
+        kind: ``experiments`` or ``sweeps``.
 
     Raises:
         UserError: If there is none; the text lists the nearest name.
     """
-    for candidate in (Path(name), Path(folder) / f"{name}.yaml", Path(folder) / name):
-        if candidate.is_file():
-            return candidate
-    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in Path(folder).rglob("*.yaml"))
-    listing = f"; {folder}/ holds {', '.join(known)}" if known else f"; {folder}/ holds none here"
-    raise UserError(f"there is no {folder[:-1]} '{name}'{nearest(name, known)}{listing}")
+    path = _yaml(name, kind)
+    if path is not None:
+        return path
+    known = yaml_names(kind)
+    raise UserError(f"there is no {kind[:-1]} '{name}'{nearest(name, known)}; by name there are {', '.join(known)}")
 
 
-def topic(path: Path, folder: str) -> tuple[str, str]:
-    """Splits a YAML's place into the topic (its folder under `folder`) and its name."""
+def _yaml(name: str, kind: str) -> Path | None:
+    by_name = [folder / f"{name}.yaml" for folder in yaml_folders(kind)]
+    by_path = [Path(name), Path(kind, name)] if name.lower().endswith((".yaml", ".yml")) else []
+    return next((path for path in [*by_path, *by_name] if path.is_file()), None)
+
+
+def yaml_name(path: Path, kind: str) -> str:
+    """Returns the name under which a YAML is found: its place below the last folder called `kind`, else its own."""
     parts = path.with_suffix("").parts
-    below = parts[parts.index(folder) + 1 :] if folder in parts else parts[-1:]
-    return ("/".join(below[:-1]) or below[-1], below[-1])
+    start = len(parts) - parts[::-1].index(kind) if kind in parts else len(parts) - 1
+    return "/".join(parts[start:])
+
+
+def topic(path: Path, kind: str) -> tuple[str, str]:
+    """Splits a YAML's place into the topic (its folder under `kind`) and its name."""
+    folder, _, stem = yaml_name(path, kind).rpartition("/")
+    return (folder or stem, stem)

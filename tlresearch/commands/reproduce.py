@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from tlresearch.base.errors import UserError
+from tlresearch.base.paths import is_yaml
 from tlresearch.commands.shared import OVERRIDES, STORE_KEY, console_of_leader, store_argument
 
 EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b"
@@ -54,4 +54,4 @@ def command(options: argparse.Namespace) -> int:
 
 def _is_experiment(text: str) -> bool:
     """Tells the name of an experiment, a wrong one too, from the id or name of a run."""
-    return "/" in text or Path(text).is_file() or Path("experiments", f"{text}.yaml").is_file()
+    return "/" in text or is_yaml(text, "experiments")

@@ -62,7 +62,7 @@ class SweepConfig:
 
     name: str = setting("sweep", "Name of the study; the YAML's own name unless set.")
     description: str = setting("", "Free text shown in MLflow; Markdown.")
-    experiment: str = setting("", "Experiment that is varied, as in `make run EXP=...`.")
+    experiment: str = setting("", "Experiment that is varied, as in `tlresearch run`.")
     overrides: dict[str, Any] = setting({}, "Values that differ from the experiment, by full key; a trial's own point goes before them.")
     space: dict[str, SpaceConfig] = setting({}, "Search space: full key of the experiment to its range or choices.")
     enqueue: list[dict[str, Any]] = setting([], "Points tried first, each a mapping of full key to value.")

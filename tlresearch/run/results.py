@@ -25,6 +25,7 @@ from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.run.autotune import Tuned
 from tlresearch.run.training import Built, Training
 from tlresearch.serving.stored import save_predictor
+from tlresearch.show.elements import typed
 from tlresearch.tasks.base import Task
 from tlresearch.tasks.metric_names import renamed
 from tlresearch.tracking import figures, records
@@ -98,7 +99,7 @@ def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
         found = store.client.search_runs(ids, query, max_results=1, order_by=["attributes.start_time DESC"])
     if not found:
         raise WeightsError(
-            f"backbone.checkpoint: no finished run is named '{name}'; run it first (make run EXP=.../{name}), "
+            f"backbone.checkpoint: no finished run is named '{name}'; run it first ({typed('run', f'…/{name}')}), "
             "or give a run id"
         )
     return revise(loaded, {"backbone.checkpoint": found[0].info.run_id})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tlresearch.run.shift.distances import DISTANCES
-from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, numbers
+from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, numbers, typed
 from tlresearch.show.metrics import folded, measured, without_ends
 from tlresearch.show.page import Page, page_of
 
@@ -32,7 +32,7 @@ def run_page(title: str, metrics: Mapping[str, float], run_id: str) -> Page:
     table = Table((Column(""), *numbers([name.replace("_", " ") for name in names], ".4f")), tuple(rows), title=title)
     sets = _sets(metrics, names)
     notes = (Note(line, "faint") for line in lines)
-    return page_of("", table, *notes, *([sets] if sets else []), Command("make ui", f"MLflow run {run_id}"))
+    return page_of("", table, *notes, *([sets] if sets else []), Command(typed("ui"), f"MLflow run {run_id}"))
 
 
 def _names(metrics: Mapping[str, float]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ Nothing here knows how a page looks; `terminal`, `markdown` and `html` draw it, 
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,6 +160,19 @@ class Command:
 
     command: str
     purpose: str
+
+
+def typed(verb: str, argument: str = "") -> str:
+    """Returns a command line the way its reader types them: a target of the Makefile under make, else the program.
+
+    Args:
+        verb: ``run``, ``compare`` or ``ui``.
+        argument: The experiment that is run, or the sweep that is compared.
+    """
+    under_make = "MAKELEVEL" in os.environ  # make sets it for everything that it starts
+    forms = {"run": ("EXP={}", "{}"), "compare": ("SWEEP={}", "--sweep {}"), "ui": ("", "")}
+    form = forms[verb][0 if under_make else 1].format(argument)
+    return f"{'make' if under_make else 'tlresearch'} {verb} {form}".rstrip()
 
 
 @dataclass(frozen=True)

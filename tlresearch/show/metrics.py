@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tlresearch.show.elements import Cell
+from tlresearch.show.elements import Cell, typed
 
 MOST_CLASSES = 10
 """With more classes than this, a metric by class is folded."""
@@ -47,7 +47,8 @@ def folded(values: Mapping[str, float], keep: str = "") -> tuple[list[str], list
         if len(classes) > MOST_CLASSES:
             worst = sorted(classes, key=lambda name: values[name])[:_WORST]
             hidden |= set(classes) - {*worst, keep}
-            lines.append(f"{metric}: the {_WORST} worst of {len(classes)} classes; all of them are in MLflow (make ui)")
+            worst_of = f"the {_WORST} worst of {len(classes)} classes"
+            lines.append(f"{metric}: {worst_of}; all of them are in MLflow ({typed('ui')})")
     return [name for name in values if name not in hidden], lines
 
 

@@ -19,7 +19,7 @@ from tlresearch.base.statistics import PairedTest, Summary, summary
 from tlresearch.config.load import Loaded, Overrides, load_experiment, load_variants, override_texts, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.show import markdown
-from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table
+from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, typed
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
@@ -101,7 +101,7 @@ class Curve(Shown):
             self._table(columns, title, note),
             self._table(gaps, f"{self.metric.partition('/')[2]}: train - val"),
             *map(Note, remarks(self)),
-            *([Command("make ui", f"MLflow run {self.run_id}")] if self.run_id else []),
+            *([Command(typed("ui"), f"MLflow run {self.run_id}")] if self.run_id else []),
         )
 
     def _table(

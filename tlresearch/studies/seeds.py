@@ -26,7 +26,7 @@ from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_ex
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.fit import Role, fit
 from tlresearch.run.results import pin_latest
-from tlresearch.show.elements import Column, Command, Note, Table, numbers
+from tlresearch.show.elements import Column, Command, Note, Table, numbers, typed
 from tlresearch.show.metrics import folded
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.addresses import run_url
@@ -83,7 +83,7 @@ class GroupResult(Shown):
             note="std over seeds; low and high: 95 % bootstrap interval of the mean",
         )
         notes = (Note(line, "faint") for line in lines)
-        return page_of("", table, *notes, Command("make ui", f"MLflow run {self.run_id}"))
+        return page_of("", table, *notes, Command(typed("ui"), f"MLflow run {self.run_id}"))
 
 
 def fit_group(

@@ -17,7 +17,7 @@ from tlresearch.base.statistics import PairedTest, Summary, summary
 from tlresearch.config.load import Overrides, load_variants
 from tlresearch.run.shift.distances import DISTANCES
 from tlresearch.show import markdown
-from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section, Table, Text
+from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section, Table, Text, typed
 from tlresearch.show.page import Page, Shown
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
@@ -95,7 +95,7 @@ class Pairs(Shown):
     @property
     def page(self) -> Page:
         """A row per pair of source and set, a column per way of training."""
-        see = Command("make ui", f"MLflow run {self.run_id}")
+        see = Command(typed("ui"), f"MLflow run {self.run_id}")
         return Page("", (Section("", (*_tables(self), see)),))
 
 

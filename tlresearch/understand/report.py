@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tlresearch.base.errors import TrackingError
+from tlresearch.base.paths import BEST
 from tlresearch.base.statistics import summary
 from tlresearch.show import html
 from tlresearch.show.elements import (
@@ -159,7 +160,7 @@ def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]
             f"{values.get(f'study/{key}', 0):.0f} {word}" for key, word in (("pruned", "pruned"), ("fail", "failed"))
         )
         results.append(Number("complete trials", f"{values['study/complete']:.0f}", ended))
-    best = Section("Best trial", (*_best(tags), *_listings(store, run, "best.yaml")))
+    best = Section("Best trial", (*_best(tags), *_listings(store, run, BEST)))
     table = _trials(trials, metric, maximize=maximize) if trials else _nested(inner, metric)
     others = [child for child in inner if TRIAL not in child.data.tags]
     drawn = list(_figures(store, run))

@@ -48,7 +48,7 @@ def recorded_config(store: Store, run_id: str, name: str) -> Loaded[ExperimentCo
     if text is None:
         raise TrackingError(
             f"run {run_id[:8]} ({name}) has no {records.CONFIG}: of a sweep or a group of seeds name one of its runs "
-            "(make ui shows them); a run that failed at its start cannot be repeated"
+            "(tlresearch ui shows them); a run that failed at its start cannot be repeated"
         )
     return load_text(text, {"tracking.uri": None}, source=f"run {run_id[:8]} ({name})")
 

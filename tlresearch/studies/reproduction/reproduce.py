@@ -23,7 +23,7 @@ from tlresearch.base.errors import (
     WeightsError,
     one_line,
 )
-from tlresearch.base.paths import find_yaml
+from tlresearch.base.paths import SHIPPED, find_yaml, yaml_name
 from tlresearch.config import checks
 from tlresearch.config.load import Loaded, Overrides, load_variants, override_texts, revise
 from tlresearch.config.published_schema import ReferenceConfig
@@ -80,7 +80,7 @@ def reproduce(
         UserError: If it has no reference or no such variant, or the store cannot be used.
     """
     path = find_yaml(str(experiment), "experiments")
-    name = _name(path)
+    name = yaml_name(path, "experiments")
     found = _with_reference(path, overrides)
     if not found:
         raise UserError(f"{name}: has no `reference`: nothing to reproduce; run it with: tlresearch run {name}")
@@ -93,7 +93,7 @@ def reproduce(
 
 
 def reproduce_all(
-    folder: Path = Path("experiments"),
+    folder: Path | None = None,
     *,
     again: bool = False,
     slow: bool = False,
@@ -103,7 +103,7 @@ def reproduce_all(
     """Reproduces every experiment of a folder that has a reference, and writes the page with all verdicts.
 
     Args:
-        folder: Searched with its subfolders.
+        folder: Searched with its subfolders; ``None`` is that of the current folder, else what ships with tlresearch.
         again: Run everything anew.
         slow: Run also what is marked as slow.
         page: File the verdicts are written to, after each experiment.
@@ -113,6 +113,7 @@ def reproduce_all(
         ConfigError: With the problems of every file, before anything runs.
         UserError: If no experiment has a reference, or the store cannot be used.
     """
+    folder = folder or next(place for place in (Path("experiments"), SHIPPED / "experiments") if place.is_dir())
     paths = sorted(folder.rglob("*.yaml"))
     problems = []
     published = []
@@ -256,11 +257,6 @@ def _gather(loaded: Loaded[ExperimentConfig]) -> None:
     seeds = loaded.config.seeds
     config = pin_checkpoint(revise(loaded, {"seed": seeds[0]} if seeds else {})).config
     present_data(config, present_weights(config))
-
-
-def _name(path: Path) -> str:
-    parts = path.with_suffix("").parts
-    return "/".join(parts[parts.index("experiments") + 1 :]) if "experiments" in parts else path.stem
 
 
 def _with_reference(path: Path, overrides: Overrides) -> dict[str, Loaded[ExperimentConfig]]:

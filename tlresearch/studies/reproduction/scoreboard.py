@@ -10,7 +10,7 @@ from typing import Any
 
 from tlresearch.base.statistics import Summary
 from tlresearch.config.published_schema import NumberConfig, ReferenceConfig
-from tlresearch.show.elements import Cell, Column, Command, Element, Entry, Note, Section, Table, Text, Tone
+from tlresearch.show.elements import Cell, Column, Command, Element, Entry, Note, Section, Table, Text, Tone, typed
 from tlresearch.show.page import Page, Shown
 from tlresearch.studies.reproduction.verdict import Word
 from tlresearch.tracking.provenance import Provenance
@@ -115,7 +115,7 @@ class Reproduction(Shown):
     @property
     def page(self) -> Page:
         """The published numbers beside ours, and what there is to know about them."""
-        see = (Command("make ui", f"MLflow run {self.run_id}"),) if self.run_id else ()
+        see = (Command(typed("ui"), f"MLflow run {self.run_id}"),) if self.run_id else ()
         return Page("", (self.section(), Section("", see)))
 
     def section(self, *, public: bool = False) -> Section:

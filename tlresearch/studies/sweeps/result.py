@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.show.elements import Cell, Column, Command, Entry, Facts, Table
+from tlresearch.show.elements import Cell, Column, Command, Entry, Facts, Table, typed
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.confirm import Confirmed
@@ -63,9 +63,9 @@ class SweepResult(Shown):
             "",
             self._table(),
             Facts((*places, ("best config", str(best_yaml)))),
-            Command(f"make run EXP={best_yaml}", "run it"),
-            Command(f"make compare SWEEP={self.name}", "compare"),
-            Command("make ui", "MLflow UI"),
+            Command(typed("run", str(best_yaml)), "run it"),
+            Command(typed("compare", self.name), "compare"),
+            Command(typed("ui"), "MLflow UI"),
         )
 
     def _table(self) -> Table:
@@ -111,7 +111,7 @@ class SweepResult(Shown):
             note=note if self.confirmed else "",
             marked=marked,
             rules=frozenset(rules),
-            more=f"make compare SWEEP={self.name} shows every trial with them",
+            more=f"{typed('compare', self.name)} shows every trial with them",
         ).filled()
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tlresearch.base.errors import UserError
 from tlresearch.base.liveness import Identity
-from tlresearch.base.paths import home
+from tlresearch.base.paths import BEST, home
 from tlresearch.config.load import Loaded, Overrides, load_sweep
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.studies.launch.local import run_trials as run_locally
@@ -66,7 +66,7 @@ def run(
         confirmed = confirm(config, base, study, parent, progress)
         best = confirmed[0].trial if confirmed else studies.complete(study)[0]
         final = worker.finish(best)
-        best_yaml = folder / "best.yaml"
+        best_yaml = folder / BEST
         best_yaml.write_text(worker.best_config(best).recorded)
         figures = write_figures(study, config, folder)
         log_study(parent, study, config, best, confirmed, final, best_yaml, figures)

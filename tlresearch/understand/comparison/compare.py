@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from tlresearch.base.direction import Direction, Directions, direction_of
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.tasks import TASKS
-from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone
+from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone, typed
 from tlresearch.show.metrics import folded, without_ends
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking import records
@@ -130,7 +130,7 @@ class Comparison(Shown):
         names, folds = folded({name: values[name] for name in kept}, keep=next(iter(self.metrics), ""))
         elements: list[Element] = [self._table(names), *(Note(line, "faint") for line in folds)]
         elements += [_noise(self.tests)] if self.tests else []
-        return page_of("", *elements, Facts((("side by side in the UI (make ui)", self.url),)))
+        return page_of("", *elements, Facts(((f"side by side in the UI ({typed('ui')})", self.url),)))
 
     def _table(self, names: Sequence[str]) -> Table:
         """A row per run; the most telling columns first."""

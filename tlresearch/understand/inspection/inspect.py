@@ -17,6 +17,7 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import FAMILIES, OURS, build_backbone
 from tlresearch.backbones.describe import describe_stages
 from tlresearch.base.errors import TrackingError, UserError
+from tlresearch.base.paths import is_yaml
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import SplitName
@@ -26,7 +27,7 @@ from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.modality.values import Value, leaves
-from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers
+from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers, typed
 from tlresearch.show.page import Page, page_of
 from tlresearch.tasks.build import needed_end
 from tlresearch.tracking import figures
@@ -68,7 +69,7 @@ def inspect_anything(
     Raises:
         UserError: If it is none of them.
     """
-    is_experiment = what.endswith(".yaml") or Path("experiments", f"{what}.yaml").is_file()
+    is_experiment = what.endswith(".yaml") or is_yaml(what, "experiments")
     is_backbone = not is_experiment and (what in OURS or what.partition("/")[0] in FAMILIES)
     if not is_backbone and not is_experiment and not overrides and "/" not in what:
         return inspect_run(_run(what), saliency=saliency, names=items, picture=picture)
@@ -141,7 +142,7 @@ def inspect_run(run: Run, *, saliency: int = 0, names: Sequence[str] = (), pictu
     content = {"stages": [_plain(asdict(change)) for change in changes]}
     _add(store, run.info.run_id, json.dumps(content, indent=1), drawn)
     url = run_url(store.ui, run.info.experiment_id, run.info.run_id)
-    added = Facts((("added to the run", ", ".join(drawn)), ("see it with make ui", url)))
+    added = Facts((("added to the run", ", ".join(drawn)), (f"see it with {typed('ui')}", url)))
     return page_of("", *elements, added)
 
 

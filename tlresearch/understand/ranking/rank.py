@@ -16,7 +16,7 @@ from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import UserError, one_line
-from tlresearch.base.paths import data_folder
+from tlresearch.base.paths import data_folder, is_yaml
 from tlresearch.config.load import Loaded, load_experiment, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
@@ -185,11 +185,11 @@ def _candidate(
 
 def _load(what: str, overrides: Sequence[str]) -> Loaded[ExperimentConfig]:
     """Loads the experiment, or makes one of a data set that is named by its place."""
-    if (Path(what).is_file() and what.endswith(".yaml")) or Path("experiments", f"{what}.yaml").is_file():
+    if is_yaml(what, "experiments"):
         return load_experiment(what, overrides)
     if not any(place.exists() for place in (Path(what), data_folder() / what)):
         raise UserError(
-            f"rank: '{what}' is neither an experiment (experiments/{what}.yaml) nor a folder or file in "
+            f"rank: '{what}' is neither an experiment nor a folder or file in "
             f"{data_folder()} (TLRESEARCH_DATA) or in {Path.cwd()}"
         )
     source = "npz" if what.endswith(".npz") else "image_folder"

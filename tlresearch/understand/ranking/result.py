@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlresearch.show.elements import Cell, Column, Command, Element, Note, Table
+from tlresearch.show.elements import Cell, Column, Command, Element, Note, Table, typed
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.tracking.figures import COLOURS, new_figure, style
 
@@ -92,7 +92,7 @@ class Ranking(Shown):
         tables: list[Element] = [self._scores(), self._costs()] if self.there else []
         tables += [_boundaries(ranked) for ranked in self.there] if boundaries else []
         missing = [Note(f"not ranked: {one.name}: {one.problem}", "warning") for one in self.backbones if one.problem]
-        return page_of("", *tables, *missing, Command("make ui", f"MLflow run {self.run_id}"))
+        return page_of("", *tables, *missing, Command(typed("ui"), f"MLflow run {self.run_id}"))
 
     def _scores(self) -> Table:
         train, val = self.samples
