@@ -88,7 +88,7 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
         assert answer.startswith(f"{model.predictor.classes[0]} ")
     else:
         row = {"text": lambda: sample, "sounds": lambda: sample}[kind]()
-        probabilities = model.predictor.probabilities(model.predictor.read([row])[0])[0]
+        probabilities = model.predictor.first(model.predictor.read([row])[0])[0]
         assert answer == f"{model.predictor.classes[int(probabilities.argmax())]} {probabilities.max():.4f}"
 
 
@@ -160,7 +160,7 @@ def test_a_mask_has_the_size_of_its_image(tmp_path: Path) -> None:
         with torch.inference_mode():
             probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([image])))
         assert answer.shape == (1, 21, 50)
-        np.testing.assert_allclose(probabilities.numpy(), predictor.probabilities(image), atol=1e-4)
+        np.testing.assert_allclose(probabilities.numpy(), predictor.first(image), atol=1e-4)
 
 
 @pytest.mark.parametrize(("orientation", "shape"), [("exif", (1, 40, 30, 3)), ("stored", (1, 30, 40, 3))])

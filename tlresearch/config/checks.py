@@ -47,6 +47,8 @@ DATA_SOURCES = (
 )
 FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision", "digits", "hf_dataset"))
 """Sources that read files of the user's."""
+NUMBERED = ("image_csv", "npz", "audio_manifest", "text_table", "hf_dataset")
+"""Sources that read `data.targets`."""
 BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
 SCHEDULES = (
     "linear_probe",
@@ -136,6 +138,10 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield f"data.dataset: is only read by torchvision and hf_dataset, but data.name is {data.name}"
     if data.files and data.name not in ("text_table", "text_lines", "conll"):
         yield f"data.files: is only read by text_table, text_lines and conll, but data.name is {data.name}"
+    if data.targets and data.name in DATA_SOURCES and data.name not in NUMBERED:
+        yield f"data.targets: is only read by {', '.join(NUMBERED)} and your own, but data.name is {data.name}"
+    if len(set(data.targets)) < len(data.targets):
+        yield f"data.targets: each column once, but got {data.targets}"
     if data.labels_per_class is not None and data.train_fraction < 1:
         yield "data.labels_per_class: give it or data.train_fraction, not both"
     if len(set(data.classes)) < len(data.classes):
@@ -265,7 +271,8 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _metrics(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    yield "trainer.monitor", config.trainer.monitor
+    if config.trainer.monitor:
+        yield "trainer.monitor", config.trainer.monitor
     if config.trainer.early_stopping is not None:
         yield "trainer.early_stopping.metric", config.trainer.early_stopping.metric
     for index, phase in enumerate(config.freeze.phases):
@@ -280,7 +287,7 @@ def _sweep(sweep: SweepConfig) -> Iterator[str]:
         yield "space: is empty; name at least one key of the experiment with its range or choices"
     yield from _one_of("sampler.name", sweep.sampler.name or "tpe", SAMPLERS)
     yield from _one_of("pruner.name", sweep.pruner.name or "none", PRUNERS)
-    if not sweep.objective.metric.startswith("val/"):
+    if sweep.objective.metric and not sweep.objective.metric.startswith("val/"):
         yield f"objective.metric: selection uses validation only: val/<name>, but got '{sweep.objective.metric}'"
     for key, dimension in sweep.space.items():
         path = f"space[{key}]"

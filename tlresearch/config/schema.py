@@ -50,6 +50,7 @@ class DataConfig:
     encoding: str | None = setting(None, "Encoding of a table, such as cp1252; null takes that of its byte-order mark, else UTF-8.")
     image_column: str = setting("image", "Column of `table` holding image paths relative to `root`.")
     label_column: str = setting("label", "Column of `table` holding the label; several labels are separated by ';'.")
+    targets: list[str] = setting([], "Columns of numbers that are learnt instead of the label, for `task.name: regression`; of npz, what the columns of its labels are called.")
     text_column: str = setting("text", "Column holding the text; numbers, from 0, here and for `label_column` where a file has no header.")
     files: dict[str, str] = setting({}, "Files below `root`: by split (train, val, test) for text_table and conll, by class for text_lines; empty looks for train.*, val.* or dev.*, test.*.")
     max_length: int | None = setting(None, "Longest text; what is longer is cut; null takes the backbone's longest, at most 512.", unit="tokens", at_least=1)
@@ -215,7 +216,7 @@ class EarlyStoppingConfig:
 class TrainerConfig:
     """How the training loop runs."""
 
-    monitor: str = setting("val/accuracy", "Metric that says which epoch is best.")
+    monitor: str = setting("", "Metric that says which epoch is best, such as val/loss; empty takes the task's own: val/accuracy, of numbers val/mae.")
     mode: Literal["min", "max"] | None = setting(None, "Whether `monitor` should fall or rise; null takes what the task says of it.")
     select: Literal["last", "best"] = setting("last", "Weights that are kept and tested: of the last epoch, or of the best by `monitor`.")
     early_stopping: EarlyStoppingConfig | None = setting(None, "Stop the run early; null never does.")

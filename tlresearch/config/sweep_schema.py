@@ -26,7 +26,7 @@ class SpaceConfig:
 class ObjectiveConfig:
     """What the sweep optimises."""
 
-    metric: str = setting("val/accuracy", "Validation metric of the selected epoch.")
+    metric: str = setting("", "Validation metric of the selected epoch; empty takes that of the experiment (trainer.monitor), or its task's own.")
     direction: Literal["maximize", "minimize"] | None = setting(None, "Whether more or less is better; null takes what the task says of the metric.")
 
 

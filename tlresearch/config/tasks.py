@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 TASKS: Mapping[str, str] = {
     "classification": "tlresearch.tasks.classification.ClassificationTask",
+    "regression": "tlresearch.tasks.regression.RegressionTask",
     "tokens": "tlresearch.tasks.tokens.TokensTask",
     "speech_recognition": "tlresearch.tasks.speech.SpeechRecognitionTask",
     "segmentation": "tlresearch.tasks.segmentation.SegmentationTask",

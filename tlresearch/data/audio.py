@@ -17,8 +17,8 @@ from tlresearch.data.audio_tables import Listing, list_folder, list_manifest
 from tlresearch.data.base import Split, SplitName
 from tlresearch.data.images import TableSplit
 from tlresearch.data.prepared import Prepared
-from tlresearch.data.rows import numbered
 from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.targets import labelled
 from tlresearch.modality.sound import AudioPreprocessing
 from tlresearch.modality.values import Value
 
@@ -118,11 +118,14 @@ def audio_manifest(
         path_column: Column of the paths.
         transcript_column: Column of the transcripts: the data are then for speech recognition.
     """
+    if transcript_column and config.targets:
+        raise DataError("data.targets: a clip has numbers or a transcript; leave out data.options.transcript_column")
     listing = list_manifest(
         find_data(str(config.root)),
         config.table,
         path_column=path_column,
         text_column=transcript_column or config.label_column,
+        targets=config.targets,
         split_column=config.split_column,
         delimiter=config.delimiter,
         encoding=config.encoding,
@@ -132,16 +135,15 @@ def audio_manifest(
 
 
 def _labelled(listing: Listing, rate: int) -> Table:
-    classes, labels = numbered(listing.texts)
+    learnt = listing.numbers or labelled(listing.texts)
     return Table(
         name=listing.root.name,
-        classes=classes,
-        labels=labels,
         names=listing.names,
         images=AudioFiles(listing.root, listing.names, rate),
         splits=listing.splits,
         samples="sounds",
         passed=listing.passed,
+        **learnt,
     )
 
 

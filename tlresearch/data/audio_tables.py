@@ -13,6 +13,7 @@ from tlresearch.data.base import SplitName
 from tlresearch.data.folders import find_listed, list_files
 from tlresearch.data.rows import check_labels, clean, read_rows
 from tlresearch.data.table import refuse, splits_among
+from tlresearch.data.targets import Learning, Learnt
 from tlresearch.modality.sound import EXTENSIONS
 
 Groups = Mapping[str, Sequence[Any]]
@@ -28,6 +29,7 @@ class Listing:
         texts: Label or transcript of each.
         splits: Split of each where the source gives one; a source without a test split may leave rows of it out.
         passed: Number of files and rows that are no samples, by their ending or by why.
+        numbers: What is learnt, where that is numbers.
     """
 
     root: Path
@@ -35,6 +37,7 @@ class Listing:
     texts: Sequence[str]
     splits: Sequence[SplitName] | None = None
     passed: Mapping[str, int] = field(default_factory=dict)
+    numbers: Learnt | None = None
 
 
 def list_folder(
@@ -75,6 +78,7 @@ def list_manifest(
     *,
     path_column: str,
     text_column: str,
+    targets: Sequence[str] = (),
     split_column: str | None,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -87,6 +91,7 @@ def list_manifest(
         table: Name of the manifest.
         path_column: Column (key) of the paths.
         text_column: Column of labels or transcripts.
+        targets: Columns of numbers, which are learnt instead.
         split_column: Column of splits; ``None`` if there is none.
         delimiter: What separates values; ``None`` finds it.
         encoding: Encoding of the manifest; ``None`` finds it.
@@ -96,15 +101,20 @@ def list_manifest(
         DataError: If the manifest or a column is missing, or a row is incomplete.
     """
     path = root / table
-    columns = [path_column, text_column, *([split_column] if split_column else [])]
+    learning = Learning(text_column, targets)
+    columns = [path_column, *learning.columns, *([split_column] if split_column else [])]
     rows = read_rows(path, columns, delimiter=delimiter, encoding=encoding)
     files = find_listed(root, rows.texts(path_column), EXTENSIONS, str(path))
     rows.refuse_repeated(files.names, "files", "Keep one row per file")
+    splits = rows.splits(split_column) if split_column else None
+    listing = Listing(root, files.names, (), splits, files.passed + rows.passed)
+    if targets:
+        learning.add(rows)
+        return replace(listing, numbers=learning.learnt())
     texts = [" ".join(text.split()) for text in rows.texts(text_column)]
     if labels:
         check_labels(f"{path}, column '{text_column}'", texts)
-    splits = rows.splits(split_column) if split_column else None
-    return Listing(root, files.names, texts, splits, files.passed + rows.passed)
+    return replace(listing, texts=texts)
 
 
 def _by_folder(root: Path, names: Sequence[str]) -> Listing:

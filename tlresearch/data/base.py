@@ -15,7 +15,9 @@ from tlresearch.modality.base import Modality
 from tlresearch.modality.values import Value, stack, unstack
 
 SplitName = Literal["train", "val", "test"]
-TargetKind = Literal["binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes", "instances"]
+TargetKind = Literal[
+    "binary", "multiclass", "multilabel", "tokens", "transcript", "masks", "boxes", "instances", "numbers"
+]
 
 
 class SampleKey(NamedTuple):
@@ -35,8 +37,8 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: Network inputs, or the activations at `boundary`; the first dimension is the batch.
-        targets: Class numbers ``(batch,)`` int64, one column per label ``(batch, classes)`` float32, or whatever the
-            task takes; targets of unequal shape are a list.
+        targets: Class numbers ``(batch,)`` int64, one column per label or number ``(batch, classes)`` float32, or
+            whatever the task takes; targets of unequal shape are a list.
         indices: Positions of the samples in their split, ``(batch,)`` int64.
         boundary: Stages that have already been applied to `inputs`; 0 for raw inputs.
     """
@@ -155,7 +157,7 @@ class Data:
     Attributes:
         name: Short name for tables.
         splits: ``train`` and ``val``, and ``test`` where there is one.
-        classes: Class names in the order of their numbers.
+        classes: Class names in the order of their numbers; of numbers, the names of their columns.
         kind: What the targets are. Binary targets are class numbers 0 and 1.
         fingerprint: Content hash over all splits.
         preprocessing: What is done to each sample, with the config's changes to the backbone's own.

@@ -134,7 +134,7 @@ OWN = Source(_own, options=None)
 SOURCES: Mapping[str, Source] = {
     "image_folder": _below(read_image_folder, volumes.OPTIONS),
     "image_csv": _below(read_image_csv, volumes.OPTIONS),
-    "npz": _below(lambda root, _: read_npz(root)),
+    "npz": _below(lambda root, config: read_npz(root, config.targets)),
     "torchvision": Source(_torchvision, options=None),
     "digits": Source(lambda config, _: read_digits()),
     "masks": _below(segmentation.read_masks, segmentation.OPTIONS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,18 @@ from tlresearch.base.errors import DataError, one_line
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import SPLITS, Table, refuse
+from tlresearch.data.targets import Learnt, numbers
 
 
-def read_npz(root: Path) -> Table:
+def read_npz(root: Path, targets: Sequence[str] = ()) -> Table:
     """Reads an npz file, or the only one of a folder; nothing in it is ever unpickled.
 
     Labels are class numbers ``(N,)`` or ``(N, 1)``, or 0/1 columns ``(N, K)``. Class names are the numbers,
-    unless the file has a text array ``classes``.
+    unless the file has a text array ``classes``. With `targets` they are numbers ``(N,)`` or ``(N, K)``.
+
+    Args:
+        root: The file, or its folder.
+        targets: What each column of numbers is called; empty where labels are classes.
 
     Raises:
         DataError: If keys are missing or the arrays do not fit together.
@@ -38,17 +44,16 @@ def read_npz(root: Path) -> Table:
         sizes = len(arrays[f"{split}_images"]), len(arrays[f"{split}_labels"])
         if sizes[0] != sizes[1]:
             raise DataError(f"{path}: {split}_images has {sizes[0]} samples but {split}_labels has {sizes[1]}")
-    labels = torch.cat([_labels(arrays[f"{split}_labels"], f"{path}: {split}_labels") for split in found])
+    learnt = _numbers(path, arrays, found, targets) if targets else _classified(path, arrays, found)
     splits: list[SplitName] = [split for split in found for _ in arrays[f"{split}_labels"]]
     further = len(set(arrays) - {"classes"} - {f"{split}_{part}" for split in found for part in ("images", "labels")})
     return Table(
         name=path.stem,
-        classes=_classes(path, arrays, labels),
-        labels=labels,
         names=[f"{split}/{index}" for split in found for index in range(len(arrays[f"{split}_labels"]))],
         images=_images(path, arrays, found),
         splits=None if found == ["train"] else splits,
         passed={"arrays of other names": further} if further else {},
+        **learnt,
     )
 
 
@@ -77,6 +82,23 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
                 "save plain uint8 images and integer labels"
             ) from None
         raise DataError(f"{path} is not a readable npz file: {one_line(error)}") from None
+
+
+def _classified(path: Path, arrays: dict[str, np.ndarray], found: Sequence[SplitName]) -> Learnt:
+    labels = torch.cat([_labels(arrays[f"{split}_labels"], f"{path}: {split}_labels") for split in found])
+    return Learnt(classes=_classes(path, arrays, labels), labels=labels)
+
+
+def _numbers(path: Path, arrays: dict[str, np.ndarray], found: Sequence[SplitName], targets: Sequence[str]) -> Learnt:
+    parts = [arrays[f"{split}_labels"].reshape(len(arrays[f"{split}_labels"]), -1) for split in found]
+    places = [f"{path.name}, {split}_labels[{row}]" for split in found for row in range(len(arrays[f"{split}_labels"]))]
+    for split, part in zip(found, parts, strict=True):
+        if part.shape[1] != len(targets) or part.dtype.kind not in "iuf":
+            raise DataError(
+                f"{path}: data.targets names {len(targets)} numbers ({', '.join(targets)}), but {split}_labels is "
+                f"{arrays[f'{split}_labels'].dtype} {arrays[f'{split}_labels'].shape}; name each column once"
+            )
+    return numbers(dict(zip(targets, np.concatenate(parts).T.tolist(), strict=True)), places.__getitem__)
 
 
 def _labels(array: np.ndarray, where: str) -> Tensor:

@@ -17,6 +17,7 @@ from tlresearch.data.checks import check_groups, check_splits, check_table, keep
 from tlresearch.data.fingerprint import fingerprint
 from tlresearch.data.splits import assign_splits, subset
 from tlresearch.data.table import Checked, Table, refuse
+from tlresearch.data.targets import check_varied
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def prepare(table: Table, config: DataConfig) -> Prepared:
         split_seed=config.split_seed,
     )
     targets = labels if table.targets is None else table.targets
+    if kind == "numbers" and isinstance(targets, Tensor):
+        check_varied(table.name, classes, targets[splits["train"]])
     hashed = fingerprint(splits, labels=targets, names=table.names, classes=classes, checked=checked)
     return Prepared(classes, kind, splits, targets, checked, skipped, hashed)
 
@@ -117,7 +120,17 @@ def _whose(table: Table, pattern: str | None) -> Sequence[str] | None:
 
 def _check(table: Table, rows: Sequence[int], on_error: str) -> tuple[dict[int, Checked], dict[str, str]]:
     """Reads every sample once; returns the readable ones by row, and why the others were skipped by name."""
-    checked = dict(zip(rows, table.images.check(rows), strict=True))
+    faults = {row: table.problems[row] for row in rows if row in table.problems}
+    if on_error == "raise":
+        refuse(
+            list(faults.values()),
+            what=f"{table.name}: targets that cannot be used",
+            cure="Correct the table, or set data.on_error=skip",
+        )
+    checked = {
+        row: record._replace(problem=faults.get(row, record.problem))
+        for row, record in zip(rows, table.images.check(rows), strict=True)
+    }
     problems = {table.names[row]: record.problem for row, record in checked.items() if record.problem is not None}
     if on_error == "raise":
         refuse(

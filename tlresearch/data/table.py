@@ -126,6 +126,7 @@ class Table:
         fit: How images with such targets get square; see `Preprocessing.fit`.
         windows: Intensities shown of its files; see `Preprocessing.windows`.
         passed: Number of files and rows that are no samples, by their ending or by why.
+        problems: Why the targets of a row cannot be used, by row: such as text in a column of numbers.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Table:
     names: Sequence[str]
     images: Images
     splits: Sequence[SplitName] | None = None
-    targets: Sequence[Tensor] | None = None
+    targets: Tensor | Sequence[Tensor] | None = None
     kind: TargetKind = "multiclass"
     samples: str = "images"
     groups: Sequence[str] | None = None
@@ -142,6 +143,7 @@ class Table:
     fit: Literal["crop", "stretch", "letterbox"] = "crop"
     windows: tuple[Window, ...] = ()
     passed: Mapping[str, int] = field(default_factory=dict)
+    problems: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def multilabel(self) -> bool:

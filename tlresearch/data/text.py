@@ -36,6 +36,7 @@ def _text_table(config: DataConfig) -> Table:
         config.files,
         text_column=config.text_column,
         label_column=config.label_column,
+        targets=config.targets,
         split_column=config.split_column,
         delimiter=config.delimiter,
         encoding=config.encoding,
@@ -59,7 +60,11 @@ def _hf_dataset(config: DataConfig) -> Table:
     if config.dataset is None:
         raise DataError("data.dataset is not set: hf_dataset needs a name on the hub, or a folder")
     return read_hub(
-        config.dataset, text_column=config.text_column, label_column=config.label_column, options=config.options
+        config.dataset,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        targets=config.targets,
+        options=config.options,
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
 from tlresearch.data.folders import is_hidden, list_files
-from tlresearch.data.rows import ENDINGS, Label, read_rows, read_text
+from tlresearch.data.rows import ENDINGS, read_rows, read_text
 from tlresearch.data.table import SPLITS, Table, refuse, split_of, splits_among
-from tlresearch.data.text_table import label_table, tag_table
+from tlresearch.data.targets import Learning
+from tlresearch.data.text_table import Texts, label_table, tag_table
 
 
 def read_text_table(
@@ -21,11 +22,12 @@ def read_text_table(
     *,
     text_column: str,
     label_column: str,
+    targets: Sequence[str] = (),
     split_column: str | None,
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Table:
-    """Reads tables of texts and labels; see `read_rows`.
+    """Reads tables of texts with labels or numbers; see `read_rows`.
 
     Columns that are given as numbers, from 0, say that a file has no header. Several labels of one text are separated
     by ``;``, or are a list in JSON.
@@ -35,6 +37,7 @@ def read_text_table(
         files: File below `root` for each split; empty looks for ``train.*``, ``val.*`` (``dev.*``) and ``test.*``.
         text_column: Column of the text.
         label_column: Column of the label.
+        targets: Columns of numbers, which are learnt instead of the label.
         split_column: Column of the split, where a file holds several.
         delimiter: What separates values; ``None`` finds it.
         encoding: Encoding of the files; ``None`` finds it.
@@ -43,10 +46,10 @@ def read_text_table(
         DataError: If a file, column or field is missing.
     """
     paths = split_files(root, files, ENDINGS)
-    columns = [text_column, label_column, *([split_column] if split_column else [])]
+    learning = Learning(label_column, targets)
+    columns = [text_column, *learning.columns, *([split_column] if split_column else [])]
     names: list[str] = []
     texts: list[str] = []
-    labels: list[Label] = []
     splits: list[SplitName] = []
     passed: Counter[str] = Counter()
     for split, path in paths:
@@ -54,13 +57,13 @@ def read_text_table(
         rows.refuse_empty(text_column, [text if isinstance(text, str) else "" for text in rows.columns[text_column]])
         names += [f"{_short(root, path)}:{line}" for line in rows.lines]
         texts += rows.columns[text_column]
-        labels += rows.labels(label_column)
+        learning.add(rows)
         splits += rows.splits(split_column) if split_column else [split or "train"] * len(rows.lines)
         passed += rows.passed
     passed += _beside(root, [path for _, path in paths])
     given = None if len(paths) == 1 and not split_column else splits
-    table = label_table(root.stem, names=names, texts=texts, labels=labels, splits=given)
-    return replace(table, passed=passed)
+    learnt = learning.learnt()
+    return Table(root.stem, names=names, images=Texts(texts), splits=given, samples="texts", passed=passed, **learnt)
 
 
 def read_text_lines(root: Path, files: Mapping[str, str]) -> Table:

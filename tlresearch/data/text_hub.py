@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,25 @@ from tlresearch.base.paths import find_data
 from tlresearch.data.base import SplitName
 from tlresearch.data.rows import Label
 from tlresearch.data.table import Table, splits_among
-from tlresearch.data.text_table import label_table, tag_table
+from tlresearch.data.targets import numbers
+from tlresearch.data.text_table import Texts, label_table, tag_table
 
 
-def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapping[str, Any]) -> Table:
+def read_hub(
+    dataset: str,
+    *,
+    text_column: str,
+    label_column: str,
+    targets: Sequence[str] = (),
+    options: Mapping[str, Any],
+) -> Table:
     """Reads a data set with the splits it has; a column of word lists beside tag lists makes a table of tags.
 
     Args:
         dataset: Name on the hub, or a folder written by `save_to_disk`.
         text_column: Column of the text, or of the words.
         label_column: Column of the label, or of the tags.
+        targets: Columns of numbers, which are learnt instead of the label.
         options: Further arguments of `datasets.load_dataset`, such as ``name`` (the configuration) and ``revision``.
 
     Raises:
@@ -31,8 +40,8 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
     loaded = _load(dataset, options)
     names: list[str] = []
     texts: list[Any] = []
-    labels: list[Any] = []
     splits: list[SplitName] = []
+    learnt: dict[str, list[Any]] = {column: [] for column in targets or (label_column,)}
     classes: tuple[str, ...] | None = None
     passed: dict[str, int] = {}
     meant = splits_among(loaded, dataset)
@@ -40,25 +49,31 @@ def read_hub(dataset: str, *, text_column: str, label_column: str, options: Mapp
         if split not in meant:
             passed[f"entries of '{split}'"] = len(part)
             continue
-        for column in (text_column, label_column):
+        for column in (text_column, *learnt):
             if column not in part.column_names:
                 raise DataError(
                     f"{dataset} has no column '{column}'{nearest(column, part.column_names)}; it has "
-                    f"{', '.join(part.column_names)}. Choose with data.text_column and data.label_column"
+                    f"{', '.join(part.column_names)}. Choose with data.text_column, data.label_column or data.targets"
                 )
-        classes = _class_names(part.features[label_column])
-        values = part[label_column][:]
+        first = next(iter(learnt))
+        classes = _class_names(part.features[first])
+        values = part[first][:]
         if all(value in (-1, None) for value in values):
             passed[f"entries of '{split}' without a label"] = len(values)  # those of a test that are kept secret
             continue
         names += [f"{split}/{index}" for index in range(len(values))]
         texts += part[text_column][:]
-        labels += [_names(value, classes) for value in values]
+        for column, gathered in learnt.items():
+            gathered += part[column][:]
         splits += [meant[split]] * len(values)
     if not names:
         raise DataError(f"{dataset} has no labelled split called train, validation or test; it has {', '.join(loaded)}")
     given = splits if len(set(splits)) > 1 else None
     short = Path(dataset).name
+    if targets:
+        fields = numbers(learnt, names.__getitem__)
+        return Table(short, names=names, images=Texts(texts), splits=given, samples="texts", passed=passed, **fields)
+    labels = [_names(value, classes) for value in learnt[label_column]]
     if isinstance(texts[0], list):
         return replace(tag_table(short, names=names, sentences=texts, tags=labels, splits=given), passed=passed)
     table = label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)

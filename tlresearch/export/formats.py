@@ -28,10 +28,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES: Mapping[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ""}
 
-OUTPUTS = ("probabilities", "answer")
-
 Runner = Callable[[Sequence[Any]], NDArray[Any]]
-"""Runs raw samples, alike where a batch must be, to probabilities ``(N, classes, ...)``."""
+"""Runs raw samples, alike where a batch must be, to the first output: probabilities ``(N, classes, ...)``, numbers."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exp
 
 def original(model: Exportable) -> Runner:
     """Runs the model of a run as the project serves it, one sample after another."""
-    return lambda samples: np.concatenate([model.predictor.probabilities(sample) for sample in samples])
+    return lambda samples: np.concatenate([model.predictor.first(sample) for sample in samples])
 
 
 def size(path: Path) -> int:
@@ -141,7 +139,7 @@ def _onnx_runner(path: Path) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any
     names = [part.name for part in session.get_inputs()]
 
     def run(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-        found: NDArray[Any] = session.run(OUTPUTS[:1], dict(zip(names, arrays, strict=True)))[0]
+        found: NDArray[Any] = session.run([session.get_outputs()[0].name], dict(zip(names, arrays, strict=True)))[0]
         return found
 
     return run
@@ -169,7 +167,7 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
         model.front.example(),
         dynamo=True,
         input_names=list(model.front.inputs),
-        output_names=list(OUTPUTS),
+        output_names=list(model.predictor.outputs),
         verbose=False,
     )
     assert program is not None

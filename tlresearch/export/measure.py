@@ -27,7 +27,7 @@ class Tolerance:
 
     Attributes:
         changed: Largest share of samples (of pixels, for masks) whose likeliest class, or any label, is another.
-        difference: Largest difference of a probability of any sample and class.
+        difference: Largest difference of a probability of any sample and class, of a number in standard deviations.
     """
 
     changed: float
@@ -55,11 +55,11 @@ class Measured:
 
     Attributes:
         size: Bytes on disk.
-        latency: Median time of a single sample, from raw sample to probabilities, in milliseconds.
+        latency: Median time of a single sample, from raw sample to answer, in milliseconds.
         throughput: Samples per second in batches of `BATCH`.
         metrics: Metrics of the split without its name.
         changed: Share of samples (of pixels) whose answer is another than the original's.
-        difference: Largest difference of a probability.
+        difference: Largest difference of a probability, or of a number in standard deviations.
     """
 
     size: int
@@ -75,16 +75,16 @@ class Measured:
         if not self.changed <= tolerance.changed:
             problems.append(f"{self.changed:.2%} of the answers changed, {tolerance.changed:.2%} is tolerated")
         if not self.difference <= tolerance.difference:
-            problems.append(f"a probability moved by {self.difference:.2g}, {tolerance.difference:g} is tolerated")
+            problems.append(f"an answer moved by {self.difference:.2g}, {tolerance.difference:g} is tolerated")
         return "; ".join(problems)
 
 
 Answers = list[NDArray[Any]]
-"""Probabilities ``(1, classes, ...)`` of samples."""
+"""Probabilities ``(1, classes, ...)``, or numbers, of samples."""
 
 
 def answers(run: Runner, data: Data, split: SplitName, rows: Sequence[int]) -> Answers:
-    """Returns the probabilities of raw samples, one sample at a time, as they come in use."""
+    """Returns the first output of raw samples, one sample at a time, as they come in use."""
     part = data.splits[split]
     return [run([part.raw(row)]) for row in rows]
 
@@ -104,7 +104,7 @@ def measure(
     Args:
         model: The model it was written of.
         run: The form.
-        found: Its probabilities.
+        found: Its answers.
         wanted: Those of the original.
         data: The data.
         split: The split the rows are of.
@@ -112,26 +112,15 @@ def measure(
         size: Bytes on disk.
     """
     sample = data.splits[split].raw(rows[len(rows) // 2])
-    changed = [
-        _changed(one, other, model.predictor.kind == "multilabel") for one, other in zip(found, wanted, strict=True)
-    ]
+    predictor, pairs = model.predictor, list(zip(found, wanted, strict=True))
     return Measured(
         size=size,
         latency=1000 * _seconds(run, [sample]),
         throughput=BATCH / _seconds(run, [sample] * BATCH),
-        metrics=model.predictor.score(found, data, split, rows),
-        changed=float(np.concatenate(changed).mean()),
-        difference=max(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)),
+        metrics=predictor.score(found, data, split, rows),
+        changed=float(np.concatenate([predictor.changed(*pair) for pair in pairs]).mean()),
+        difference=max(predictor.moved(*pair) for pair in pairs),
     )
-
-
-def _changed(found: NDArray[Any], wanted: NDArray[Any], multilabel: bool) -> NDArray[Any]:
-    """Whether each answer of a sample is another: one, or one of each pixel."""
-    if multilabel:
-        several: NDArray[Any] = ((found > 0.5) != (wanted > 0.5)).any(axis=1)
-        return several
-    different: NDArray[Any] = found.argmax(axis=1) != wanted.argmax(axis=1)
-    return different.reshape(-1)
 
 
 def _seconds(run: Runner, batch: Sequence[Any]) -> float:

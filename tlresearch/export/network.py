@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,24 +17,27 @@ class Shipped(nn.Module):
 
     Args:
         front: Turns arrays into the network's input.
-        network: Backbone and head; gives logits ``(N, classes)`` or ``(N, classes, height, width)``.
-        multilabel: Labels have independent probabilities.
+        network: Backbone and head; gives scores ``(N, classes)`` or ``(N, classes, height, width)``.
+        answered: Makes the outputs of scores; see `ScoresPredictor.answered`.
         dtype: Number format of the network; what is in front and behind stays float32.
     """
 
-    def __init__(self, front: Front, network: nn.Module, multilabel: bool, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        front: Front,
+        network: nn.Module,
+        answered: Callable[[Tensor], tuple[Tensor, ...]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.front = front
         self.network = network.to(dtype)
-        self.multilabel = multilabel
+        self.answered = answered
         self.dtype = dtype
         self.eval()
 
-    def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``probabilities``, float32, classes in dimension 1, and the ``answer``: the likeliest, int64.
-
-        Of several labels the answer is bool, of the probabilities' shape: those above one half.
-        """
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """Returns the outputs; see `ScoresPredictor.outputs`."""
         value = self.front(*arrays)
         if isinstance(value, dict):
             value = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in value.items()}
@@ -41,15 +46,7 @@ class Shipped(nn.Module):
         scores = self.network(value).float()
         if scores.dim() == 4:
             scores = self.front.unframed(scores, *arrays)
-        return self.answer(scores)
-
-    def answer(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Makes probabilities and answer of logits."""
-        if self.multilabel:
-            probabilities = scores.sigmoid()
-            return probabilities, probabilities > 0.5
-        probabilities = scores.softmax(dim=1)
-        return probabilities, probabilities.argmax(dim=1)
+        return self.answered(scores)
 
 
 class Exportable:
@@ -79,4 +76,4 @@ class Exportable:
 
     def shipped(self, network: nn.Module, dtype: torch.dtype) -> Shipped:
         """Returns the module that is exported, over a copy of the network."""
-        return Shipped(self.front, network, self.predictor.kind == "multilabel", dtype)
+        return Shipped(self.front, network, self.predictor.answered, dtype)

@@ -62,8 +62,9 @@ class Export(Shown):
     def page(self) -> Page:
         """Size, speed, metric and agreement of each form, why forms were refused, and how to predict."""
         metrics = self.original.metrics
-        key: str = next((name for name in ("dice", "accuracy") if name in metrics), next(iter(metrics)))
+        key: str = next((name for name in ("dice", "accuracy", "mae") if name in metrics), next(iter(metrics)))
         answers = "answers of pixels" if "dice" in metrics else "answers"
+        moved = "a number in standard deviations" if "mae" in metrics else "a probability"
         rows = [_row("original", self.original, key, "")]
         for shipped in self.forms:
             state = Cell("refused", tone="bad") if shipped.refused else "kept"
@@ -81,7 +82,7 @@ class Export(Shown):
             ),
             tuple(rows),
             title=f"{self.name}  run {self.run_id[:8]}: {self.samples} samples of {self.split}",
-            note=f"time: median of one {self.reads}; changed: {answers}; moved: largest change of a probability",
+            note=f"time: median of one {self.reads}; changed: {answers}; moved: largest change of {moved}",
         )
         notes = [Note(f"refused: {s.form.name}: {s.refused}", "bad") for s in self.forms if s.refused]
         file = next((s.form.file for s in self.forms if s.form.to == "onnx" and not s.refused), None)

@@ -203,7 +203,7 @@ def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
         "classes": json.dumps(list(model.predictor.classes)),
         "kind": model.predictor.kind,
         "input": "; ".join(f"{key}: {what}" for key, what in model.front.inputs.items()),
-        "output": f"{model.predictor.output}; {model.predictor.answer}",
+        "output": "; ".join(f"{key}: {what}" for key, what in model.predictor.outputs.items()),
         "inside": model.inside,
         **model.front.about(),
         "run": run.info.run_id,

@@ -19,13 +19,15 @@ import onnxruntime
 
 
 def main(model: str, *samples: str) -> None:
-    """Prints sample, answer and probability, a line each; the mask of an image is written beside it."""
+    """Prints sample, answer and probability, or numbers, a line each; the mask of an image is written beside it."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     classes = json.loads(about["classes"])
     for sample in samples:
         row, answer = predict(session, sample)
-        if about["kind"] == "masks":
+        if about["kind"] == "numbers":
+            told = ", ".join(f"{name} {value:.6g}" for name, value in zip(classes, row, strict=True))
+        elif about["kind"] == "masks":
             shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
             told = ", ".join(f"{name} {share:.1%}" for name, share in zip(classes, shares, strict=True))
             told += f" -> {save_mask(answer, sample)}"
@@ -36,13 +38,16 @@ def main(model: str, *samples: str) -> None:
 
 
 def predict(session: Any, sample: str) -> tuple[Any, Any]:
-    """Returns probabilities, classes first in the order of the metadata's ``classes``, and the answer of a sample."""
+    """Returns probabilities, classes first in the order of the metadata's ``classes``, and the answer of a sample.
+
+    Of numbers both are the numbers, or the answer is their interval ``(classes, 2)``.
+    """
     about = session.get_modelmeta().custom_metadata_map
     read = {"image": read_image, "text": read_text, "sound": read_sound}[about["reads"]]
     arrays = read(sample, session, about)
     names = [given.name for given in session.get_inputs()]
-    found, answer = session.run(["probabilities", "answer"], dict(zip(names, arrays, strict=True)))
-    return found[0], answer[0]
+    outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+    return outputs[0][0], outputs[-1][0]
 
 
 def read_image(file: str, session: Any, about: Any) -> tuple[Any, ...]:

@@ -163,9 +163,9 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
         faults.named(config, folder, tracked) as watch,
         others(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
     ):
-        _record_beginning(tracked, loaded, role, folder)
+        _record_beginning(tracked, loaded, role, folder, config.trainer.monitor)
         built = _build(config, role)
-        resumed = _resume(folder, tracked, built)
+        resumed = _resume(folder, tracked, built, config.trainer.monitor)
         config, tuned = _tune(config, built, folder)
         _add_teacher(config, built, tracked)
 
@@ -239,7 +239,7 @@ def _open_run(loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder) -
 
 
 def _record_beginning(
-    tracked: JournalRun | SilentRun, loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder
+    tracked: JournalRun | SilentRun, loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder, monitor: str
 ) -> None:
     """Records config, code and machine, before anything can fail."""
     if not isinstance(tracked, JournalRun):
@@ -247,7 +247,7 @@ def _record_beginning(
     if not folder.checkpoint.exists():
         results.log_provenance(tracked, loaded.recorded, sys.argv)
     if role.parent is None:
-        results.save_run_view(tracked)
+        results.save_run_view(tracked, monitor)
 
 
 def _build(config: ExperimentConfig, role: Role) -> Built:
@@ -266,7 +266,7 @@ def _build(config: ExperimentConfig, role: Role) -> Built:
     return Built(backbone, data, schedule, build_task(config, backbone, data, schedule), sets)
 
 
-def _resume(folder: RunFolder, tracked: Run, built: Built) -> bool:
+def _resume(folder: RunFolder, tracked: Run, built: Built, monitor: str) -> bool:
     """Keeps what the next start of this run needs, and says whether this one goes on from a checkpoint.
 
     A checkpoint made from other data or weights is dropped.
@@ -280,7 +280,7 @@ def _resume(folder: RunFolder, tracked: Run, built: Built) -> bool:
     folder.write(run_id=tracked.reference, **inputs)
     resumed = folder.checkpoint.exists()
     if not resumed:  # A checkpoint is written only after the inputs were logged.
-        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task)
+        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task, monitor)
     return resumed
 
 

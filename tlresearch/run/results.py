@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from tlresearch.base.errors import TrackingError, WeightsError
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig, TrackingConfig
-from tlresearch.data.base import Data, Split
+from tlresearch.data.base import Data
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.run.autotune import Tuned
@@ -111,17 +110,19 @@ def log_provenance(run: Run, recorded: str, command: Sequence[str]) -> None:
     collect(command).log(run)
 
 
-def save_run_view(run: JournalRun) -> None:
+def save_run_view(run: JournalRun, monitor: str) -> None:
     """Shows what runs are compared by in the UI's table of the experiment; a study saves a view of its own."""
     save_view(
         run.store,
         run.experiment_id,
-        metrics=["val/accuracy", "val/loss", "test/accuracy"],
+        metrics=[monitor, "val/loss", f"test/{monitor.partition('/')[2]}"],
         params=["backbone.name", "freeze.schedule", "freeze.unfreeze_depth", "optimizer.lr"],
     )
 
 
-def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule, task: Task) -> None:
+def log_inputs(
+    run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule, task: Task, monitor: str
+) -> None:
     """Records data, weights, and what the task says of its metrics, before training."""
     weights = backbone.weights
     tags = {
@@ -130,6 +131,7 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
         "tlresearch.weights_sha256": weights.sha256,
         "tlresearch.stages": ", ".join(backbone.stage_names),
         records.DIRECTIONS: json.dumps(dict(task.directions)),
+        records.MONITOR: monitor,
         "tlresearch.cut": backbone.way,
     }
     if weights.random_stages:
@@ -145,11 +147,11 @@ def log_inputs(run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeS
             data.fingerprint.digest,
             source=data.name,
             context=name,
-            schema={(data.preprocessing or backbone.preprocessing).sample: "binary", "label": "string"},
+            schema={(data.preprocessing or backbone.preprocessing).sample: "binary", **_target_columns(data)},
             profile={
                 "samples": len(split),
                 "fingerprint": data.fingerprint.digest,
-                **_per_class(data, split),
+                **task.profile(data, name),
             },
         )
     run.log_text(data.fingerprint.listing, records.DATA_FILES)
@@ -265,14 +267,8 @@ def _spans(plan: FreezeScheduleCallback) -> list[figures.PhaseSpan]:
     return [figures.PhaseSpan(phase.name, start, end) for phase, start, end in named if end > start]
 
 
-def _per_class(data: Data, split: Split) -> dict[str, int]:
-    if not isinstance(split.targets, Tensor):
-        return {}
-    if split.targets.ndim == 2:
-        counts = split.targets.sum(0).int()
-    else:
-        counts = torch.bincount(split.targets, minlength=len(data.classes))
-    return {f"samples of {name}": int(count) for name, count in zip(data.classes, counts, strict=True)}
+def _target_columns(data: Data) -> dict[str, str]:
+    return dict.fromkeys(data.classes, "double") if data.kind == "numbers" else {"label": "string"}
 
 
 def _plain(tensor: Tensor) -> Tensor:

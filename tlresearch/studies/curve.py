@@ -23,7 +23,7 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, 
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
-from tlresearch.tasks.build import find_task
+from tlresearch.tasks.build import find_task, monitored
 from tlresearch.tracking.figures import COLOURS, new_figure, style
 from tlresearch.tracking.run import JournalRun
 
@@ -246,7 +246,7 @@ def _member(schedule: str, labels: int) -> str:
 
 
 def _default_metric(config: ExperimentConfig, group: GroupResult) -> str:
-    watched = config.trainer.monitor.partition("/")[2]
+    watched = monitored(config).partition("/")[2]
     return f"test/{watched}" if f"test/{watched}" in group.metrics else f"val/{watched}"
 
 

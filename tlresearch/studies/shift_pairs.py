@@ -21,6 +21,7 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section
 from tlresearch.show.page import Page, Shown
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
+from tlresearch.tasks.build import monitored
 from tlresearch.tracking.provenance import Provenance, collect
 
 BEGIN, END = "<!-- begin: written by `tlresearch shift --write` -->", "<!-- end -->"
@@ -120,7 +121,7 @@ def fit_pairs(
     if bare:
         raise UserError(f"{name}: {bare[0]} names no shifted set; add data.shift, such as {{webcam: {{root: …}}}}")
     with fit_family(f"{name.rpartition('/')[2]} on shifted sets", members, seeds, console=console) as family:
-        metric = next(iter(members.values())).config.trainer.monitor.partition("/")[2]
+        metric = monitored(next(iter(members.values())).config).partition("/")[2]
         result = Pairs(
             experiment=name,
             metric=metric,

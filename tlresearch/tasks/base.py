@@ -21,6 +21,7 @@ from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.modality.base import Modality
 from tlresearch.modality.values import to_device
 from tlresearch.tasks.predictor import Answers, Predictor
+from tlresearch.tracking.dataset import SAMPLES_OF
 from tlresearch.tracking.items import Items
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Task(L.LightningModule, ABC):
     """What it needs at the backbone's end."""
     directions: ClassVar[Directions] = {}
     """Whether less or more is better, of each metric beside the loss; see `direction_of`."""
+    monitor: ClassVar[str] = "accuracy"
+    """Metric of validation that a run is watched and a sweep optimised by, unless the config names one."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Options (``task.options``) with their defaults."""
     packages: ClassVar[tuple[str, ...]] = ()
@@ -130,6 +133,15 @@ class Task(L.LightningModule, ABC):
             ConfigError: If an option is wrong.
         """
         raise TypeError(f"{cls.__name__} has a predictor but no build_head.")
+
+    @classmethod
+    def profile(cls, data: Data, split: SplitName) -> Mapping[str, float]:
+        """Returns what is recorded of a split's targets: how many samples of each class there are."""
+        targets, classes = data.splits[split].targets, len(data.classes)
+        if not isinstance(targets, Tensor):
+            return {}
+        counts = targets.sum(0).int() if targets.ndim == 2 else torch.bincount(targets, minlength=classes)
+        return {f"{SAMPLES_OF}{name}": int(count) for name, count in zip(data.classes, counts, strict=True)}
 
     @classmethod
     def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float] | None:

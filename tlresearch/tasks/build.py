@@ -41,8 +41,13 @@ def needed_end(config: TaskConfig) -> End:
     return find_task(config.name).end
 
 
+def monitored(config: ExperimentConfig) -> str:
+    """Returns the metric that a run is watched by: the config's, else the task's own on validation."""
+    return config.trainer.monitor or f"val/{find_task(config.task.name).monitor}"
+
+
 def directed(config: ExperimentConfig) -> ExperimentConfig:
-    """Says of each metric that is watched whether it should fall or rise, where the config leaves it to the task.
+    """Says which metric is watched, and of each whether it should fall or rise, where the config leaves it to the task.
 
     Raises:
         ConfigError: If the task declares no direction of a metric that decides about the run.
@@ -60,7 +65,8 @@ def directed(config: ExperimentConfig) -> ExperimentConfig:
     trainer, stop = config.trainer, config.trainer.early_stopping
     if stop is not None:
         stop = replace(stop, mode=mode("trainer.early_stopping", stop.metric, stop.mode))
-    watched = mode("trainer", trainer.monitor, trainer.mode, decides=trainer.select == "best")
+    monitor = monitored(config)
+    watched = mode("trainer", monitor, trainer.mode, decides=trainer.select == "best")
     phases = list(config.freeze.phases)
     for number, phase in enumerate(phases):
         if (until := phase.until) is not None:
@@ -70,7 +76,7 @@ def directed(config: ExperimentConfig) -> ExperimentConfig:
         raise ConfigError(problems, config.name)
     return replace(
         config,
-        trainer=replace(trainer, mode=watched, early_stopping=stop),
+        trainer=replace(trainer, monitor=monitor, mode=watched, early_stopping=stop),
         freeze=replace(config.freeze, phases=phases),
     )
 

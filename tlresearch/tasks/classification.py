@@ -137,7 +137,7 @@ class ClassPredictor(ScoresPredictor):
         best = max(probabilities)
         return self.classes[probabilities.index(best)], best, *probabilities
 
-    def probabilities(self, sample: Any) -> NDArray[Any]:
+    def first(self, sample: Any) -> NDArray[Any]:
         """Returns the probabilities ``(1, classes)`` of a raw sample."""
         found: NDArray[Any] = self.predict([sample])[1].numpy()
         return found

@@ -1,4 +1,4 @@
-"""How sure a test result is: bootstrap intervals of accuracy and AUROC over the samples of a split."""
+"""How sure a test result is: bootstrap intervals of accuracy, AUROC or any statistic over the samples of a split."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bootstrap_intervals(probabilities: Floats, targets: NDArray[np.int64]) -> di
     else:
         right = ((probabilities > 0.5) == (targets > 0)).mean(axis=1)
         positive = targets > 0
-    found = _interval("accuracy", samples, lambda counts: right @ counts / samples)
+    found = interval("accuracy", samples, lambda counts: right @ counts / samples)
     if probabilities.size <= MOST:
         # Of two classes the second's AUROC is the first's: ranked by the one or by the other.
         chosen = range(1) if targets.ndim == 1 and classes == 2 else range(classes)
@@ -51,7 +51,7 @@ def bootstrap_intervals(probabilities: Floats, targets: NDArray[np.int64]) -> di
             with np.errstate(invalid="ignore"):
                 return np.asarray(np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0))
 
-        found |= _interval("auroc", samples, mean_auroc)
+        found |= interval("auroc", samples, mean_auroc)
     return found
 
 
@@ -83,8 +83,14 @@ class _Ranked:
             return np.asarray(pairs / (up.sum(axis=0, dtype=np.float64) * below[-1]))
 
 
-def _interval(name: str, samples: int, statistic: Callable[[NDArray[np.float32]], Floats]) -> dict[str, float]:
-    """Interval of a statistic of how often each sample is drawn, ``(samples, resamples)``."""
+def interval(name: str, samples: int, statistic: Callable[[NDArray[np.float32]], Floats]) -> dict[str, float]:
+    """Returns ``<name>_low`` and ``<name>_high``: the 95 % bootstrap interval of a statistic.
+
+    Args:
+        name: What the statistic is called.
+        samples: Number of samples.
+        statistic: Takes how often each sample is drawn ``(samples, resamples)``, and returns one value per resample.
+    """
     low, high = f"{name}_low", f"{name}_high"
     if samples < 2:
         return {low: float("nan"), high: float("nan")}

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.data.base import Data, SplitName, TargetKind
@@ -87,29 +88,50 @@ class ScoresPredictor(Predictor):
     """A predictor whose whole answer follows from one tensor of scores, so that a graph can hold it.
 
     Attributes:
-        output: What is exported, in words.
-        answer: The answer that is exported beside it, in words.
+        outputs: What is exported by name, in words; the first is what forms are compared by.
         inside: What the graph does behind the preprocessing, in words.
         most: Samples that an export is measured on unless said otherwise; ``None`` for all.
     """
 
-    output: ClassVar[str] = "probabilities: float32 (N, classes)"
-    answer: ClassVar[str] = "answer: int64 (N,), the number of the likeliest class; of several labels bool (N, classes)"
-    inside: ClassVar[str] = "network, probabilities"
+    outputs: Mapping[str, str] = {
+        "probabilities": "float32 (N, classes)",
+        "answer": "int64 (N,), the number of the likeliest class; of several labels bool (N, classes)",
+    }
+    inside: str = "network, probabilities"
     most: ClassVar[int | None] = None
 
+    def answered(self, scores: Tensor) -> tuple[Tensor, ...]:
+        """Makes the `outputs` of the network's scores, classes in dimension 1; it is exported with the network."""
+        if self.kind == "multilabel":
+            probabilities = scores.sigmoid()
+            return probabilities, probabilities > 0.5
+        probabilities = scores.softmax(dim=1)
+        return probabilities, probabilities.argmax(dim=1)
+
+    def changed(self, found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+        """Whether each answer of a sample is another: one, or one of each pixel."""
+        if self.kind == "multilabel":
+            several: NDArray[Any] = ((found > 0.5) != (wanted > 0.5)).any(axis=1)
+            return several
+        different: NDArray[Any] = found.argmax(axis=1) != wanted.argmax(axis=1)
+        return different.reshape(-1)
+
+    def moved(self, found: NDArray[Any], wanted: NDArray[Any]) -> float:
+        """How far answers of a sample lie apart: the largest difference of a probability."""
+        return float(np.abs(found - wanted).max())
+
     @abstractmethod
-    def probabilities(self, sample: Any) -> NDArray[Any]:
-        """Returns the probabilities ``(1, classes, ...)`` of a raw sample."""
+    def first(self, sample: Any) -> NDArray[Any]:
+        """Returns the first of the `outputs` of a raw sample, ``(1, classes, ...)``."""
 
     @abstractmethod
     def score(
         self, found: Sequence[NDArray[Any]], data: Data, split: SplitName, rows: Sequence[int]
     ) -> dict[str, float]:
-        """Measures probabilities of samples by the metrics of the task, without the split's name.
+        """Measures answers by the metrics of the task, without the split's name.
 
         Args:
-            found: Probabilities of each sample.
+            found: The first output of each sample.
             data: The data.
             split: The split.
             rows: Positions of the samples in it.

@@ -78,8 +78,10 @@ class PixelMeters(nn.Module):
 class SegmentationPredictor(ScoresPredictor):
     """Predicts a class for every pixel of raw images, one after another."""
 
-    output = "probabilities: float32 (N, classes, height, width)"
-    answer = "answer: int64 (N, height, width), the number of each pixel's class"
+    outputs: Mapping[str, str] = {
+        "probabilities": "float32 (N, classes, height, width)",
+        "answer": "int64 (N, height, width), the number of each pixel's class",
+    }
     inside = "network, resize to the image's size, probabilities, mask"
     most = 100  # whole maps of probabilities are compared, which take much memory
 
@@ -126,7 +128,7 @@ class SegmentationPredictor(ScoresPredictor):
         named = zip(self.classes, shares.tolist(), strict=True)
         return {"mask": numbers.tolist(), **{f"share({name})": share for name, share in named}}
 
-    def probabilities(self, sample: Any) -> NDArray[Any]:
+    def first(self, sample: Any) -> NDArray[Any]:
         """Returns the probabilities ``(1, classes, H, W)`` of a raw image."""
         found: NDArray[Any] = self.scores(sample).softmax(dim=1).numpy()
         return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tlresearch.tracking.manifest import read_text
 from tlresearch.tracking.records import PREDICTIONS
 from tlresearch.tracking.store import Store
 
 SPLITS = ("test", "val")
+Measure = Literal["score", "error"]
 
 
 class Item(NamedTuple):
@@ -21,7 +22,8 @@ class Item(NamedTuple):
         name: Name of the sample.
         target: Its class; several are joined by ';'.
         prediction: The predicted class, or classes.
-        score: Probability of the prediction; of several labels, that of the least sure one.
+        score: Probability of the prediction; of several labels, that of the least sure one. Of numbers the absolute
+            error, of several its mean in standard deviations.
     """
 
     name: str
@@ -42,21 +44,32 @@ class Items:
     Attributes:
         split: ``test``, or ``val`` where there is no test split.
         items: One for each sample of the split.
+        measure: What `Item.score` is: how sure a class is, or the error of a number.
     """
 
     split: str
     items: tuple[Item, ...]
+    measure: Measure = "score"
 
     @property
     def path(self) -> str:
         """Path of the artifact."""
         return f"{PREDICTIONS}/{self.split}.csv"
 
+    @property
+    def judged_by(self) -> str:
+        """What `judged` says of a sample, in a word."""
+        return "error" if self.measure == "error" else "right"
+
+    def judged(self, item: Item) -> float:
+        """Whether a class is right, 0 or 1; of a number its error."""
+        return item.score if self.measure == "error" else item.right
+
     def text(self) -> str:
         """The table as CSV."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(Item._fields)
+        writer.writerow((*Item._fields[:-1], self.measure))
         writer.writerows((item.name, item.target, item.prediction, f"{item.score:.6g}") for item in self.items)
         return out.getvalue()
 
@@ -69,6 +82,7 @@ def read_items(store: Store, run_id: str) -> Items | None:
             path = Items(split, ()).path
             if path in recorded:
                 rows = csv.DictReader(io.StringIO(read_text(store, run_id, path), newline=""))
-                items = [Item(r["name"], r["target"], r["prediction"], float(r["score"])) for r in rows]
-                return Items(split, tuple(items))
+                measure: Measure = "error" if "error" in (rows.fieldnames or ()) else "score"
+                items = [Item(r["name"], r["target"], r["prediction"], float(r[measure])) for r in rows]
+                return Items(split, tuple(items), measure)
     return None

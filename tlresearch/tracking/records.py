@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 STUDY_TAG = "tlresearch.study"
 TRIAL = "tlresearch.trial"
 DIRECTIONS = "tlresearch.directions"
+MONITOR = "tlresearch.monitor"
+"""Tag of a run: the metric it was watched by."""
 """Tag of a run: what its task says of its metrics, as JSON; see `tlresearch.base.direction`."""
 CONFIG = "config.yaml"
 DATA_FILES = "data/files.json"

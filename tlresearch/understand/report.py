@@ -36,7 +36,7 @@ from tlresearch.tracking import records
 from tlresearch.tracking.calls import FAILURE, REASON, STATE
 from tlresearch.tracking.groups import SEED, finished, is_group
 from tlresearch.tracking.manifest import add_to_ended_run, local, read_json, read_text
-from tlresearch.tracking.records import STUDY_TAG, children, find_run, study_runs
+from tlresearch.tracking.records import MONITOR, STUDY_TAG, children, find_run, study_runs
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect
 from tlresearch.tracking.sweep_figures import parallel_axes
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 ARTIFACT = "report.html"
 TRIAL = "tlresearch.trial"
 SELECTED = "selected/"
+WATCHED = "val/accuracy"
+"""What runs were watched by that did not record it yet."""
 _SPLITS = ("train", "val", "test")
 _FIRST = ("learning_curves", "schedule", "depth_lr_map", "history", "importance", "confusion_matrix")
 _CAPTIONS = {
@@ -57,6 +59,8 @@ _CAPTIONS = {
     "history": "Course of the search.",
     "importance": "What explains the variation of the objective.",
     "confusion_matrix": "True classes against predictions.",
+    "predicted_against_true": "Predicted against true numbers; a right one lies on the line.",
+    "residuals": "Predicted minus true numbers.",
     "wrong_samples": "Samples that were answered wrongly, the surest first.",
 }
 _PACKAGES = ("tlresearch", "torch", "torchvision", "lightning", "optuna", "mlflow", "timm", "transformers")
@@ -137,9 +141,8 @@ def _run(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
 
 def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
     sweep = yaml.safe_load(read_text(store, run.info.run_id, "sweep.yaml") or "{}") or {}
-    objective = {"metric": "val/accuracy", "direction": "maximize"} | (sweep.get("objective") or {})
-    metric = objective["metric"]
-    maximize = (run.data.tags.get("tlresearch.direction") or objective["direction"]) == "maximize"
+    metric = run.data.tags.get("tlresearch.metric") or (sweep.get("objective") or {}).get("metric") or WATCHED
+    maximize = run.data.tags.get("tlresearch.direction", "maximize") == "maximize"
     trials = read_json(store, run.info.run_id, "trials.json") or {}
     inner = children(store, run.info.run_id)
     values, tags = run.data.metrics, run.data.tags
@@ -252,7 +255,8 @@ def _group(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]
     keys = [key for key in (next(iter(done.values())).metrics if done else {}) if not key.startswith("train/")]
     keys = [key for key in keys if all(key in one.metrics for one in done.values())]
     summaries = {key: summary([one.metrics[key] for one in done.values()]) for key in keys}
-    ordered = sorted(summaries.items(), key=lambda item: (not item[0].endswith("/accuracy"), item[0]))
+    watched = _watched(store, [one.run_id for one in done.values()]).partition("/")[2]
+    ordered = sorted(summaries.items(), key=lambda item: (not item[0].endswith(f"/{watched}"), item[0]))
     results = [Number(key, f"{s.mean:.4f}", f"± {s.std:.4f}, {s.n} seeds") for key, s in ordered][:6]
     shown, folds = folded({key: summaries[key].mean for key in keys})
     rows: list[tuple[Entry, ...]] = [
@@ -298,7 +302,7 @@ def _reproduction(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Se
     groups = [child for child in children(store, run.info.run_id) if SEED not in child.data.tags]
     return results[:6], [
         Section("Published and ours", (Table(columns, tuple(rows)),)),
-        Section("Runs", (_nested(groups, "val/accuracy"),) if groups else ()),
+        Section("Runs", (_nested(groups, _watched(store, [group.info.run_id for group in groups])),) if groups else ()),
         _lineage(store, run),
         Section("Configuration", tuple(_listings(store, run, "config.yaml", "experiment.yaml"))),
     ]
@@ -336,8 +340,21 @@ def _headline(run: Run) -> tuple[Number, ...]:
     values = _selected(run)
     split = "test" if any(key.startswith("test/") for key in values) else "val"
     keys = [key for key in without_ends(values) if key.startswith(f"{split}/") and "_of_" not in key]
-    keys.sort(key=lambda key: (not key.endswith("accuracy"), key))
+    watched = run.data.tags.get(MONITOR, WATCHED).partition("/")[2]
+    keys.sort(key=lambda key: (not key.endswith(f"/{watched}"), key))
     return tuple(Number(key, f"{values[key]:.4f}", interval(values, key)) for key in keys[:6])
+
+
+def _watched(store: Store, run_ids: Sequence[str]) -> str:
+    """The metric that runs are watched by, or the members of groups: the first that says so."""
+    for run_id in run_ids:
+        with store.errors():
+            tags = store.client.get_run(run_id).data.tags
+        members = [] if MONITOR in tags else children(store, run_id)
+        for found in (tags, *(member.data.tags for member in members)):
+            if MONITOR in found:
+                return str(found[MONITOR])
+    return WATCHED
 
 
 def _selected(run: Run) -> dict[str, float]:

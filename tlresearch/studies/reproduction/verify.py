@@ -169,16 +169,19 @@ def _same(kind: Literal["data", "weights"], recorded: Inputs | None, now: Inputs
 
 
 def _predictions(store: Store, run: Run) -> Check:
-    """The predictions sample by sample must come to the accuracy that was logged."""
+    """The predictions sample by sample must come to the accuracy, or mean error, that was logged."""
     items = read_items(store, run.info.run_id)
-    metric = _logged(items.split if items else "", run).get("accuracy")
+    name = "mae" if items is not None and items.measure == "error" else "accuracy"
+    metric = _logged(items.split if items else "", run).get(name)
     if items is None or metric is None:
         return Check("predictions", "not recorded", "the run kept no predictions sample by sample")
-    if any(";" in item.target for item in items.items):
+    if name == "accuracy" and any(";" in item.target for item in items.items):
         return Check("predictions", "not recorded", "their metrics are of single labels, not of samples")
-    share = float(np.mean([item.right for item in items.items]))
-    text = f"{items.split}/accuracy of {len(items.items)} samples {share:.6f}, logged {metric:.6f}"
-    return Check("predictions", "ok" if math.isclose(share, metric, abs_tol=1e-6) else "failed", text)
+    mean = float(np.mean([items.judged(item) for item in items.items]))
+    text = f"{items.split}/{name} of {len(items.items)} samples {mean:.6g}, logged {metric:.6g}"
+    # Errors are recorded with six digits, in a unit of any size.
+    close = math.isclose(mean, metric, rel_tol=1e-5, abs_tol=1e-6)
+    return Check("predictions", "ok" if close else "failed", text)
 
 
 def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> Check:

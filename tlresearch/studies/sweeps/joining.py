@@ -21,7 +21,7 @@ from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
-from tlresearch.tasks.build import find_task, needed_end
+from tlresearch.tasks.build import find_task, monitored, needed_end
 from tlresearch.tracking.base import SilentRun
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import JournalRun, open_run
@@ -75,14 +75,14 @@ def check(sweep: Loaded[SweepConfig]) -> Plan:
 
 
 def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
-    """The sweep with the direction of its metric, where it leaves that to the task.
+    """The sweep with its metric and the direction of it, where it leaves them to the experiment and its task.
 
     Raises:
         ConfigError: If the task does not declare it.
     """
-    objective = sweep.objective
+    objective = replace(sweep.objective, metric=sweep.objective.metric or monitored(base))
     if objective.direction is not None:
-        return sweep
+        return replace(sweep, objective=objective)
     direction = direction_of(objective.metric, find_task(base.task.name).directions)
     if direction is None:
         raise ConfigError(

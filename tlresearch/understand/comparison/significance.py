@@ -79,20 +79,20 @@ def _tests(first: Row, other: Row, metric: str, items: Mapping[str, Mapping[int,
 
 
 def _over_items(names: tuple[str, str], first: Mapping[int, Items], other: Mapping[int, Items]) -> Iterator[Paired]:
-    """Compares which samples are right; of groups, in how many of the seeds that both have."""
+    """Compares which samples are right, or their errors; of groups, over the seeds that both have."""
     from tlresearch.base.statistics import paired_test
 
     seeds = sorted(set(first) & set(other))
     shares = [_shares([found[seed] for seed in seeds]) for found in (first, other)]
     if not seeds or not all(shares) or set(shares[0]) != set(shares[1]):
         return
-    split = first[seeds[0]].split
-    if split != other[seeds[0]].split:
+    kept = first[seeds[0]]
+    if (kept.split, kept.measure) != (other[seeds[0]].split, other[seeds[0]].measure):
         return
     order = sorted(shares[0])
     test = paired_test([shares[0][name] for name in order], [shares[1][name] for name in order])
-    over = f"{len(order)} {split} samples" + (f" x {len(seeds)} seeds" if len(seeds) > 1 else "")
-    yield Paired(*names, f"{split} right", over, test)
+    over = f"{len(order)} {kept.split} samples" + (f" x {len(seeds)} seeds" if len(seeds) > 1 else "")
+    yield Paired(*names, f"{kept.split} {kept.judged_by}", over, test)
 
 
 def _over_seeds(names: tuple[str, str], first: Row, other: Row, metric: str) -> Iterator[Paired]:
@@ -113,9 +113,9 @@ def _items(store: Store, row: Row) -> dict[int, Items]:
 
 
 def _shares(runs: list[Items]) -> dict[tuple[str, str], float]:
-    """Share of the runs in which a sample is right, by its name and target."""
+    """Share of the runs in which a sample is right, or the mean error of its number, by its name and target."""
     right: dict[tuple[str, str], list[float]] = {}
     for items in runs:
         for item in items.items:
-            right.setdefault((item.name, item.target), []).append(item.right)
+            right.setdefault((item.name, item.target), []).append(items.judged(item))
     return {key: sum(values) / len(values) for key, values in right.items() if len(values) == len(runs)}

@@ -112,14 +112,16 @@ def rank(
 
 
 def score(train: Features, val: Features) -> tuple[dict[str, float], ...]:
-    """Scores each boundary by everything that needs no source head."""
-    rows = []
+    """Scores each boundary by everything that needs no source head; H-score compares classes, not numbers."""
+    rows: list[dict[str, float]] = []
+    numbers = train.targets.ndim == 2
     for boundary, features in train.pooled.items():
         other = val.pooled[boundary]
         rows.append(
             {
-                "logme": scores.log_me(features, train.targets),
-                "h_score": scores.h_score(features, train.targets),
+                # Otherwise the evidence of numbers would depend on their unit.
+                "logme": scores.log_me(features, scores.standardised(train.targets) if numbers else train.targets),
+                **({} if numbers else {"h_score": scores.h_score(features, train.targets)}),
                 "knn": scores.knn(features, train.targets, other, val.targets),
                 "probe": scores.probe(features, train.targets, other, val.targets),
             }
@@ -145,7 +147,8 @@ def proposed_depth(boundaries: Sequence[Mapping[str, float]], samples: int, pret
     if not accuracies:
         return len(boundaries)
     best = max(accuracies)
-    error = math.sqrt(best * (1 - best) / samples)
+    # R2 of numbers can lie below 0; between 0 and 1 the error of a share is near enough to that of R2.
+    error = math.sqrt(max(0.0, best * (1 - best)) / samples)
     deepest = max(number for number, accuracy in enumerate(accuracies) if accuracy >= best - error)
     return len(boundaries) - 1 - deepest
 
@@ -155,7 +158,7 @@ def _rank_one(config: ExperimentConfig, backbone: StagedBackbone, runner: Featur
     train, val = runner.run(backbone, "train"), runner.run(backbone, "val")
     rows = score(train, val)
     probabilities = source_probabilities(config.backbone, backbone, train.pooled[len(rows)])
-    if probabilities is not None:
+    if probabilities is not None and train.targets.ndim == 1:
         rows[-1]["leep"] = scores.leep(probabilities, train.targets)
         rows[-1]["nce"] = scores.nce(probabilities.argmax(axis=1), train.targets)
     tensors = backbone.original_state_dict().values()
@@ -201,8 +204,8 @@ def _texts(values: Mapping[str, Any]) -> list[str]:
 
 
 def _check(data: Data) -> None:
-    if data.kind not in ("binary", "multiclass"):
-        raise UserError(f"rank: needs one class per sample, but the targets of {data.name} are {data.kind}")
+    if data.kind not in ("binary", "multiclass", "numbers"):
+        raise UserError(f"rank: needs one class per sample, or numbers, but the targets of {data.name} are {data.kind}")
 
 
 def _open(

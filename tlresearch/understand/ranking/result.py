@@ -114,7 +114,7 @@ class Ranking(Shown):
                 for ranked in self.there
             ),
             title=f"{self.name}: {train} training and {val} validation samples, by {TITLES[self.by]}; {source}",
-            note="kNN and probe: accuracy on validation.\n"
+            note="kNN and probe: accuracy on validation, of numbers R2.\n"
             "depth: unfreeze depth that the probe proposes, of the number of stages.",
         )
 
@@ -155,16 +155,16 @@ def _boundaries(ranked: Ranked) -> Table:
 
 def boundary_figure(backbones: Sequence[Ranked]) -> Figure:
     """One panel per method with a line per backbone, over the share of its stages in front of the boundary."""
-    methods = ("logme", "h_score", "knn", "probe")
+    methods = [method for method in ("logme", "h_score", "knn", "probe") if method in backbones[0].boundaries[0]]
     figure = new_figure(9.6, 6.8)
     for number, method in enumerate(methods, 1):
         axes = figure.add_subplot(2, 2, number)
-        accuracy = method in ("knn", "probe")
+        measured = method in ("knn", "probe")
         style(
             axes,
             title="probe; ring: the proposed depth" if method == "probe" else TITLES[method],
             x="share of the stages in front of the boundary",
-            y="accuracy on validation" if accuracy else "score on training samples",
+            y=f"{'accuracy' if 'h_score' in methods else 'R2'} on validation" if measured else "score in training",
         )
         for index, one in enumerate(backbones):
             places = [(place + 1) / len(one.stages) for place in range(len(one.stages))]

@@ -23,24 +23,28 @@ _EPSILON = 1e-5
 _NOISE = 1e-13  # share of the largest variance below which a direction is rounding error
 
 
-def log_me(features: Floats, targets: Ints) -> float:
+def log_me(features: Floats, targets: Ints | Floats) -> float:
     """LogME: log of the maximum evidence per sample of a Bayesian linear regression (You et al. 2021).
 
-    Each class is regressed one against the rest; the score is the mean over classes. The precisions of prior and noise
+    Each class is regressed one against the rest; the score is the mean over classes. Numbers are regressed as they are
+    (see `standardised`), and the score is the mean over them. The precisions of prior and noise
     are found by the fixed point of You et al. 2022 (arXiv 2110.10545), with the same stopping rule and epsilon as the
     authors' code. With more features than samples that code leaves the directions without data out of the determinant;
     here they are in, as in the papers' formula, so that backbones of different width stay comparable.
 
     Args:
         features: ``(n, d)``.
-        targets: Class numbers ``(n,)``.
+        targets: Class numbers ``(n,)``, or numbers ``(n, targets)``.
     """
     samples, width = features.shape
+    if targets.ndim == 2:
+        columns = targets.astype(np.float64).T
+    else:
+        columns = np.stack([(targets == number).astype(np.float64) for number in range(int(targets.max()) + 1)])
     left, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
     sigma = singular**2
     evidences = []
-    for number in range(int(targets.max()) + 1):
-        wanted = (targets == number).astype(np.float64)
+    for wanted in columns:
         squares = (left.T @ wanted) ** 2
         outside = float((wanted**2).sum() - squares.sum())
         alpha = beta = 1.0
@@ -59,6 +63,13 @@ def log_me(features: Floats, targets: Ints) -> float:
         evidence -= beta * residual + alpha * weights + samples * np.log(2 * np.pi)
         evidences.append(evidence / 2 / samples)
     return float(np.mean(evidences))
+
+
+def standardised(targets: Floats) -> Floats:
+    """Numbers ``(n, targets)`` of mean 0 and variance 1; a constant is left at 0."""
+    exact = targets.astype(np.float64)
+    spread = exact.std(axis=0)
+    return np.asarray((exact - exact.mean(axis=0)) / np.where(spread > 0, spread, 1))
 
 
 def h_score(features: Floats, targets: Ints, shrinkage: float | None = None) -> float:
@@ -126,33 +137,36 @@ def nce(source: Ints, targets: Ints) -> float:
     return float((joint[there] * np.log(joint[there] / marginal[there])).sum())
 
 
-def knn(features: Floats, targets: Ints, other: Floats, wanted: Ints) -> float:
-    """Accuracy of the `NEIGHBOURS` nearest training samples by cosine similarity on other samples.
+def knn(features: Floats, targets: Ints | Floats, other: Floats, wanted: Ints | Floats) -> float:
+    """Accuracy of the `NEIGHBOURS` nearest training samples by cosine similarity on other samples; of numbers their R2.
 
     Args:
         features: Training features ``(n, d)``.
-        targets: Their class numbers ``(n,)``.
+        targets: Their class numbers ``(n,)``, or numbers ``(n, targets)``.
         other: Features ``(m, d)`` to classify.
-        wanted: Their class numbers ``(m,)``.
+        wanted: Their class numbers ``(m,)``, or numbers ``(m, targets)``.
     """
-    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(targets)), metric="cosine")
+    kind = KNeighborsRegressor if targets.ndim == 2 else KNeighborsClassifier
+    neighbours = kind(min(NEIGHBOURS, len(targets)), metric="cosine")
     return float(neighbours.fit(features, targets).score(other, wanted))
 
 
-def probe(features: Floats, targets: Ints, other: Floats, wanted: Ints) -> float:
+def probe(features: Floats, targets: Ints | Floats, other: Floats, wanted: Ints | Floats) -> float:
     """Accuracy on other samples of a ridge classifier on standardised features; the penalty is chosen in training.
+
+    Of numbers it is the R2 of a ridge regression.
 
     Args:
         features: Training features ``(n, d)``.
-        targets: Their class numbers ``(n,)``.
+        targets: Their class numbers ``(n,)``, or numbers ``(n, targets)``.
         other: Features ``(m, d)`` to classify.
-        wanted: Their class numbers ``(m,)``.
+        wanted: Their class numbers ``(m,)``, or numbers ``(m, targets)``.
     """
-    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
+    classifier = make_pipeline(StandardScaler(), (RidgeCV if targets.ndim == 2 else RidgeClassifierCV)(PENALTIES))
     return float(classifier.fit(features.astype(np.float64), targets).score(other.astype(np.float64), wanted))
