@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import (
 from tests.finetuning.foreign import (
     QUIET,
     STAGES,
+    Encoder,
     Photos,
     StopAt,
     StoppedError,
@@ -41,7 +42,7 @@ from tests.finetuning.foreign import (
     make_trainer,
     moved,
 )
-from tlresearch import FreezeSchedule
+from tlresearch import FreezeSchedule, stages
 from tlresearch.base.errors import ConfigError
 from tlresearch.finetuning.parts import find_parts
 
@@ -436,6 +437,20 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
         make_trainer(None, [schedule()], max_epochs=4).fit(Photos(), *loaders(), ckpt_path=other / "last.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    make_trainer(tmp_path, [schedule()], max_epochs=4).fit(Photos(), *loaders())
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del checkpoint["callbacks"]["FreezeSchedule"]["entered"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(None, [schedule()], max_epochs=4).fit(Photos(), *loaders(), ckpt_path=tmp_path / "old.ckpt")
+    assert caught.value.problems == (
+        "ckpt_path: the checkpoint lacks entered, so it is of another version of tlresearch; go on with that version, "
+        "or load the checkpoint's weights into the module and train anew",
+    )
+
+
 def named(module: L.LightningModule, stages: Any, head: Any = "classifier") -> dict[str, list[str]]:
     """Parameters of each stage, as `find_parts` finds them."""
     return {name: [key for key, _ in part.named_parameters()] for name, part in find_parts(module, stages, head)}
@@ -455,6 +470,61 @@ def test_stages_are_names_patterns_submodules_or_a_mapping() -> None:
         "head": by_name["head"],
     }
     assert list(named(module, [["encoder.stem", "encoder.layer1"], "encoder.layer2"])) == [*STAGES[::2], "head"]
+
+
+class Listed(nn.Module):
+    """Cut by its structure, since it cannot be traced; the stages run copies of layers that share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 64)
+        self.second = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.first(x.flatten(1))
+        return self.second(hidden + 1 if x.sum() > 0 else hidden)
+
+
+class Branches(nn.Module):
+    """Batch norm in a stage that is a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.stem(x)
+        return torch.stack([branch(hidden) for branch in self.branches] if x.shape[0] else []).sum(dim=0).flatten(1)
+
+
+@pytest.mark.parametrize(("network", "way"), [(Encoder, "graph"), (Listed, "structure"), (Branches, "structure")])
+def test_stages_can_be_those_that_a_network_is_cut_into(network: type[nn.Module], way: str) -> None:
+    module = Photos()
+    module.encoder = network()  # type: ignore[assignment]
+    cut = stages(module.encoder, torch.zeros(2, 1, 4, 4))
+    assert cut.way == way
+    parts = find_parts(module, cut, "classifier")
+    assert parts.names == (*cut.stage_names, "head")
+    assert {len(list(part.parameters())) for part in parts.modules[:-1]} - {0}
+    plan = FreezeSchedule("depth", unfreeze_depth=1, stages=cut, head="classifier")
+    before = copy(module)
+    make_trainer(None, [plan], max_epochs=1).fit(module, *loaders())
+    last = {id(tensor) for tensor in (*cut.stages[-1].parameters(), *cut.stages[-1].buffers())}
+    trained = {
+        name
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if id(tensor) in last or name.startswith("classifier")
+    }
+    assert moved(before, copy(module)) == trained
+
+
+def test_stages_of_another_network_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_parts(Photos(), stages(Encoder(), torch.zeros(2, 1, 4, 4)), "classifier")
+    assert caught.value.problems[0].endswith(
+        "its weights are not those of Photos; give `tl.stages` the network that is in it"
+    )
 
 
 class Token(Photos):

@@ -13,7 +13,9 @@ from tests.toy import toy_text
 from tlresearch import fit
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import load_text
+from tlresearch.finetuning.callback import EpochReport
 from tlresearch.finetuning.resume import RunFolder, SealedCheckpoints, read_checkpoint
+from tlresearch.run.fit import Role
 
 CONTENT = {"state_dict": {"head.weight": torch.arange(4.0)}, "epoch": 3}
 
@@ -72,10 +74,32 @@ def test_a_run_whose_checkpoint_is_damaged_starts_from_the_beginning(
     assert "the run starts from the beginning" in caplog.text
 
 
+def test_a_run_whose_checkpoint_is_of_another_version_starts_from_the_beginning(
+    tables: None, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_text(toy_text(freeze="{schedule: full, epochs: 2}"), {"trainer.checkpoint_seconds": 0})
+    expected = fit(loaded).history
+
+    def fail(report: EpochReport) -> None:
+        if report.epoch == 1:
+            raise RuntimeError("as a kill would leave it")
+
+    with pytest.raises(RuntimeError):
+        fit(loaded, role=Role("toy", test=True, listener=fail))
+    (path,) = (home / "unfinished").glob("*/last.ckpt")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint is not None
+    del checkpoint["callbacks"]["FreezeScheduleCallback"]["entered"]
+    SealedCheckpoints().save_checkpoint(checkpoint, path)
+    assert fit(loaded).history == expected
+    assert "is of another version: the run starts from the beginning" in caplog.text
+
+
 FULL = """
 import sys, warnings
 from pathlib import Path
 import torch
+from tlresearch.finetuning.callback import EpochReport
 from tlresearch.finetuning.resume import SealedCheckpoints, read_checkpoint
 folder, writer = Path(sys.argv[1]), SealedCheckpoints()
 writer.save_checkpoint({"epoch": 1}, folder / "last.ckpt")

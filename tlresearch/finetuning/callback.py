@@ -158,8 +158,24 @@ class FreezeScheduleCallback(L.Callback):
             "phase_best": pack(self._phase_best),
         }
 
+    def lacking(self, state: Mapping[str, Any]) -> list[str]:
+        """What the state in a checkpoint of another version does not have, and a resumed run needs."""
+        return sorted(self.state_dict().keys() - state.keys())
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            ConfigError: If another version of tlresearch gave it.
+        """
+        if lacking := self.lacking(state):
+            raise ConfigError(
+                [
+                    f"ckpt_path: the checkpoint lacks {', '.join(lacking)}, so it is of another version of tlresearch; "
+                    "go on with that version, or load the checkpoint's weights into the module and train anew"
+                ],
+                "FreezeSchedule",
+            )
         self.history = state["history"]
         self._digests = state["digests"]
         self._entered = state["entered"]

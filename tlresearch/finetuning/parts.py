@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tlresearch.backbones.base import StagedBackbone
@@ -56,8 +56,9 @@ def find_parts(module: nn.Module, stages: Stages | None, head: Member | Sequence
     Args:
         module: The module, such as a LightningModule.
         stages: The stages from the input to the head. In a list, a pattern stands for one stage per submodule that it
-            matches, and a list within it for one stage of several members. ``None`` is for a module with a staged
-            backbone ``backbone`` and a ``head``.
+            matches, and a list within it for one stage of several members. What `tlresearch.stages` made of the
+            module, or of a network in it, gives its stages. ``None`` is for a module with a staged backbone
+            ``backbone`` and a ``head``.
         head: The head, of one or several members.
 
     Raises:
@@ -107,7 +108,7 @@ class _Finder:
     def stages(self, stages: Stages) -> dict[str, list[str]]:
         """Names of the members of each stage."""
         if isinstance(stages, StagedBackbone):
-            stages = dict(stages.named_stages())
+            return self._owned(dict(stages.named_stages()))
         if isinstance(stages, Mapping):
             if HEAD in stages:
                 self.problems.append(f"stages: '{HEAD}' names the head; call the stage something else")
@@ -135,6 +136,32 @@ class _Finder:
             return [self.names[id(entry)]]
         return [name for member in entry for name in self.members(key, member)]
 
+    def _owned(self, stages: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+        """Names of what each stage of a network was cut from: the largest submodules all of whose weights it has.
+
+        A stage often has layers of its own around the network's weights, so it is recognised by them. A layer without
+        weights counts where one stage alone runs it.
+        """
+        owners = {id(tensor): name for name, stage in stages.items() for tensor in _tensors(stage)}
+        users: dict[int, set[str]] = {}
+        for name, stage in stages.items():
+            for layer in stage.modules():
+                users.setdefault(id(layer), set()).add(name)
+        members: dict[str, list[str]] = {name: [] for name in stages}
+        taken: set[int] = set()
+        for name, part in self.everything.items():  # a submodule comes before what is in it
+            held = {owners.get(id(tensor)) for tensor in _tensors(part)} or users.get(id(part), {None})
+            (owner, *others) = held
+            if owner is not None and not others and id(part) not in taken:
+                members[owner].append(name)
+                taken |= {id(inner) for inner in _inside(part)}
+        missing = [name for name, stage in stages.items() if not taken.issuperset(map(id, stage.parameters()))]
+        self.problems += [
+            f"stages['{name}']: its weights are not those of {self.kind}; give `tl.stages` the network that is in it"
+            for name in missing
+        ]
+        return members
+
     def _matching(self, key: str, pattern: str) -> list[str]:
         if pattern in self.everything:
             return [pattern]
@@ -149,6 +176,22 @@ class _Finder:
             hint = nearest(pattern, list(self.everything)) or f"; it has {', '.join(_children(self.everything))}"
             self.problems.append(f"{key}: '{pattern}' is no submodule of {self.kind}{hint}")
         return matching
+
+
+def _tensors(part: nn.Module | nn.Parameter) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    if isinstance(part, nn.Parameter):
+        yield part
+        return
+    yield from part.parameters()
+    yield from part.buffers()
+
+
+def _inside(part: nn.Module | nn.Parameter) -> Iterator[object]:
+    """A part and everything that is in it."""
+    yield from _tensors(part)
+    if isinstance(part, nn.Module):
+        yield from part.modules()
 
 
 def _children(names: Mapping[str, Any]) -> list[str]:

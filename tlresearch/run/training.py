@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -28,6 +29,8 @@ from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.run.devices.strategies import build_strategy, take_result, trained_copy
 from tlresearch.run.shift.sets import TestSet
 from tlresearch.tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 ONE_THREAD = 10_000_000
 """Multiply-adds of a step on stored vectors, such as a linear head's, below which one thread does it.
@@ -262,6 +265,9 @@ def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, An
 def train(how: Training, task: Task, folder: RunFolder) -> None:
     """Trains, from the checkpoint in the folder if there is a sound one."""
     checkpoint = read_checkpoint(folder.checkpoint)
+    if checkpoint is not None and how.plan.lacking(checkpoint["callbacks"].get(how.plan.state_key, {})):
+        log.warning("the checkpoint %s is of another version: the run starts from the beginning", folder.checkpoint)
+        checkpoint = None
     if checkpoint is None:
         folder.forget()
     threads = torch.get_num_threads()
