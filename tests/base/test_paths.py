@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tlresearch.base.errors import UserError
-from tlresearch.base.paths import find_yaml, home, topic, yaml_names
+from tlresearch.base.paths import data_folder, find_weights, find_yaml, home, topic, yaml_names
 from tlresearch.cli import main
 
 
@@ -64,3 +64,20 @@ def test_a_name_that_is_no_experiment_is_told_the_nearest(tmp_path: Path, monkey
 def test_a_topic_is_what_stands_below_the_last_folder_of_that_name() -> None:
     assert topic(Path("/home/experiments/env/experiments/photos/probe.yaml"), "experiments") == ("photos", "probe")
     assert topic(Path("probe.yaml"), "experiments") == ("probe", "probe")
+
+
+def test_a_tilde_in_the_environment_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, folder in {"HOME": home, "DATA": data_folder}.items():
+        monkeypatch.setenv(f"TLRESEARCH_{variable}", "~/mine")
+        assert folder() == tmp_path / "mine"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.pth").touch()
+    monkeypatch.setenv("TLRESEARCH_WEIGHTS", "~/mine")
+    assert find_weights("a.pth") == tmp_path / "mine" / "a.pth"
+
+
+def test_a_home_whose_name_is_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLRESEARCH_HOME", f"{tmp_path}/caf\udce9")
+    with pytest.raises(UserError, match=r"TLRESEARCH_HOME: .*caf.xe9 is not UTF-8"):
+        home()

@@ -21,7 +21,10 @@ def home() -> Path:
     Raises:
         UserError: If addresses of databases and artifacts cannot name it.
     """
-    folder = Path(os.environ.get("TLRESEARCH_HOME", ".tlresearch")).absolute()
+    folder = Path(os.environ.get("TLRESEARCH_HOME") or ".tlresearch").expanduser().absolute()
+    shown = os.fsencode(folder).decode(errors="backslashreplace")
+    if shown != str(folder):
+        raise UserError(f"TLRESEARCH_HOME: {shown} is not UTF-8, so no address can name it; set it to another folder")
     odd = _ADDRESS.search(str(folder))
     if odd is not None:
         raise UserError(
@@ -33,7 +36,7 @@ def home() -> Path:
 
 def data_folder() -> Path:
     """The data directory: ``TLRESEARCH_DATA``, else ``data`` in the current folder."""
-    return Path(os.environ.get("TLRESEARCH_DATA", "data")).absolute()
+    return Path(os.environ.get("TLRESEARCH_DATA") or "data").expanduser().absolute()
 
 
 def find_data(root: str) -> Path:
@@ -51,7 +54,8 @@ def find_weights(name: str) -> Path:
     Raises:
         MissingFileError: If it is in neither place; the text names both.
     """
-    return _find(name, "backbone.weights", Path(os.environ.get("TLRESEARCH_WEIGHTS", "weights")), "TLRESEARCH_WEIGHTS")
+    folder = Path(os.environ.get("TLRESEARCH_WEIGHTS") or "weights").expanduser()
+    return _find(name, "backbone.weights", folder, "TLRESEARCH_WEIGHTS")
 
 
 def _find(name: str, key: str, folder: Path, variable: str) -> Path:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tlresearch.base.errors import DataError, call_object, load_object, nearest, one_line
-from tlresearch.base.paths import find_data
+from tlresearch.base.paths import data_folder, find_data
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import detection, segmentation, volumes
 from tlresearch.data.audio import audio_folder, audio_manifest, audio_splits
@@ -87,7 +86,7 @@ def _torchvision(config: DataConfig, _: Any) -> Table:
     if config.dataset is None:
         raise DataError("data.dataset is not set: torchvision needs the name of a data set, such as CIFAR10")
     # Not looked up with find_data: before a download the folder need not exist.
-    folder = Path(os.environ.get("TLRESEARCH_DATA", "data"), config.root or "").expanduser().absolute()
+    folder = data_folder() / Path(config.root or "").expanduser()
     return read_torchvision(
         folder,
         dataset=config.dataset,

@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from tlresearch.tracking.calls import Call, Target
 
 _CALLS = "calls.jsonl"
 _PROGRESS = "progress.json"
+_LOCAL = re.compile("^sqlite:///(?!/)")
+"""Address of a store below the home, as a journal has it: relative, so that the home may be moved."""
 PATIENCE = 60.0
 """Seconds to wait for a process that still writes the run; a courier holds the lock for milliseconds only."""
 
@@ -94,7 +97,8 @@ class Journal:
             head = file.readline()
         if not head.endswith("\n"):
             raise FileNotFoundError(path / _CALLS)
-        return cls(path, **json.loads(head))
+        journal = cls(path, **json.loads(head))
+        return replace(journal, store=_LOCAL.sub(f"sqlite:///{home()}/", journal.store))
 
     @property
     def reference(self) -> str:
@@ -208,6 +212,7 @@ class Writer:
         path.mkdir()
         journal = Journal(path, store, name, time.time(), run_id, continues)
         head = {key: value for key, value in asdict(journal).items() if key != "path"}
+        head["store"] = store.replace(f"sqlite:///{home()}/", "sqlite:///", 1)
         self._write(path / _CALLS, f"{json.dumps(head)}\n")
         return journal, True
 

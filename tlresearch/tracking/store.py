@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import check_reachable
+from tlresearch.tracking.moved import folder_of, follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,8 +79,7 @@ class Store:
         with self.errors():
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                folder = re.sub(r"[^\w ./-]|\.\.", "_", name).strip("/")
-                location = str(self.artifacts / folder) if self.artifacts else None
+                location = str(self.artifacts / folder_of(name)) if self.artifacts else None
                 # Says that these are trained models, not traces of language models.
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 try:
@@ -240,6 +239,8 @@ def _connect(uri: str, *, check: bool) -> Store:
                     connection.execute("PRAGMA journal_mode=WAL")
                 client = MlflowClient(uri, registry_uri=uri)
                 client.search_experiments(max_results=1)
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    follow(connection, artifacts)
         elif database:
             # MLflow would try for 100 s to reach one that is down.
             check_reachable(uri)
