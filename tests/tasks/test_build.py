@@ -20,7 +20,7 @@ from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run.fit import fit
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task, directed, find_task
+from tlresearch.tasks.build import build_task, find_task
 
 QUIET = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
 
@@ -47,43 +47,6 @@ def test_every_metric_has_a_direction(kind: str, tmp_path: Path) -> None:
     assert metrics
     declared = type(result.task).directions
     assert [name for name in metrics if direction_of(name, declared) is None] == []
-
-
-@pytest.mark.parametrize(
-    ("trainer", "mode"),
-    [
-        ("{monitor: val/loss}", "min"),
-        ("{monitor: val/macro_f1}", "max"),
-        ("{monitor: val/loss, mode: max}", "max"),
-        ("{monitor: val/nobody_knows}", "max"),  # it decides about nothing
-    ],
-)
-def test_what_is_watched_goes_the_way_the_task_says(trainer: str, mode: str) -> None:
-    assert directed(load_text(toy_text(trainer=trainer)).config).trainer.mode == mode
-
-
-def test_early_stopping_and_phases_follow_the_task_too() -> None:
-    phases = "[{unfreeze_depth: 0, epochs: 2, until: {metric: val/accuracy}}, {unfreeze_depth: all, epochs: 1}]"
-    config = load_text(
-        toy_text(
-            trainer="{early_stopping: {metric: val/auroc}}",
-            freeze=f"{{schedule: phases, epochs: 3, phases: {phases}}}",
-        )
-    ).config
-    filled = directed(config)
-    assert filled.trainer.early_stopping is not None
-    assert filled.freeze.phases[0].until is not None
-    assert (filled.trainer.early_stopping.mode, filled.freeze.phases[0].until.mode) == ("max", "max")
-    assert config.freeze.phases[0].until is not None
-    assert config.freeze.phases[0].until.mode is None  # what was loaded stays as it is
-
-
-def test_a_metric_that_decides_must_have_a_direction() -> None:
-    trainer = "{monitor: val/mine, select: best, early_stopping: {metric: val/other}}"
-    with pytest.raises(ConfigError) as error:
-        directed(load_text(toy_text(trainer=trainer)).config)
-    assert "trainer.mode: classification does not say which way val/mine is better" in str(error.value)
-    assert "trainer.early_stopping.mode: " in str(error.value)
 
 
 def test_options_are_checked_against_those_the_task_has(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
         )
     if config.trainer.on_oom == "halve" and config.trainer.devices > 1:
         yield "trainer.on_oom: halve is for one device, whose batch is all of the step's"
-    for key, metric in _metrics(config):
+    for key, metric in watched(config):
         if not re.fullmatch(r"(train|val)/\w+", metric):
             cure = (
                 "the test split is never looked at while training" if metric.startswith("test/") else "such as val/loss"
@@ -270,7 +270,8 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
             yield f"{key}: must be train/<name> or val/<name> ({cure}), but got '{metric}'"
 
 
-def _metrics(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+def watched(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    """Yields the metrics that a run watches, by the key that names each."""
     if config.trainer.monitor:
         yield "trainer.monitor", config.trainer.monitor
     if config.trainer.early_stopping is not None:

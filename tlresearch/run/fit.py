@@ -34,7 +34,8 @@ from tlresearch.run.training import Built, Training
 from tlresearch.show.page import Page, Shown
 from tlresearch.tasks import distillation
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task, directed, needed_end
+from tlresearch.tasks.build import build_task, needed_end
+from tlresearch.tasks.watched import check_watched, directed
 from tlresearch.tracking.base import Run, SilentRun
 from tlresearch.tracking.run import JournalRun, open_run
 
@@ -91,6 +92,7 @@ class Role:
         repeats: The run that is repeated; keeps its unfinished rest apart from those of the same config.
         deferred: Whether nobody waits for MLflow: what the run records is shipped beside the training.
         shared: What it has in common with other runs of this process; ``None`` shares nothing.
+        watched: Metrics of each epoch that the listener needs, by the key that names them.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Role:
     repeats: str = ""
     deferred: bool = False
     shared: Shared | None = None
+    watched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -263,7 +266,9 @@ def _build(config: ExperimentConfig, role: Role) -> Built:
         set_stochastic_depth(backbone, config.regularize.stochastic_depth)
     if schedule.adapters:
         lora.inject(backbone, **asdict(config.freeze.lora), seed=config.seed)
-    return Built(backbone, data, schedule, build_task(config, backbone, data, schedule), sets)
+    task = build_task(config, backbone, data, schedule)
+    check_watched(config, shared.metric_names(config, task, data), role.watched)
+    return Built(backbone, data, schedule, task, sets)
 
 
 def _resume(folder: RunFolder, tracked: Run, built: Built, monitor: str) -> bool:

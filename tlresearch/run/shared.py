@@ -11,6 +11,8 @@ from tlresearch.config.tasks import TASKS
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
+from tlresearch.tasks.base import Task
+from tlresearch.tasks.watched import metric_names
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Shared:
 
     _data: dict[str, Data] = field(default_factory=dict)
     _backbones: dict[str, StagedBackbone] = field(default_factory=dict)
+    _metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def data(self, config: ExperimentConfig, backbone: StagedBackbone) -> Data:
         """The data of a config, read and checked once."""
@@ -42,6 +45,13 @@ class Shared:
         if leaves_as_it_is(config, built):
             self._backbones = {key: built}
         return built
+
+    def metric_names(self, config: ExperimentConfig, task: Task, data: Data) -> tuple[str, ...]:
+        """Names of the metrics that a task gives in each epoch; see `watched.metric_names`."""
+        key = f"{config.task} {data.fingerprint.digest}"
+        if key not in self._metrics:
+            self._metrics = {key: metric_names(task, data)}
+        return self._metrics[key]
 
     def forget(self) -> None:
         """Drops everything: a run that failed may have left it in any state."""

@@ -23,7 +23,8 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, 
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
-from tlresearch.tasks.build import find_task, monitored
+from tlresearch.tasks.build import find_task
+from tlresearch.tasks.watched import monitored
 from tlresearch.tracking.figures import COLOURS, new_figure, style
 from tlresearch.tracking.run import JournalRun
 

@@ -21,7 +21,7 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Section
 from tlresearch.show.page import Page, Shown
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
-from tlresearch.tasks.build import monitored
+from tlresearch.tasks.watched import monitored
 from tlresearch.tracking.provenance import Provenance, collect
 
 BEGIN, END = "<!-- begin: written by `tlresearch shift --write` -->", "<!-- end -->"

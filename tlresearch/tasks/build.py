@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlresearch.backbones.base import End, StagedBackbone, evaluating
-from tlresearch.base.direction import Direction, direction_of
 from tlresearch.base.errors import ConfigError, load_object, nearest
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
 from tlresearch.config.tasks import TASKS
@@ -39,46 +37,6 @@ def find_task(name: str) -> type[Task]:
 def needed_end(config: TaskConfig) -> End:
     """Returns what a task needs at the backbone's end."""
     return find_task(config.name).end
-
-
-def monitored(config: ExperimentConfig) -> str:
-    """Returns the metric that a run is watched by: the config's, else the task's own on validation."""
-    return config.trainer.monitor or f"val/{find_task(config.task.name).monitor}"
-
-
-def directed(config: ExperimentConfig) -> ExperimentConfig:
-    """Says which metric is watched, and of each whether it should fall or rise, where the config leaves it to the task.
-
-    Raises:
-        ConfigError: If the task declares no direction of a metric that decides about the run.
-    """
-    declared = find_task(config.task.name).directions
-    problems: list[str] = []
-
-    def mode(section: str, metric: str, stated: Direction | None, *, decides: bool = True) -> Direction:
-        direction = stated or direction_of(metric, declared)
-        if direction is None and decides:
-            name = config.task.name
-            problems.append(f"{section}.mode: {name} does not say which way {metric} is better; set min or max")
-        return direction or "max"
-
-    trainer, stop = config.trainer, config.trainer.early_stopping
-    if stop is not None:
-        stop = replace(stop, mode=mode("trainer.early_stopping", stop.metric, stop.mode))
-    monitor = monitored(config)
-    watched = mode("trainer", monitor, trainer.mode, decides=trainer.select == "best")
-    phases = list(config.freeze.phases)
-    for number, phase in enumerate(phases):
-        if (until := phase.until) is not None:
-            way = mode(f"freeze.phases[{number}].until", until.metric, until.mode)
-            phases[number] = replace(phase, until=replace(until, mode=way))
-    if problems:
-        raise ConfigError(problems, config.name)
-    return replace(
-        config,
-        trainer=replace(trainer, monitor=monitor, mode=watched, early_stopping=stop),
-        freeze=replace(config.freeze, phases=phases),
-    )
 
 
 def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:

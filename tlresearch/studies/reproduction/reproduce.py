@@ -35,7 +35,7 @@ from tlresearch.studies.reproduction.present import present_data, present_weight
 from tlresearch.studies.reproduction.scoreboard import Reproduction, Row, as_record, counts, scoreboard
 from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
-from tlresearch.tasks.build import directed
+from tlresearch.tasks.watched import directed
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.records import search
 from tlresearch.tracking.run import JournalRun, open_run

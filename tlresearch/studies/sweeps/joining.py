@@ -21,7 +21,8 @@ from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
-from tlresearch.tasks.build import find_task, monitored, needed_end
+from tlresearch.tasks.build import find_task, needed_end
+from tlresearch.tasks.watched import monitored, undeclared
 from tlresearch.tracking.base import SilentRun
 from tlresearch.tracking.provenance import collect
 from tlresearch.tracking.run import JournalRun, open_run
@@ -86,10 +87,7 @@ def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
     direction = direction_of(objective.metric, find_task(base.task.name).directions)
     if direction is None:
         raise ConfigError(
-            [
-                f"objective.direction: {base.task.name} does not say which way {objective.metric} is better; "
-                "set maximize or minimize"
-            ],
+            [f"objective.direction: {undeclared(base.task.name, objective.metric)}; set maximize or minimize"],
             sweep.name,
         )
     words: dict[Direction, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
