@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlresearch.base.errors import DataError
 from tlresearch.config.schema import DataConfig
-from tlresearch.data.annotations import to_boxes
+from tlresearch.data.annotations import Object, to_boxes
 from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
 from tlresearch.modality.image import Preprocessing
@@ -86,7 +86,9 @@ def test_both_formats_say_the_same(name: str, request: pytest.FixtureRequest) ->
     data = build(name, request.getfixturevalue(name))
     assert (data.kind, data.classes) == ("boxes", ("cat", "dog"))
     found = {
-        Path(n).stem: split.targets[i].tolist() for split in data.splits.values() for i, n in enumerate(split.names)
+        Path(n).stem: [row[:5] for row in split.targets[i].tolist() if row[5:] in ([], [0.0])]
+        for split in data.splits.values()
+        for i, n in enumerate(split.names)
     }
     expected = {s: [[*box, float(n == "dog")] for n, box in objects] for s, objects in BOXES.items()}
     assert found == expected
@@ -136,7 +138,8 @@ def test_boxes_move_with_their_image(voc: Path, augment: str) -> None:
 
 
 def test_boxes_without_area_are_left_out_and_counted(voc: Path, caplog: pytest.LogCaptureFixture) -> None:
-    boxes, empty = to_boxes([("cat", (1, 1, 1, 5)), ("cat", (0, 0, 2, 2)), ("cow", (0, 0, 1, 1))], ["cat"])
+    objects = [Object("cat", (1, 1, 1, 5)), Object("cat", (0, 0, 2, 2)), Object("cow", (0, 0, 1, 1))]
+    boxes, empty = to_boxes(objects, ["cat"])
     assert (boxes.tolist(), empty) == ([[0.0, 0.0, 2.0, 2.0, 0.0]], 1)
     text = (voc / "Annotations/d.xml").read_text()
     (voc / "Annotations/d.xml").write_text(text.replace("<xmin>10<", "<xmin>30<"))
@@ -310,13 +313,48 @@ def test_what_voc_marks_and_lists(voc: Path, caplog: pytest.LogCaptureFixture) -
     path = voc / "Annotations" / "a.xml"
     path.write_text(path.read_text().replace("<object>", "<object><difficult>1</difficult>", 1))
     save(voc / "JPEGImages/e.png", picture([]))
-    kept = read(voc, "voc")
-    assert sum(map(len, kept.splits.values())) == 3
-    assert kept.passed == {"in no list of ImageSets": 1, "without an annotation": 1}
-    assert "1 objects marked as difficult are objects like any other" in caplog.text
-    left = read(voc, "voc", options={"difficult": "leave_out"})
-    assert objects_of(kept)["JPEGImages/a.png"] == 2
-    assert objects_of(left)["JPEGImages/a.png"] == 1
+    with caplog.at_level(logging.INFO):
+        ignored = read(voc, "voc")
+    assert sum(map(len, ignored.splits.values())) == 3
+    assert ignored.passed == {"in no list of ImageSets": 1, "without an annotation": 1}
+    assert "1 objects marked as difficult are neither right nor wrong" in caplog.text
+    kept, left = (read(voc, "voc", options={"difficult": way}) for way in ("keep", "leave_out"))
+    assert [objects_of(data)["JPEGImages/a.png"] for data in (ignored, kept, left)] == [2, 2, 1]
+    marked, plain = ([boxes for split in data.splits.values() for boxes in split.targets] for data in (ignored, kept))
+    assert sorted(row[5] for boxes in marked for row in boxes.tolist()) == [0.0, 0.0, 0.0, 1.0]
+    assert {boxes.shape[1] for boxes in plain} == {5}
     assert "left out: 1 difficult objects" in caplog.text
-    with pytest.raises(DataError, match=r"data\.options\.difficult: is keep or leave_out"):
+    assert len({data.fingerprint.digest for data in (ignored, kept, left)}) == 3
+    with pytest.raises(DataError, match=r"data\.options\.difficult: must be one of ignore, keep, leave_out"):
         read(voc, "voc", options={"difficult": "maybe"})
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_a_name_is_found_however_its_letters_are_composed(voc: Path) -> None:
+    (voc / "JPEGImages/a.png").rename(voc / f"JPEGImages/{DECOMPOSED}.png")
+    (voc / "Annotations/a.xml").rename(voc / f"Annotations/{COMPOSED}.xml")
+    (voc / "ImageSets/Main/train.txt").write_text(f"{DECOMPOSED}\nb\n")
+    data = read(voc, "voc")
+    assert sorted(data.splits["train"].names) == ["JPEGImages/b.png", f"JPEGImages/{DECOMPOSED}.png"]
+
+
+def test_a_name_in_a_list_of_voc_may_hold_spaces(voc: Path) -> None:
+    for folder, ending in (("JPEGImages", "png"), ("Annotations", "xml")):
+        (voc / folder / f"a.{ending}").rename(voc / folder / f"my photo 1.{ending}")
+    (voc / "ImageSets/Main/train.txt").write_text("my photo 1\nb  1\n")
+    assert sorted(read(voc, "voc").splits["train"].names) == ["JPEGImages/b.png", "JPEGImages/my photo 1.png"]
+
+
+def test_pictures_of_coco_are_found_as_those_of_a_table(coco: Path) -> None:
+    file = coco / "train/_annotations.coco.json"
+    content = json.loads(file.read_text())
+    (coco / "train/a.png").rename(coco / f"train/{COMPOSED}.png")
+    content["images"][0]["file_name"] = f"{DECOMPOSED}.png"
+    content["images"][1]["file_name"] = "b"
+    file.write_text(json.dumps(content))
+    save(coco / "train/c.png", picture([]))
+    data = build("coco", coco)
+    assert sorted(data.splits["train"].names) == ["train/b.png", f"train/{COMPOSED}.png"]
+    assert data.passed == {"not in the table": 1}

@@ -124,3 +124,11 @@ def test_names_of_a_table_need_no_ending_and_may_be_of_windows(tmp_path: Path) -
     with pytest.raises(DataError, match=r"t\.csv: names that fit several files \(1\): a/1 fits 1\.jpg and 1\.png"):
         find_listed(tmp_path, ["a/1"], endings, "t.csv")
     assert find_listed(tmp_path, ["a/1.png"], endings, "t.csv").names == ["a/1.png"]
+
+
+def test_classes_of_split_folders_are_one_however_their_letters_are_composed(folder: Make, build: Build) -> None:
+    root = folder({"caf\u00e9": 3, "dog": 3}, ("train", "val"))
+    (root / "val" / "caf\u00e9").rename(root / "val" / "cafe\u0301")
+    data = build(root)
+    assert data.classes == ("caf\u00e9", "dog")
+    assert len(data.splits["val"]) == 6

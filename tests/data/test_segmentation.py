@@ -273,3 +273,10 @@ def test_a_mask_lies_on_the_photo_that_is_seen(folder: Path) -> None:
     split = build(folder, options=TWO).splits["train"]
     for index in range(len(split)):
         assert torch.equal((split.raw(index)[0] > 0).to(torch.uint8), split.targets[index])
+
+
+def test_a_mask_is_found_however_the_letters_of_its_name_are_composed(folder: Path) -> None:
+    (folder / "images/0.png").rename(folder / "images/cafe\u0301.png")
+    (folder / "masks/0.png").rename(folder / "masks/caf\u00e9.png")
+    data = build(folder, options=TWO)
+    assert sum(len(split) for split in data.splits.values()) == 10

@@ -15,6 +15,7 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig
+from tlresearch.data.plane import CROWD, DIFFICULT
 from tlresearch.run.fit import fit
 from tlresearch.tasks import detection
 from tlresearch.tasks.detection import BoxMeters
@@ -105,6 +106,61 @@ def test_metrics_of_a_split_by_hand() -> None:
     none = {name: leaf[:0] for name, leaf in given.items()}
     meters.update([{name: leaf[:0] for name, leaf in exact.items()}], [none], torch.tensor(1.0))
     assert math.isnan(meters.finish()["map"])  # nothing there, nothing found
+
+
+def detections(*boxes: list[float]) -> dict[str, Tensor]:
+    """Boxes found, the surest first, all of class 0."""
+    return {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "scores": torch.linspace(0.9, 0.5, len(boxes)),
+        "labels": torch.zeros(len(boxes), dtype=torch.int64),
+    }
+
+
+def judged(found: dict[str, Tensor], *marked: tuple[list[float], int]) -> dict[str, float]:
+    """Metrics of one image with an object at 0, 0, 10, 10 and marked ones."""
+    head = maps_and_head("fcos")[1]
+    rows = [[0.0, 0, 10, 10, 0, 0], *([*box, 0, mark] for box, mark in marked)]
+    meters = BoxMeters(("a",))
+    meters.update([found], [head.as_given(torch.tensor(rows))], torch.tensor(1.0))
+    return meters.finish()
+
+
+FAR: list[float] = [30.0, 30, 50, 50]
+
+
+def test_a_difficult_object_counts_neither_for_nor_against_a_detector() -> None:
+    alone, right = judged(detections([0, 0, 10, 10])), detections([0, 0, 10, 10])
+    assert alone["map"] == alone["recall"] == 1.0
+    assert judged(right, (FAR, DIFFICULT)) == alone  # it is missed
+    # It is found, twice, with more certainty than the other one.
+    assert judged(detections(FAR, [30, 30, 50, 49], [0, 0, 10, 10]), (FAR, DIFFICULT)) == alone
+    assert judged(detections(FAR, [0, 0, 10, 10]))["map"] == 0.5  # what is found elsewhere is wrong
+    part = detections([30, 30, 36, 36], [0, 0, 10, 10])  # of the difficult object: found wrongly
+    assert judged(part, (FAR, DIFFICULT))["map"] == 0.5
+    assert judged(part, (FAR, CROWD)) == alone  # of a crowd: any of its members
+
+
+def test_a_class_with_nothing_but_difficult_objects_has_no_precision() -> None:
+    head = maps_and_head("fcos")[1]
+    meters = BoxMeters(("a", "b"))
+    target = torch.tensor([[0.0, 0, 10, 10, 0, 0], [*FAR, 1, DIFFICULT]])
+    meters.update([detections([0, 0, 10, 10])], [head.as_given(target)], torch.tensor(1.0))
+    values = meters.finish()
+    assert (values["map"], values["map_a"]) == (1.0, 1.0)
+    assert math.isnan(values["map_b"])
+
+
+def test_marks_change_nothing_where_there_are_none() -> None:
+    for name in DETECTORS:
+        maps, head = maps_and_head(name)
+        pyramid = head.train()(maps)
+        losses = []
+        for targets in (TARGETS, [torch.cat([boxes, torch.zeros(len(boxes), 1)], dim=1) for boxes in TARGETS]):
+            torch.manual_seed(1)
+            losses.append({key: float(value.detach()) for key, value in head.losses(pyramid, targets).items()})
+        assert losses[0] == losses[1]
+        assert "compute_loss" not in vars(head.detector)
 
 
 def test_a_cached_run_equals_the_uncached_one_and_records_boxes(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tlresearch.config.load import load_text
 from tlresearch.config.schema import BackboneConfig, DataConfig, TaskConfig
 from tlresearch.data.base import Data, SampleKey
 from tlresearch.data.build import build_data
+from tlresearch.data.plane import CROWD
 from tlresearch.modality.image import Preprocessing
 from tlresearch.run.fit import fit
 from tlresearch.tasks.detection import BoxMeters, DetectionTask, InstancesTask, box_pictures
@@ -101,13 +103,45 @@ def test_coco_polygons_and_run_lengths(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     train = build(tmp_path, "coco", image_size=32).splits["train"]
     number = int(Path(train.names[0]).stem)
-    assert torch.equal(train.targets[0].amax(dim=0), torch.from_numpy(shapes(number)[1]))  # values are class + 1
+    assert torch.equal(train.targets[0].amax(dim=0).byte(), torch.from_numpy(shapes(number)[1]))  # class + 1
     only = build(tmp_path, "coco", image_size=32, classes=["disc", "square"]).splits["train"].targets[0]
     assert sorted(only.flatten(1).amax(dim=1).tolist()) == [1, 2]
     content["annotations"][0]["segmentation"] = []
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"an object without a segmentation.*data\.options\.targets=boxes"):
         build(tmp_path, "coco")
+
+
+def test_a_crowd_of_coco_has_a_mask_that_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    images, annotations = [], []
+    for number in range(6):
+        Image.fromarray(shapes(number)[0]).save(tmp_path / f"train/{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 32})
+        crowd = {"size": [32, 32], "counts": [0, 320, 704]}  # the first ten columns
+        outline = [[12, 4, 20, 4, 20, 12, 12, 12]]
+        annotations += [
+            {"image_id": number, "category_id": 1, "bbox": [0, 0, 10, 32], "segmentation": crowd, "iscrowd": 1},
+            {"image_id": number, "category_id": 1, "bbox": [12, 4, 8, 8], "segmentation": outline},
+        ]  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(content))
+    data = build(tmp_path, "coco", image_size=64, augment="flip")
+    train = data.splits["train"]
+    given = InstanceHead.as_given(None, train[SampleKey(0, 0)][1])  # type: ignore[arg-type]
+    assert (given["marks"].tolist(), given["labels"].tolist()) == ([CROWD, 0], [0, 0])
+    assert given["boxes"][0].tolist() in ([0, 0, 20, 64], [44, 0, 64, 64])
+    assert given["masks"].sum(dim=(1, 2)).tolist() == [20 * 64, 16 * 16]
+    head = mask_rcnn(maps_of(), 1, 64, width=16, anchor_scale=0.5)
+    backbone = build_backbone(BackboneConfig(name="small_cnn", weights=None, options={"width": 4}), "maps")
+    losses = head.losses(head(backbone(train[SampleKey(0, 0)][0][None])), [train[SampleKey(0, 0)][1]])
+    assert all(bool(value.isfinite()) for value in losses.values())
+
+
+def maps_of() -> Any:
+    """Feature maps of the toy backbone."""
+    backbone: Any = build_backbone(BackboneConfig(name="small_cnn", weights=None, options={"width": 4}), "maps")
+    return backbone.maps
 
 
 def test_mistakes_are_named(root: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
@@ -19,15 +19,29 @@ from torchvision.ops import masks_to_boxes
 from tlresearch.base.errors import DataError, one_line
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import PICTURES
-from tlresearch.data.folders import list_files, stem_of
-from tlresearch.data.instances import CocoShapes, InstanceFiles, Instances
+from tlresearch.data.folders import composed, find_listed, list_files, stem_of
+from tlresearch.data.instances import CocoShapes, InstanceFiles, Instances, Shape
+from tlresearch.data.plane import CROWD, DIFFICULT
 from tlresearch.data.rows import clean, read_text
 from tlresearch.data.table import SPLITS, refuse, split_of, splits_among
 
 logger = logging.getLogger(__name__)
 
-Object = tuple[str, tuple[float, float, float, float]]
-"""Class name, and x0, y0, x1, y1 in pixels."""
+DIFFICULT_WAYS = ("ignore", "keep", "leave_out")
+
+
+class Object(NamedTuple):
+    """An object of an image.
+
+    Attributes:
+        label: Class name.
+        box: x0, y0, x1, y1 in pixels.
+        mark: 0, or `DIFFICULT` or `CROWD`: see there.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    mark: int = 0
 
 
 @dataclass
@@ -59,23 +73,28 @@ class Annotations:
     instances: Instances | None = None
 
 
-def to_boxes(objects: Sequence[Object], classes: Sequence[str]) -> tuple[Tensor, int]:
-    """Turns objects into boxes, float32 ``(n, 5)`` with the class number last; those of other classes are left out.
+def to_boxes(objects: Sequence[Object], classes: Sequence[str], *, marked: bool = False) -> tuple[Tensor, int]:
+    """Turns objects into boxes as `BoxTargets` has them; those of other classes are left out.
+
+    Args:
+        objects: The objects of an image.
+        classes: Class names in the order of their numbers.
+        marked: Whether the boxes have a column of marks.
 
     Returns:
         The boxes, and how many were left out because they have no area.
     """
     number = {name: position for position, name in enumerate(classes)}
-    boxes = [(*box, number[name]) for name, box in objects if name in number]
+    boxes = [(*box, number[name], *([mark] if marked else [])) for name, box, mark in objects if name in number]
     kept = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
-    return torch.tensor(kept, dtype=torch.float32).reshape(-1, 5), len(boxes) - len(kept)
+    return torch.tensor(kept, dtype=torch.float32).reshape(-1, 6 if marked else 5), len(boxes) - len(kept)
 
 
 def read_voc(
     root: Path,
     images: str = "JPEGImages",
     annotations: str = "Annotations",
-    difficult: Literal["keep", "leave_out"] = "keep",
+    difficult: str = "ignore",
 ) -> Annotations:
     """Reads ``Annotations/*.xml`` with the images of the same name.
 
@@ -86,20 +105,20 @@ def read_voc(
         root: The root folder.
         images: Folder of the images.
         annotations: Folder of the annotations.
-        difficult: Whether objects that are marked as difficult are objects like any other. The VOC protocol counts
-            them neither for nor against a detector, which neither way does.
+        difficult: What objects are that are marked as difficult: ``ignore`` counts them neither for nor against a
+            detector, as VOC's protocol does, ``keep`` makes them objects like any other, ``leave_out`` none.
 
     Raises:
         DataError: If folders are missing, or lists name what is not there.
     """
-    if difficult not in ("keep", "leave_out"):
-        raise DataError(f"data.options.difficult: is keep or leave_out, but got '{difficult}'")
+    if difficult not in DIFFICULT_WAYS:
+        raise DataError(f"data.options.difficult: must be one of {', '.join(DIFFICULT_WAYS)}, but got '{difficult}'")
     listed = list_files(root, (".xml",), below=_folder(root, annotations, "annotations"), deep=False)
-    files = {Path(name).stem: root / name for name in sorted(listed.names)}
+    files = {composed(Path(name).stem): root / name for name in sorted(listed.names)}
     pictures, beside = _pictures(root, _folder(root, images, "images"))
     if not files:
         raise DataError(f"{root / annotations} holds no XML files")
-    by_stem = _voc_splits(root / "ImageSets" / "Main")
+    by_stem = _voc_splits(root / "ImageSets" / "Main", files)
     stems = [stem for stem in files if not by_stem or stem in by_stem]
     unknown = sorted(set(by_stem) - set(files))
     if unknown:
@@ -107,7 +126,6 @@ def read_voc(
     read = Annotations(splits=[by_stem[stem] for stem in stems] if by_stem else None, passed=listed.passed + beside)
     read.passed["in no list of ImageSets"] = len(files) - len(stems)
     read.passed["without an annotation"] = len(set(pictures) - set(files))
-    marked = 0
     for stem in stems:
         name = pictures.get(stem, Path(images, f"{stem}.jpg").as_posix())
         objects: list[Object] = []
@@ -115,26 +133,22 @@ def read_voc(
         try:
             whole = ElementTree.parse(files[stem]).getroot()
             size = _declared(whole.findtext("size/height"), whole.findtext("size/width"))
-            hard = [element.findtext("difficult", "0").strip() == "1" for element in whole.iter("object")]
-            marked += sum(hard)
-            every = zip(whole.iter("object"), hard, strict=True)
-            objects = [_voc_object(element) for element, is_hard in every if difficult == "keep" or not is_hard]
+            objects = [_voc_object(element) for element in whole.iter("object")]
         except (ElementTree.ParseError, ValueError, OSError) as error:
             read.problems[name] = f"its annotation {files[stem].name} cannot be read: {one_line(error, 200)}"
         read.names.append(name)
         read.objects.append(objects)
         read.declared.append(size)
-    _say_difficult(read, marked, difficult, root.name)
-    read.classes = sorted({label for objects in read.objects for label, _ in objects})
-    return read
-
-
-def _say_difficult(read: Annotations, marked: int, difficult: str, name: str) -> None:
+    marked = sum(bool(each.mark) for objects in read.objects for each in objects)
     if difficult == "leave_out":
         read.left_out["difficult objects"] = marked
-    elif marked:
-        cure = "data.options.difficult=leave_out leaves them out"
-        logger.warning("%s: %d objects marked as difficult are objects like any other; %s", name, marked, cure)
+        read.objects = [[each for each in objects if not each.mark] for objects in read.objects]
+    if difficult == "keep":
+        read.objects = [[each._replace(mark=0) for each in objects] for objects in read.objects]
+    elif difficult == "ignore" and marked:
+        logger.info("%s: %d objects marked as difficult are neither right nor wrong", root.name, marked)
+    read.classes = sorted({each.label for objects in read.objects for each in objects})
+    return read
 
 
 def _voc_object(element: ElementTree.Element) -> Object:
@@ -142,7 +156,8 @@ def _voc_object(element: ElementTree.Element) -> Object:
     label = clean(element.findtext("name", ""))
     if not label or not all(map(math.isfinite, box)):
         raise ValueError("an object without a name or without numbers as its box")
-    return label, (box[0], box[1], box[2], box[3])
+    mark = DIFFICULT if element.findtext("difficult", "0").strip() == "1" else 0
+    return Object(label, (box[0], box[1], box[2], box[3]), mark)
 
 
 def _declared(height: Any, width: Any) -> tuple[int, int]:
@@ -156,8 +171,8 @@ def _declared(height: Any, width: Any) -> tuple[int, int]:
 def read_coco(root: Path, annotations: object = None, images: object = None) -> Annotations:
     """Reads COCO's JSON: one file, or one per split.
 
-    Crowd regions, which are many objects in one, are left out and counted. A category without an object that others
-    name as their supercategory is a group, and no class. Ids may be numbers or text.
+    Crowd regions, which are many objects in one, are marked. A category without an object that others name as their
+    supercategory is a group, and no class. Ids may be numbers or text.
 
     Args:
         root: The root folder.
@@ -170,7 +185,7 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
     """
     files = _coco_files(root, annotations)
     read = Annotations(splits=[] if None not in files else None)
-    shapes: list[tuple[int, int, list[tuple[str, Any]]]] = []
+    shapes: list[tuple[int, int, list[Shape]]] = []
     for split, file in files.items():
         folder = images.get(split) if isinstance(images, Mapping) else images
         place = Path(str(folder)) if folder is not None else Path(file).parent
@@ -189,6 +204,8 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
         read.classes = classes
     repeated = [name for name, count in Counter(read.names).items() if count > 1]
     refuse(repeated, what=f"{root}: pictures listed more than once", cure="Give every picture one entry in `images`")
+    pictures = find_listed(root, read.names, PICTURES, str(root))
+    read.names, read.passed = pictures.names, pictures.passed
     read.classes = _without_groups(read, root.name)
     read.declared = [(height, width) for height, width, _ in shapes]
     read.instances = CocoShapes(shapes)
@@ -196,14 +213,14 @@ def read_coco(root: Path, annotations: object = None, images: object = None) -> 
 
 
 def _read_coco_file(
-    read: Annotations, shapes: list[tuple[int, int, list[tuple[str, Any]]]], content: Any, place: Path, where: str
+    read: Annotations, shapes: list[tuple[int, int, list[Shape]]], content: Any, place: Path, where: str
 ) -> list[str]:
     """Adds what a file says; returns the names of its categories in the order of their ids."""
     # Ids as text: one tool writes 7, and another "7".
     categories = {str(entry["id"]): clean(str(entry["name"])) for entry in content["categories"]}
     read.groups |= {clean(str(entry.get("supercategory"))) for entry in content["categories"]}
     objects: dict[str, list[Object]] = {str(entry["id"]): [] for entry in content["images"]}
-    drawn: dict[str, list[tuple[str, Any]]] = {image: [] for image in objects}
+    drawn: dict[str, list[Shape]] = {image: [] for image in objects}
     if len(objects) < len(content["images"]):
         raise ValueError("two images with one id")
     strange = []
@@ -214,8 +231,6 @@ def _read_coco_file(
             strange.append(f"{named}: image_id {entry.get('image_id')!r} is the id of no image")
         elif category not in categories:
             strange.append(f"{named}: category_id {entry.get('category_id')!r} is the id of no category")
-        elif entry.get("iscrowd"):
-            read.left_out["crowd regions"] += 1
         else:
             try:
                 x, y, width, height = map(float, entry["bbox"])
@@ -225,8 +240,9 @@ def _read_coco_file(
             if not all(map(math.isfinite, (x, y, width, height))):
                 strange.append(f"{named}: a bbox of {entry['bbox']}"[:200])
                 continue
-            objects[image].append((categories[category], (x, y, x + width, y + height)))
-            drawn[image].append((categories[category], entry.get("segmentation")))
+            label, mark = categories[category], CROWD if entry.get("iscrowd") else 0
+            objects[image].append(Object(label, (x, y, x + width, y + height), mark))
+            drawn[image].append((label, entry.get("segmentation"), mark))
     refuse(strange, what=f"{where}: annotations that fit nothing", cure="Correct them, or remove them from the file")
     for entry in content["images"]:
         read.names.append((place / entry["file_name"]).as_posix())
@@ -250,7 +266,7 @@ def _by_number(given: Any) -> tuple[float, str]:
 
 def _without_groups(read: Annotations, name: str) -> list[str]:
     """Classes without those that only group others; others without an object stay, for they may have some elsewhere."""
-    used = {label for objects in read.objects for label, _ in objects}
+    used = {each.label for objects in read.objects for each in objects}
     groups = [label for label in read.classes if label not in used and label in read.groups]
     if groups:
         logger.warning("%s: categories that have no object and only group others are no classes: %s", name, groups)
@@ -274,7 +290,7 @@ def read_instance_masks(
     """
     pictures, beside = _pictures(root, _folder(root, images, "images"))
     drawn, further = _pictures(root, _folder(root, masks, "masks"))
-    own = {picture: drawn.get(stem + mask_suffix) for stem, picture in pictures.items()}
+    own = {picture: drawn.get(composed(stem + mask_suffix)) for stem, picture in pictures.items()}
     instances = InstanceFiles(root, list(own.values()), name)
     read = Annotations(classes=[name], instances=instances, passed=beside + further)
     read.passed["masks without an image"] = len(set(drawn.values()) - set(own.values()))
@@ -283,10 +299,10 @@ def read_instance_masks(
         try:
             if own[picture] is None:
                 raise ValueError(f"there is no mask {stem}{mask_suffix} in '{masks}'")
-            planes = [plane for _, plane in instances.planes(number)]
+            planes = [plane for _, plane, _ in instances.planes(number)]
             # The last pixel belongs to the object, so the box ends behind it.
             boxes = masks_to_boxes(torch.stack(planes)) + torch.tensor([0, 0, 1, 1]) if planes else torch.zeros(0, 4)
-            objects = [(name, (b[0], b[1], b[2], b[3])) for b in boxes.tolist()]
+            objects = [Object(name, (b[0], b[1], b[2], b[3])) for b in boxes.tolist()]
         except ValueError as error:
             read.problems[picture] = str(error)
         read.names.append(picture)
@@ -297,16 +313,19 @@ def read_instance_masks(
     return read
 
 
-def _voc_splits(folder: Path) -> dict[str, SplitName]:
-    """Split of each image by the lists of VOC; ``trainval`` counts where there is no ``train``."""
+def _voc_splits(folder: Path, known: Collection[str]) -> dict[str, SplitName]:
+    """Split of each image by the lists of VOC; ``trainval`` counts where there is no ``train``.
+
+    A line is a name, or a name and a mark; names that hold spaces are `known`.
+    """
     lists = {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
     by_stem: dict[str, SplitName] = {}
     meant = splits_among(lists, str(folder))
     for name in sorted(meant, key=lambda name: SPLITS.index(meant[name])):
         for line in read_text(lists[name]).split("\n"):
             if line.split():
-                stem = line.split()[0]
-                by_stem[stem_of(stem, PICTURES)] = meant[name]
+                whole, first = (composed(stem_of(part, PICTURES)) for part in (line.strip(), line.split()[0]))
+                by_stem[whole if whole in known else first] = meant[name]
     return by_stem
 
 
@@ -336,6 +355,6 @@ def _folder(root: Path, name: str, key: str) -> str:
 def _pictures(root: Path, folder: str) -> tuple[dict[str, str], Counter[str]]:
     """Images of a folder by stem, as paths relative to the root, and what lies beside them."""
     files = list_files(root, PICTURES, below=folder, deep=False)
-    by_stem = {stem_of(Path(name).name, PICTURES): name for name in sorted(files.names)}
+    by_stem = {composed(stem_of(Path(name).name, PICTURES)): name for name in sorted(files.names)}
     files.passed["of a name that another picture has"] = len(files.names) - len(by_stem)
     return by_stem, files.passed

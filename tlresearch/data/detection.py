@@ -59,7 +59,7 @@ class _AnnotatedImages(FileImages):
         if problem is not None or self._instances is None:
             return image._replace(problem=problem)
         try:
-            sizes = {tuple(plane.shape) for _, plane in self._instances.planes(index)}
+            sizes = {tuple(plane.shape) for _, plane, _ in self._instances.planes(index)}
         except ValueError as error:
             return image._replace(problem=str(error))
         for height, width in sizes - {(image.height, image.width)}:
@@ -111,7 +111,8 @@ def read_boxes(root: Path, config: DataConfig) -> Table:
     if kind == "masks" and instances is None:
         raise DataError(f"data.options.targets: {config.name} has boxes only; masks need coco or instance_masks")
     classes = _kept_classes(root.name, read.classes, config.classes)
-    boxes = [to_boxes(objects, classes) for objects in read.objects]
+    marked = any(each.mark for objects in read.objects for each in objects)
+    boxes = [to_boxes(objects, classes, marked=marked) for objects in read.objects]
     left_out = read.left_out.copy()
     left_out["boxes without area"] += sum(count for _, count in boxes)
 

@@ -100,7 +100,7 @@ def find_listed(root: Path, names: Sequence[str], endings: Sequence[str], where:
                 for name in os.listdir(folder):
                     ending = ending_of(name, endings)
                     if ending and not is_hidden(name):
-                        for key in {_composed(name), _composed(name[: -len(ending)])}:
+                        for key in {composed(name), composed(name[: -len(ending)])}:
                             there.setdefault(key, []).append(name)
             folders[folder] = there
         return folders[folder]
@@ -109,8 +109,8 @@ def find_listed(root: Path, names: Sequence[str], endings: Sequence[str], where:
     for name in names:
         path = Path(name.replace("\\", "/") if "\\" in name and not (root / name).exists() else name)
         there = inside(root / path.parent)
-        alike = there.get(_composed(path.name), [])
-        exact = [file for file in alike if _composed(file) == _composed(path.name)]
+        alike = there.get(composed(path.name), [])
+        exact = [file for file in alike if composed(file) == composed(path.name)]
         if not exact and len(alike) > 1:
             problems.append(f"{name} fits {' and '.join(sorted(alike))}")
         choice = path.name if path.name in exact else (exact or alike or [path.name])[0]
@@ -130,6 +130,11 @@ def ending_of(name: str, endings: Sequence[str]) -> str:
 def stem_of(name: str, endings: Sequence[str]) -> str:
     """Returns a name without its ending."""
     return name[: len(name) - len(ending_of(name, endings))]
+
+
+def composed(name: str) -> str:
+    """Returns a name with composed letters, by which names are compared: macOS stores é as e and an accent."""
+    return unicodedata.normalize("NFC", name)
 
 
 def summary(passed: Mapping[str, int]) -> str:
@@ -159,10 +164,6 @@ def _look(
                 files.names.append((folder / entry.name).relative_to(root).as_posix())
             else:
                 files.passed[Path(entry.name).suffix.lower() or "without an ending"] += 1
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _is_text(name: str) -> bool:

@@ -66,9 +66,10 @@ def _by_split(
     ignored = [name for name in folders if name not in split_of]
     if ignored:
         logger.warning("%s: folders beside the splits are not read: %s", root, ", ".join(ignored))
-    present = {folder: _folders(root / folder) for folder in split_of}
-    for folder, classes in present.items():
-        if not classes:
+    # Names are compared as classes are called; the folders may be written otherwise.
+    present = {folder: {clean(name): name for name in _folders(root / folder)} for folder in split_of}
+    for folder, inside in present.items():
+        if not inside:
             loose = len(list_files(root, PICTURES, below=folder, deep=False).names)
             cure = (
                 f"move its {loose} images out of {root} (tlresearch predict answers for them)" if loose else _EXPECTED
@@ -81,7 +82,12 @@ def _by_split(
         what=f"{root}: classes missing from a split",
         cure="Every class needs a folder of its name in train; names differ in capitals too",
     )
-    return {(name, folder): f"{folder}/{name}" for folder in split_of for name in classes if name in present[folder]}
+    return {
+        (name, folder): f"{folder}/{present[folder][name]}"
+        for folder in split_of
+        for name in classes
+        if name in present[folder]
+    }
 
 
 def _table(

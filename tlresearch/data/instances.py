@@ -19,8 +19,10 @@ from tlresearch.base.files import sha256
 from tlresearch.modality.decoding import read_pixels
 from tlresearch.modality.image import Preprocessing, framed
 
-Planes = list[tuple[str, Tensor]]
-"""Class name and mask, bool ``(H, W)``, of each object of an image."""
+Planes = list[tuple[str, Tensor, int]]
+"""Class name, mask, bool ``(H, W)``, and mark (see `tlresearch.data.plane`) of each object of an image."""
+Shape = tuple[str, Any, int]
+"""Class name, ``segmentation`` and mark of an object of COCO."""
 
 
 _LARGEST = 2**31  # bytes that the planes of one image may take
@@ -70,7 +72,7 @@ class InstanceFiles:
         each = torch.unique(numbers)
         if len(each) * numbers.numel() > _LARGEST:
             raise ValueError(f"its mask {name} has {len(each)} different numbers, which cannot all be objects")
-        return [(self.label, numbers == number) for number in each[each > 0]]
+        return [(self.label, numbers == number, 0) for number in each[each > 0]]
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
@@ -82,33 +84,33 @@ class CocoShapes:
     """Polygons and run lengths of COCO's JSON.
 
     Args:
-        shapes: For each image its height, width, and class name and ``segmentation`` of each object.
+        shapes: For each image its height, width, and objects.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int, Sequence[tuple[str, Any]]]]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int, Sequence[Shape]]]) -> None:
         self.shapes = shapes
 
     def planes(self, index: int) -> Planes:
         """Returns the objects of an image; needs pycocotools."""
         try:
-            from pycocotools import mask
+            from pycocotools import mask as coco
         except ImportError:
             raise MissingExtraError("pycocotools", "detection") from None
         height, width, objects = self.shapes[index]
         if min(height, width) < 1 or len(objects) * height * width > _LARGEST:
             raise ValueError(f"its annotation says that it is {width}x{height} with {len(objects)} masks")
         found = []
-        for label, shape in objects:
+        for label, shape, mark in objects:
             if not shape:
                 raise ValueError("an object without a segmentation; take the boxes alone (data.options.targets=boxes)")
             if not _is_drawable(shape, height, width):
                 raise ValueError("an object's segmentation is neither polygons nor run lengths of the image's size")
             try:
-                parts = mask.frPyObjects(shape, height, width) if not _is_coded(shape) else shape
-                plane = mask.decode(mask.merge(parts) if isinstance(parts, list) else parts)
+                parts = coco.frPyObjects(shape, height, width) if not _is_coded(shape) else shape
+                plane = coco.decode(coco.merge(parts) if isinstance(parts, list) else parts)
             except Exception as error:  # written in C: of a broken shape it raises whatever comes
                 raise ValueError(f"an object's segmentation cannot be read: {one_line(error, 200)}") from None
-            found.append((label, torch.from_numpy(plane.astype(bool))))
+            found.append((label, torch.from_numpy(plane.astype(bool)), mark))
         return found
 
     def digest(self, index: int) -> str:
@@ -117,7 +119,9 @@ class CocoShapes:
 
 
 class InstanceTargets:
-    """Masks of single objects, uint8 ``(objects, H, W)``: 0 outside, class number + 1 inside.
+    """Masks of single objects, int16 ``(objects, H, W)``: 0 outside, class number + 1 inside.
+
+    The values of a crowd are negative: what is found inside of it is neither right nor wrong.
 
     Args:
         instances: Objects of every image of the table.
@@ -133,11 +137,11 @@ class InstanceTargets:
     def whole(self, row: int) -> Tensor:
         """Returns the objects of an image."""
         planes = [
-            plane.to(torch.uint8) * self._numbers[label]
-            for label, plane in self._instances.planes(row)
+            plane.to(torch.int16) * (-self._numbers[label] if mark else self._numbers[label])
+            for label, plane, mark in self._instances.planes(row)
             if label in self._numbers
         ]
-        return _seen(torch.stack(planes)) if planes else torch.zeros(0, *self._sizes[row], dtype=torch.uint8)
+        return _seen(torch.stack(planes)) if planes else torch.zeros(0, *self._sizes[row], dtype=torch.int16)
 
     def framed(self, target: Tensor, wanted: Preprocessing, size: tuple[int, int]) -> Tensor:
         """Brings masks to the input size, without mixing neighbours."""
@@ -157,7 +161,7 @@ class InstanceTargets:
 
 
 def _seen(planes: Tensor) -> Tensor:
-    return planes[(planes > 0).flatten(1).any(dim=1)]
+    return planes[(planes != 0).flatten(1).any(dim=1)]
 
 
 def _is_drawable(shape: Any, height: int, width: int) -> bool:

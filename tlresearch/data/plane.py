@@ -13,6 +13,10 @@ from tlresearch.data.mask_files import Pairs
 from tlresearch.data.table import Size
 from tlresearch.modality.image import Preprocessing, framed_boxes, framed_mask
 
+DIFFICULT = 1
+"""Mark of an object that is hard even for people: finding it is neither right nor wrong, nor is missing it."""
+CROWD = 2
+"""Mark of a region of many objects: whatever is found inside of it is neither right nor wrong."""
 _SMALLEST = 0.01  # a box that a random crop leaves with a shorter side than this share of the input's is dropped
 
 
@@ -46,6 +50,9 @@ class MaskTargets:
 class BoxTargets:
     """Boxes with their class, float32 ``(n, 5)``: x0, y0, x1, y1 in pixels, class number.
 
+    Where the source marks objects that are neither right nor wrong, a sixth column holds the mark of each box: 0,
+    `DIFFICULT` or `CROWD`.
+
     Args:
         boxes: Boxes of every image of the table.
     """
@@ -66,7 +73,7 @@ class BoxTargets:
         return tv_tensors.BoundingBoxes(target[:, :4], format="XYXY", canvas_size=size)
 
     def unwrap(self, moved: Any, target: Tensor) -> Tensor:
-        """Adds the classes, and drops what is left of boxes that lay outside of a crop."""
+        """Adds classes and marks, and drops what is left of boxes that lay outside of a crop."""
         boxes = moved.as_subclass(Tensor)
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = (sides >= _SMALLEST * max(moved.canvas_size)).all(dim=1)

@@ -18,7 +18,7 @@ from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import SplitName
 from tlresearch.data.files import PICTURES, FileImages
-from tlresearch.data.folders import list_files, stem_of
+from tlresearch.data.folders import composed, list_files, stem_of
 from tlresearch.data.mask_files import (
     ArrayMasks,
     FileMasks,
@@ -178,7 +178,7 @@ def _key_by(options: Mapping[str, Any]) -> Callable[[str, Path, str], str]:
     """What an image and its mask have in common: the name without ending and suffix, or a group of the pattern."""
     pattern = options.get("pair_pattern")
     if pattern is None:
-        return lambda name, folder, suffix: stem_of(Path(name).relative_to(folder).as_posix(), MASKS) + suffix
+        return lambda name, folder, suffix: composed(stem_of(Path(name).relative_to(folder).as_posix(), MASKS) + suffix)
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError, OverflowError, RecursionError) as error:
@@ -190,7 +190,7 @@ def _key_by(options: Mapping[str, Any]) -> Callable[[str, Path, str], str]:
         match = compiled.search(Path(name).relative_to(folder).as_posix())
         if match is None or match[1] is None:
             raise DataError(f"data.options.pair_pattern: '{pattern}' does not fit {name}")
-        return match[1]
+        return composed(match[1])
 
     return key
 

@@ -25,6 +25,7 @@ from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError, MissingExtraError, nearest
 from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Batch, Data, SplitName, TargetKind
+from tlresearch.data.plane import CROWD, DIFFICULT
 from tlresearch.data.seeding import seeded
 from tlresearch.modality.base import Modality
 from tlresearch.modality.image import COLOURS, Evaluation, colours, inner_size, three_channels, with_palette
@@ -53,6 +54,8 @@ SHOWN = 6
 """Samples of a split whose detections are drawn."""
 SURE = 0.5
 """Detections below this score are not drawn."""
+_BEYOND = 1e12
+"""Area in pixels beyond what pycocotools counts, which ends at 1e10."""
 
 
 class BoxMeters(nn.Module):
@@ -80,7 +83,10 @@ class BoxMeters(nn.Module):
     def update(self, detections: Detections, targets: Sequence[Mapping[str, Tensor]], loss: Tensor) -> None:
         """Takes a batch; for targets see `DetectionHead.as_given`."""
         self.loss.update(loss, weight=len(targets))
-        self.map.update(detections, [dict(target) for target in targets])
+        judged = [
+            judged_by_coco(target, len(found["labels"])) for target, found in zip(targets, detections, strict=True)
+        ]
+        self.map.update(detections, judged)
 
     def finish(self) -> dict[str, float]:
         """Returns every value and resets.
@@ -104,6 +110,27 @@ class BoxMeters(nn.Module):
         self.map.reset()
         # pycocotools says -1 where there is nothing to measure.
         return {name: value if value >= 0 or name == "loss" else float("nan") for name, value in values.items()}
+
+
+def judged_by_coco(target: Mapping[str, Tensor], detections: int) -> dict[str, Tensor]:
+    """Turns marks into what pycocotools understands: objects that count neither for nor against a detector.
+
+    A crowd is known there: any number of detections may lie inside of it. A difficult object is not; but one with an
+    area beyond all that are counted is passed by, together with the detection that overlaps it. It stands there once
+    per detection, since each may overlap it.
+
+    Args:
+        target: See `DetectionHead.as_given`.
+        detections: Number of detections in the image.
+    """
+    marks = target.get("marks", torch.zeros_like(target["labels"]))
+    difficult = marks == DIFFICULT
+    rows = torch.arange(len(difficult), device=difficult.device)
+    rows = rows.repeat_interleave(torch.where(difficult, max(1, detections), 1))
+    judged = {name: leaf[rows] for name, leaf in target.items() if name != "marks"}
+    judged["iscrowd"] = (marks == CROWD).long()[rows]
+    judged["area"] = difficult[rows].float() * _BEYOND  # 0: pycocotools' own area
+    return judged
 
 
 class DetectionPredictor(Predictor):
@@ -364,13 +391,14 @@ def detections_figure(
 def _draw(axes: Any, found: Mapping[str, Tensor], palette: list[Any]) -> None:
     from matplotlib.patches import Rectangle
 
-    scores = found.get("scores")
+    scores, marks = found.get("scores"), found.get("marks", torch.zeros(len(found["labels"])))
     if "masks" in found:
         axes.imshow(_objects(found["masks"] > 0))
     for number, ((x0, y0, x1, y1), label) in enumerate(
         zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True)
     ):
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2, edgecolor=palette[label]))
+        line = {"linewidth": 1.2, "edgecolor": palette[label], "linestyle": ":" if marks[number] else "-"}
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **line))
         if scores is not None:
             axes.text(x0, y0 - 1, f"{float(scores[number]):.2f}", fontsize=6, color=palette[label], va="bottom")
 

@@ -17,6 +17,8 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiSc
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from tlresearch.backbones.pyramid import FeatureMap
+from tlresearch.data.plane import CROWD
+from tlresearch.tasks.sparing import sparing
 
 SURE = 0.5
 """Probability above which a pixel belongs to its object."""
@@ -81,13 +83,20 @@ class DetectionHead(nn.Module):
             maps: What `forward` returned.
             targets: For each image boxes with the class number last, ``(n, 5)``, see `BoxTargets`.
         """
-        given = [{**one, "labels": one["labels"] + self._first} for one in map(self.as_given, targets)]
-        found: dict[str, Tensor] = self._run(maps, given)
-        return found
+        every = [self.as_given(target) for target in targets]
+        learnt = []
+        for leaves in every:
+            real = leaves["marks"] == 0
+            learnt.append({name: leaf[real] for name, leaf in leaves.items() if name != "marks"})
+            learnt[-1]["labels"] += self._first
+        with sparing(self.detector, every):
+            losses: dict[str, Tensor] = self._run(maps, learnt)
+        return losses
 
     def as_given(self, target: Tensor) -> dict[str, Tensor]:
-        """Returns a target as metrics and, but for the numbers of the classes, detectors take it."""
-        return {"boxes": target[:, :4], "labels": target[:, 4].long()}
+        """Returns a target's boxes with their classes, ``labels``, and ``marks``; see `BoxTargets`."""
+        marks = target[:, 5].long() if target.shape[1] > 5 else torch.zeros(len(target), dtype=torch.int64)
+        return {"boxes": target[:, :4], "labels": target[:, 4].long(), "marks": marks.to(target.device)}
 
     @torch.no_grad()
     def detections(self, maps: Maps) -> Detections:
@@ -126,9 +135,11 @@ class InstanceHead(DetectionHead):
     def as_given(self, target: Tensor) -> dict[str, Tensor]:
         """Returns masks with their classes and the boxes around them."""
         # The last pixel belongs to the object, so the box ends behind it.
-        boxes = masks_to_boxes(target > 0) + torch.tensor([0, 0, 1, 1], device=target.device)
-        labels = target.flatten(1).amax(dim=1).long() - 1 if len(target) else boxes.new_zeros(0, dtype=torch.int64)
-        return {"boxes": boxes.float(), "labels": labels, "masks": (target > 0).to(torch.uint8)}
+        boxes = masks_to_boxes(target != 0) + torch.tensor([0, 0, 1, 1], device=target.device)
+        planes = target.flatten(1).long()
+        labels = planes.abs().amax(dim=1) - 1 if len(target) else planes.new_zeros(0)
+        marks = CROWD * (planes < 0).any(dim=1).long()
+        return {"boxes": boxes.float(), "labels": labels, "masks": (target != 0).to(torch.uint8), "marks": marks}
 
     @torch.no_grad()
     def detections(self, maps: Maps) -> Detections:
