@@ -78,7 +78,7 @@ def exported(run_id: str, one_home: Path) -> Export:
         return export_run(run_id, QUICK, out=one_home / "out", changed=0.5)
 
 
-@pytest.mark.parametrize("size", [(31, 47), (50, 26), (19, 19), (20, 65)])
+@pytest.mark.parametrize("size", [(31, 47), (50, 26), (19, 19), (20, 65), (2, 301), (400, 3)])
 @pytest.mark.parametrize(
     "wanted",
     [

@@ -320,6 +320,7 @@ class Frame(Front):
             x = self._fitted(x)
         else:
             if self.resize > 0:
+                x = self._without_ends(x)
                 short = _least(x.shape[2], x.shape[3])
                 x = self._resized(x, self.resize * x.shape[2] // short, self.resize * x.shape[3] // short)
             if self.crop > 0:
@@ -379,6 +380,14 @@ class Frame(Front):
         if self.mode == "bicubic":
             x = x.clamp(0.0, 255.0)  # it overshoots
         return x.round()
+
+    def _without_ends(self, x: Tensor) -> Tensor:
+        """Cuts the ends off a sliver, as the function of that name."""
+        longest = _LONGEST * _least(x.shape[2], x.shape[3])
+        for side in (2, 3):
+            ends = _most(x.shape[side] - longest, 0) // 2
+            x = x.narrow(side, ends, x.shape[side] - 2 * ends)
+        return x
 
     def _padded(self, x: Tensor) -> Tensor:
         """Fills up images that are smaller than the crop, black, as torchvision's `center_crop`."""
