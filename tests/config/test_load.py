@@ -370,3 +370,23 @@ def test_a_command_prints_the_same_warning_once(
     for _ in range(2):  # the next command says it again
         assert main(["config"]) == 0
         assert capsys.readouterr().err.splitlines() == ["twice with seed 0", "twice with seed 1"]
+
+
+def test_the_mlflow_experiment_is_that_of_the_config_then_the_environment_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pets" / "probe.yaml"
+    path.parent.mkdir()
+    path.write_text("data: {name: digits}")
+    assert load_experiment(path).config.tracking.experiment == "probe"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    loaded = load_experiment(path)
+    assert loaded.config.tracking.experiment == load_text("data: {name: digits}").config.tracking.experiment == "mine"
+    assert load_experiment(path, ["tracking.experiment=its"]).config.tracking.experiment == "its"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert load_text(loaded.recorded).config.tracking.experiment == "mine"  # its repetition goes there too
+
+
+def test_continue_is_a_key_of_the_command_line() -> None:
+    assert load_text("data: {name: digits}", ["continue=3f2a"]).config.continues == "3f2a"
+    assert load_text("data: {name: digits}", {"continue": "3f2a"}).config.continues == "3f2a"

@@ -260,6 +260,8 @@ def _together(config: ExperimentConfig) -> Iterator[str]:
             f"scheduler.warmup_epochs: must be less than freeze.epochs ({config.freeze.epochs}), "
             f"but got {config.scheduler.warmup_epochs:g}"
         )
+    if config.continues is not None and config.seeds:
+        yield "continues: a group of seeds cannot go on from one run; give each seed a run of its own"
     if config.trainer.on_oom == "halve" and config.trainer.devices > 1:
         yield "trainer.on_oom: halve is for one device, whose batch is all of the step's"
     for key, metric in watched(config):

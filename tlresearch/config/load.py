@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import io
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ _VARIABLE = "tlresearch.env"
 """What reads a variable for a config of ours: OmegaConf's own `oc.env` is there for everybody in the process."""
 OmegaConf.register_resolver(_VARIABLE, read_variable, replace=True)
 _READS_VARIABLE = re.compile(r"(?<!\\)(?P<before>(?:\\\\)*\$\{\s*)oc\.env(?=\s*:)")
+_KEYWORDS = {"continue": "continues"}
+"""Keys that are keywords of Python, which no field can be called by."""
 _NO_PARAMS = ("name", "description", "tracking", "seeds", "reference", "variants")
 
 
@@ -143,10 +146,15 @@ def _experiment(name: str | Path) -> tuple[dict[str, Any], Path]:
     folder, stem = topic(path, "experiments")
     values = _read(path)
     values.setdefault("name", stem)
-    tracking = values.setdefault("tracking", {})
-    if isinstance(tracking, dict):
-        tracking.setdefault("experiment", folder)
+    _name_experiment(values, folder)
     return values, path
+
+
+def _name_experiment(values: dict[str, Any], folder: str | None = None) -> None:
+    """Fills in the MLflow experiment where the config names none: what is recorded is the same in every process."""
+    name, tracking = os.environ.get("MLFLOW_EXPERIMENT_NAME") or folder, values.setdefault("tracking", {})
+    if name and isinstance(tracking, dict):
+        tracking.setdefault("experiment", name)
 
 
 def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfig]:
@@ -198,7 +206,9 @@ def revise(experiment: Loaded[ExperimentConfig], overrides: Overrides) -> Loaded
 
 def load_text(text: str, overrides: Overrides = (), source: str = "config") -> Loaded[ExperimentConfig]:
     """Loads an experiment from YAML text, such as what a run recorded."""
-    return _load(ExperimentConfig, _sections(text, source), overrides, source)
+    values = _sections(text, source)
+    _name_experiment(values)
+    return _load(ExperimentConfig, values, overrides, source)
 
 
 def load_schedule(values: Mapping[str, Any], source: str) -> ExperimentConfig:
@@ -306,6 +316,11 @@ def override_texts(overrides: Overrides) -> list[str]:
 
 
 def _parse(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    for key, value in _keys_and_values(overrides, problems):
+        yield _KEYWORDS.get(key, key), value
+
+
+def _keys_and_values(overrides: Overrides, problems: list[str]) -> Iterator[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         yield from overrides.items()
         return

@@ -251,10 +251,11 @@ class TrackingConfig:
     """Where and how much is recorded in MLflow."""
 
     uri: str | None = setting(None, "MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else a local SQLite store.")
-    experiment: str | None = setting(None, "MLflow experiment; null takes the folder the YAML lies in.")
+    experiment: str | None = setting(None, "MLflow experiment; null takes MLFLOW_EXPERIMENT_NAME, else the folder the YAML lies in.")
     figures: bool = setting(True, "Log learning curves, confusion matrix, wrongly classified samples and the schedule.")
     model: bool = setting(True, "Log the trained model as an MLflow model that predicts from raw inputs.")
     weights: bool = setting(True, "Keep the trained weights, so that later runs can start from them.")
+    checkpoint: bool = setting(True, "Keep the state of training after the last epoch, about three times the trained weights, so that a longer run can go on from it (`continue`).")
     system_metrics: bool = setting(True, "Log processor, memory and disk use.")
     tags: dict[str, str] = setting({}, "Tags of your own.")
 
@@ -276,6 +277,7 @@ class ExperimentConfig:
     cache: CacheConfig = setting(CacheConfig, "Activation cache.")
     tracking: TrackingConfig = setting(TrackingConfig, "Tracking.")
     seed: int = setting(0, "Seed of head, order, augmentation and dropout.", at_least=0)
+    continues: str | None = setting(None, "A finished run of ours to go on from, with more epochs: its id, the beginning of it, or its name. On the command line it is called `continue`.")
     seeds: list[int] = setting([], "Seeds of a group: one run each under one parent with mean and interval; empty runs `seed` alone.")
     reference: ReferenceConfig | None = setting(None, "The published numbers this experiment is held against by `tlresearch reproduce`.")
     variants: dict[str, dict[str, Any]] = setting({}, "Variants of a published protocol by name: what differs from the above, `reference` included.")

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tlresearch.base.errors import UserError, first_line
-from tlresearch.base.files import take_lock, write
+from tlresearch.base.files import locked, take_lock, write
 from tlresearch.base.paths import home
 from tlresearch.base.ranks import is_leader
 
@@ -75,16 +75,21 @@ class RunFolder:
 
     def read(self) -> dict[str, Any]:
         """Returns what `write` kept, or nothing if the file is missing or was cut off while being written."""
-        try:
-            content = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_folder(self.path)
 
     def write(self, **content: Any) -> None:
         """Adds to what the next start finds: the MLflow run, what it was computed from and how."""
         if self._lock is not None:
             write(self.path / "run.json", json.dumps(self.read() | content))
+
+    def others(self, name: str) -> list[Path]:
+        """Folders of other runs of a name that no process holds: they were interrupted."""
+        interrupted = []
+        for file in sorted(self.path.parent.glob("*/run.json")):
+            if file.parent != self.path and read_folder(file.parent).get("name") == name:
+                with locked(file.parent / "lock", 0) as free:
+                    interrupted += [file.parent] if free else []
+        return interrupted
 
     def forget(self) -> None:
         """Drops a checkpoint that must not be gone on with."""
@@ -103,6 +108,15 @@ class RunFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
 
 
+def read_folder(path: Path) -> dict[str, Any]:
+    """Returns what is known of the unfinished run of a folder; nothing if that is missing or was cut off."""
+    try:
+        content = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class EpochCheckpoint(Checkpoint):
     """Writes the whole state of training after an epoch, by way of `SealedCheckpoints`.
 
@@ -115,13 +129,17 @@ class EpochCheckpoint(Checkpoint):
         seconds: Least time between two checkpoints, and before the first; they also keep to `SHARE` of the time, since
             weights and moments of a large network take long to write. 0 writes one whenever it is due.
         before: Called before writing, so that nothing of the epochs a checkpoint holds is still unrecorded.
+        keep: Whether one is written after the last epoch in any case: the state that the run ends with.
     """
 
-    def __init__(self, path: Path, every: int, seconds: float, before: Callable[[], object]) -> None:
+    def __init__(
+        self, path: Path, every: int, seconds: float, before: Callable[[], object], *, keep: bool = False
+    ) -> None:
         self.path = path
         self.every = every
         self.seconds = seconds
         self.before = before
+        self.keep = keep
         self._written = time.monotonic()
         self._pause = seconds
 
@@ -130,7 +148,8 @@ class EpochCheckpoint(Checkpoint):
         due = (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop
         # Saving is the work of all ranks together, so rank 0 decides for all.
         began = time.monotonic()
-        if trainer.strategy.broadcast(due and began - self._written >= self._pause):
+        now = began - self._written >= self._pause or (self.keep and trainer.should_stop)
+        if trainer.strategy.broadcast(due and now):
             self.before()
             trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
             self._written = time.monotonic()

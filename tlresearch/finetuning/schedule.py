@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tlresearch.base.errors import ConfigError
@@ -221,10 +221,38 @@ class FreezeSchedule:
         own_warmup, within = self.phases[phase].warmup_epochs, epoch - starts[phase]
         return factor * (within / own_warmup if within < own_warmup else 1.0)
 
+    def parts_with(self, other: FreezeSchedule, history: Sequence[Metrics]) -> int | None:
+        """Returns the first epoch of a history in which another schedule trains otherwise; ``None`` if none does.
+
+        Lengths alone make no difference, as long as neither a rate nor the end of a phase depends on them.
+        """
+        for epoch in range(len(history)):
+            here, there = self.position(history[:epoch]), other.position(history[:epoch])
+            ways = [
+                (replace(schedule.phases[at.phase], epochs=1, name=""), at.phase, at.starts)
+                for schedule, at in ((self, here), (other, there))
+            ]
+            if ways[0] != ways[1] or any(
+                self.rates(here.phase, here.starts, epoch + moment)
+                != other.rates(here.phase, here.starts, epoch + moment)
+                for moment in _MOMENTS
+            ):
+                return epoch
+        # Where a phase ends, weights may go back to its best ones.
+        ended, goes_on = self.position(history), other.position(history)
+        last = self.phases[min(ended.phase, len(self.phases)) - 1]
+        if last.at_end == "restore_best" and ended.starts != goes_on.starts:
+            return len(history) - 1
+        return None
+
     def rates(self, phase: int, starts: Sequence[int], epoch: float) -> tuple[float, ...]:
         """Returns the rate of each stage and, last, the head; 0 where frozen. Arguments as in `factor`."""
         factor, now = self.factor(phase, starts, epoch), self.phases[phase]
         return tuple(rate * factor if now.trains(group) else 0.0 for group, rate in enumerate(now.rates))
+
+
+_MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0 - 1e-6)
+"""Moments of an epoch at which rates are compared; every course is a curve between them."""
 
 
 def _value(phase: Phase, metrics: Metrics) -> float:

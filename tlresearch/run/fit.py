@@ -22,7 +22,7 @@ from tlresearch.finetuning.callback import Listener, RunPrunedError
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
-from tlresearch.run import faults, process, results, training
+from tlresearch.run import continuing, faults, process, results, training
 from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
 from tlresearch.run.progress import RunProgress
@@ -168,7 +168,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
     ):
         _record_beginning(tracked, loaded, role, folder, config.trainer.monitor)
         built = _build(config, role)
-        resumed = _resume(folder, tracked, built, config.trainer.monitor)
+        resumed = _resume(config, folder, tracked, built)
         config, tuned = _tune(config, built, folder)
         _add_teacher(config, built, tracked)
 
@@ -194,7 +194,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
         if not pruned:
             metrics |= _evaluate(how, built, role, tracked)
             if is_leader():
-                results.log_outcome(tracked, how, built, metrics, epoch)
+                results.log_outcome(tracked, how, built, metrics, epoch, folder.checkpoint)
             # Only now: an evaluation on a further set replaces the predictions that figures are drawn from.
             metrics |= _evaluate_further(how, built, tracked, metrics, epoch)
         result = RunResult(
@@ -216,7 +216,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
 
 def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     """The experiment with runs in place of the names of runs, which may come to mean others."""
-    return distillation.pin_teacher(results.pin_checkpoint(loaded))
+    return continuing.pin_continued(distillation.pin_teacher(results.pin_checkpoint(loaded)))
 
 
 def _run_folder(loaded: Loaded[ExperimentConfig], role: Role) -> RunFolder:
@@ -251,6 +251,9 @@ def _record_beginning(
         results.log_provenance(tracked, loaded.recorded, sys.argv)
     if role.parent is None:
         results.save_run_view(tracked, monitor)
+    own = role.parent is None and not role.repeats
+    if own and loaded.config.continues is None and not folder.checkpoint.exists():
+        continuing.say_anew(loaded, folder)
 
 
 def _build(config: ExperimentConfig, role: Role) -> Built:
@@ -271,10 +274,10 @@ def _build(config: ExperimentConfig, role: Role) -> Built:
     return Built(backbone, data, schedule, task, sets)
 
 
-def _resume(folder: RunFolder, tracked: Run, built: Built, monitor: str) -> bool:
-    """Keeps what the next start of this run needs, and says whether this one goes on from a checkpoint.
+def _resume(config: ExperimentConfig, folder: RunFolder, tracked: Run, built: Built) -> bool:
+    """Keeps what the next start of this run needs, and says whether this one goes on from a checkpoint of its own.
 
-    A checkpoint made from other data or weights is dropped.
+    A checkpoint made from other data or weights is dropped. A run that goes on from another one gets that one's.
     """
     inputs = {"data": built.data.fingerprint.digest, "weights": built.backbone.weights.sha256}
     before = folder.read()
@@ -282,10 +285,12 @@ def _resume(folder: RunFolder, tracked: Run, built: Built, monitor: str) -> bool
         why = "data or weights have changed since the run was interrupted" if before else f"{folder.path} is damaged"
         log.warning("%s: the run starts from the beginning", why)
         folder.forget()
-    folder.write(run_id=tracked.reference, **inputs)
+    folder.write(run_id=tracked.reference, name=tracked.name, **inputs)
     resumed = folder.checkpoint.exists()
     if not resumed:  # A checkpoint is written only after the inputs were logged.
-        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task, monitor)
+        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task, config.trainer.monitor)
+        if config.continues is not None and is_leader():
+            continuing.take_up(config, built, folder, tracked)
     return resumed
 
 

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 PACKAGES: Mapping[str, tuple[str, ...]] = {"timm": ("timm",), "hf": ("transformers",), "log_mel": ("transformers",)}
 """Packages that a served model needs for its backbone's family; tasks and modalities name their own."""
 
+CHECKPOINT = "checkpoint/last.ckpt"
+"""Artifact of a run: the state of training after its last epoch."""
 TEST_EVALUATIONS = "tlresearch.test_evaluations"
 """Tag of a run: how often its test split was evaluated; missing where it never was."""
 
@@ -204,8 +206,19 @@ class EpochLog:
         self.run.log_metrics(metrics, step=report.epoch)
 
 
-def log_outcome(run: Run, how: Training, built: Built, metrics: Mapping[str, float], epoch: int) -> None:
-    """Records the final metrics, figures, weights and model of a finished run."""
+def log_outcome(
+    run: Run, how: Training, built: Built, metrics: Mapping[str, float], epoch: int, checkpoint: Path
+) -> None:
+    """Records the final metrics, figures, weights, last state and model of a finished run.
+
+    Args:
+        run: The run.
+        how: How it was trained.
+        built: What it is made of.
+        metrics: Metrics of the selected epoch and of the test.
+        epoch: The selected epoch.
+        checkpoint: The last state of training, if it was written.
+    """
     tracking, plan, task, data = how.config.tracking, how.plan, built.task, built.data
     run.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")}, step=epoch)
     run.log_metrics(
@@ -226,6 +239,8 @@ def log_outcome(run: Run, how: Training, built: Built, metrics: Mapping[str, flo
             file = Path(folder) / Path(TRAINED).name
             save_file({name: _plain(tensor) for name, tensor in task.changing_state().items()}, file)
             run.log_file(file, str(Path(TRAINED).parent))
+    if tracking.checkpoint and checkpoint.exists():
+        run.log_file(checkpoint, str(Path(CHECKPOINT).parent))
     if tracking.model:
         _log_predictor(run, how.config, task, data, epoch)
 

@@ -136,7 +136,10 @@ def prepare(
     callbacks = [watch, *callbacks]
     if config.trainer.checkpoint_every:
         often = config.trainer.checkpoint_every, config.trainer.checkpoint_seconds
-        callbacks = [*callbacks, EpochCheckpoint(folder.checkpoint, *often, before_checkpoint)]
+        callbacks = [
+            *callbacks,
+            EpochCheckpoint(folder.checkpoint, *often, before_checkpoint, keep=config.tracking.checkpoint),
+        ]
     trainer = build_trainer(config, plan, built.task, folder, callbacks, ours=ours)
     return Training(config, prefix, plan, trainer, watch, say)
 

@@ -35,6 +35,7 @@ TRIAL_TRACKING = {
     "tracking.figures": False,
     "tracking.model": False,
     "tracking.weights": False,
+    "tracking.checkpoint": False,
     "tracking.system_metrics": False,
 }
 """Trials record config and metrics; the best one is run again with everything."""
