@@ -52,6 +52,18 @@ def test_a_name_that_can_stand_is_left_alone() -> None:
     assert metric_names(["C", "C++"])["C++"] == metric_names(["C++", "C#"])["C++"]
 
 
+def test_names_are_distinct_in_a_database_that_knows_no_capitals_and_accents() -> None:
+    """MySQL takes two metrics whose names differ in these alone for one, and refuses the second."""
+    assert metric_names(["Ham", "egg"]) == {"Ham": "Ham", "egg": "egg"}
+    names = metric_names(["Ham", "ham", "HAM"])
+    assert names["ham"] == "ham"
+    assert len({name.lower() for name in names.values()}) == 3
+    assert metric_names(["HAM", "Ham"])["Ham"] == names["Ham"]  # whatever else there is, and in any order
+    accents = metric_names(["caf\u00e9", "cafe"])
+    assert accents["cafe"] == "cafe"
+    assert re.fullmatch(r"caf\u00e9_[0-9a-f]{6}", accents["caf\u00e9"])
+
+
 def test_a_class_never_takes_the_name_of_another_metric() -> None:
     """With 30, 50 and 75 as classes ``map_50`` stays the mean average precision at an overlap of 0.5."""
 

@@ -107,7 +107,9 @@ def find_listed(root: Path, names: Sequence[str], endings: Sequence[str], where:
 
     paths, problems = [], []
     for name in names:
-        path = Path(name.replace("\\", "/") if "\\" in name and not (root / name).exists() else name)
+        path = Path(name)
+        if "\\" in name and composed(path.name) not in inside(root / path.parent):
+            path = Path(name.replace("\\", "/"))
         there = inside(root / path.parent)
         alike = there.get(composed(path.name), [])
         exact = [file for file in alike if composed(file) == composed(path.name)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 LONGEST = 100
@@ -15,6 +14,8 @@ _MARK = 6  # hexadecimal digits that tell apart names which would become equal
 
 def metric_names(classes: Iterable[str], *, reserved: Collection[str] = ()) -> dict[str, str]:
     r"""Returns a part of a metric's name for each class: distinct, of letters of any language, digits and ``_``.
+
+    They are distinct without regard to capitals and accents too, as MySQL compares them.
 
     Spaces, dashes and dots become ``_``. A name that loses anything else (``C++``), is too long, would be equal to
     another class's, or is reserved, ends in six digits of its hash: it depends on the name and never on the order of
@@ -26,14 +27,16 @@ def metric_names(classes: Iterable[str], *, reserved: Collection[str] = ()) -> d
     """
     names = list(dict.fromkeys(classes))
     plain = {name: re.sub(r"[\s.-]", "_", unicodedata.normalize("NFC", name)) for name in names}
-    taken = Counter(plain.values())
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_folded(plain[name]), []).append(name)
     kept = {
         name
-        for name in names
+        for same, several in alike.items()
+        for name in several
         if re.fullmatch(rf"\w{{1,{LONGEST}}}", plain[name])
-        and plain[name] not in reserved
-        # Of several that would become equal, the one that was written so keeps its name.
-        and (taken[plain[name]] == 1 or plain[name] == name)
+        and same not in reserved
+        and name == _keeper(several, same, plain)
     }
     used = {*reserved, *(plain[name] for name in kept)}
     for digits in range(_MARK, 65):  # more than six where even the marked names would be equal
@@ -46,6 +49,19 @@ def metric_names(classes: Iterable[str], *, reserved: Collection[str] = ()) -> d
 def renamed(names: Mapping[str, str]) -> dict[str, str]:
     """Returns the classes that are called otherwise in metrics, for the record."""
     return {name: part for name, part in names.items() if part != name}
+
+
+def _keeper(several: list[str], same: str, plain: Mapping[str, str]) -> str | None:
+    """Of names that would become equal, the one that keeps its own: written so in small letters, else written so."""
+    for written in ([name for name in several if name == same], [name for name in several if name == plain[name]]):
+        if written:
+            return written[0] if len(written) == 1 else None
+    return several[0] if len(several) == 1 else None
+
+
+def _folded(name: str) -> str:
+    """A name without capitals and accents."""
+    return "".join(sign for sign in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(sign))
 
 
 def _marked(name: str, plain: str, digits: int) -> str:

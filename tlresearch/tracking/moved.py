@@ -53,8 +53,8 @@ def _former(connection: sqlite3.Connection, artifacts: Path) -> Iterator[str]:
     It has left one that is gone, and one whose content lies beside the database too: a copy is a store of its own.
     """
     for name, location in connection.execute("SELECT name, artifact_location FROM experiments"):
-        for part in re.finditer("/artifacts/", location if location.startswith("/") else ""):
-            former, own = location[: part.end() - 1], location[part.end() :]
+        for part in re.finditer("/artifacts(?=/)", location if location.startswith("/") else ""):
+            former, own = location[: part.end()], location[part.end() + 1 :]
             here, there = artifacts / own, Path(former)
             if former == str(artifacts) or (there.exists() and artifacts.exists() and there.samefile(artifacts)):
                 continue
