@@ -252,3 +252,14 @@ def test_spoken_digits(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 720, "val": 180, "test": 300}
     assert torch.bincount(torch.as_tensor(data.splits["test"].targets)).tolist() == [30] * 10
     assert "8 clips of 1200 are longer than data.seconds=1 and are cut; the longest has 2.28 s" in caplog.text
+
+
+def test_a_clip_that_makes_a_batch_explode_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(6):
+        save_tone(tmp_path / "ab"[number % 2] / f"{number}.wav", seconds=40.0 if number == 3 else 0.2)
+    build(tmp_path)
+    assert "b/3.wav lasts 40 s, and most last 0.2 s" in caplog.text
+    assert "cut clips with data.seconds, or cut that one up" in caplog.text
+    caplog.clear()
+    build(tmp_path, seconds=0.2)
+    assert "lasts 40 s" not in caplog.text

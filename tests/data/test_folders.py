@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tlresearch.base.errors import DataError
 from tlresearch.data.base import Data
@@ -132,3 +133,22 @@ def test_classes_of_split_folders_are_one_however_their_letters_are_composed(fol
     data = build(root)
     assert data.classes == ("caf\u00e9", "dog")
     assert len(data.splits["val"]) == 6
+
+
+@pytest.mark.parametrize(("ending", "saved"), [("tif", {}), ("png", {}), ("webp", {"lossless": True})])
+def test_further_pages_and_frames_are_said(
+    ending: str, saved: dict[str, bool], folder: Make, build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder({"cat": 3, "dog": 3})
+    pages = [Image.new("RGB", (12, 12), (shade, 0, 0)) for shade in (10, 200)]
+    pages[0].save(root / "cat" / f"stack.{ending}", save_all=True, append_images=pages[1:], **saved)
+    data = build(root)
+    said = f"pets: of 1 files with several pages or frames, such as cat/stack.{ending}, only the first is read"
+    assert said in caplog.text
+    split, index = next(
+        (s, s.names.index(f"cat/stack.{ending}")) for s in data.splits.values() if f"cat/stack.{ending}" in s.names
+    )
+    assert split.raw(index)[0].unique().tolist() == [10]
+    caplog.clear()
+    build(root)
+    assert said in caplog.text  # also where the file was looked at before

@@ -27,6 +27,8 @@ from tlresearch.data.table import SPLITS, refuse, split_of, splits_among
 
 logger = logging.getLogger(__name__)
 
+_NO = ("0", "0.0", "False", "false", "no")
+"""What tools write of an object that is no crowd."""
 DIFFICULT_WAYS = ("ignore", "keep", "leave_out")
 
 
@@ -240,7 +242,7 @@ def _read_coco_file(
             if not all(map(math.isfinite, (x, y, width, height))):
                 strange.append(f"{named}: a bbox of {entry['bbox']}"[:200])
                 continue
-            label, mark = categories[category], CROWD if entry.get("iscrowd") else 0
+            label, mark = categories[category], CROWD if str(entry.get("iscrowd") or 0) not in _NO else 0
             objects[image].append(Object(label, (x, y, x + width, y + height), mark))
             drawn[image].append((label, entry.get("segmentation"), mark))
     refuse(strange, what=f"{where}: annotations that fit nothing", cure="Correct them, or remove them from the file")

@@ -61,7 +61,7 @@ def audio_splits(
     """
     if config.seconds is not None:
         preprocessing = replace(preprocessing, seconds=config.seconds)
-    _mention_lengths(table.name, prepared.checked, preprocessing)
+    _mention_lengths(table, prepared.checked, preprocessing)
     return preprocessing, {
         split: AudioSplit(
             table.images,
@@ -167,13 +167,27 @@ def _transcribed(listing: Listing, rate: int) -> Table:
     )
 
 
-def _mention_lengths(name: str, checked: Mapping[int, Checked], preprocessing: AudioPreprocessing) -> None:
+_LONG, _TIMES = 30.0, 20
+"""Seconds, and times as long as most, from which a clip is named that all others of its batch are padded to."""
+
+
+def _mention_lengths(table: Table, checked: Mapping[int, Checked], preprocessing: AudioPreprocessing) -> None:
     """Says how many clips are cut, or padded because the network needs more samples than they have."""
+    name = table.name
     seconds = {row: record.width / record.height for row, record in checked.items()}
     short = sum(length * preprocessing.sample_rate < preprocessing.shortest for length in seconds.values())
     if short:
         least = preprocessing.shortest / preprocessing.sample_rate
         logger.warning("%s: %d clips are shorter than %.3g s and are padded with silence", name, short, least)
+    row = max(seconds, key=lambda row: seconds[row], default=None)
+    if row is not None and preprocessing.seconds is None:
+        longest, usual = seconds[row], sorted(seconds.values())[len(seconds) // 2]
+        if longest > max(_LONG, _TIMES * usual):
+            logger.warning(
+                "%s: %s lasts %.0f s, and most last %.3g s: the other clips of its batch are padded to its length; "
+                "cut clips with data.seconds, or cut that one up",
+                *(name, table.names[row], longest, usual),
+            )
     if preprocessing.seconds is not None:
         cut = sum(length > preprocessing.seconds for length in seconds.values())
         if cut:

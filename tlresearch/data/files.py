@@ -67,7 +67,7 @@ class FileImages:
     def check(self, indices: Sequence[int]) -> list[Checked]:
         """Hashes and decodes every file; a file that has not changed since is not read again.
 
-        Pictures of 16 bits whose values all become one in 8 bits are counted in a warning.
+        Warnings count pictures of 16 bits whose values all become one in 8 bits, and files with several pages.
         """
         cache = FileCache(self.root)
         seen = for_each(lambda index: self._look(self.names[index], cache), indices)
@@ -82,6 +82,13 @@ class FileImages:
                 "set data.options.window=[%g, %d] to see them",
                 self.root.name, len(flat), self.names[flat[0]], low, high, (low + high) / 2, high - low,
             )  # fmt: skip
+        paged = [row for row, file in zip(indices, seen, strict=True) if file.measured.pages > 1]
+        if paged:
+            first = self.names[paged[0]]
+            logger.warning(
+                "%s: of %d files with several pages or frames, such as %s, only the first is read; save each as a file",
+                *(self.root.name, len(paged), first),
+            )
         return [self._checked(file) for file in seen]
 
     def _checked(self, file: _Seen) -> Checked:

@@ -24,6 +24,8 @@ _DEEPEST = ("I", "F")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", *_DEEPEST)
 """Modes of PIL with more than 8 bits; the deepest have 32."""
 NEEDS_WINDOW = "pixels of 32 bit; set data.options.window=[centre, width], or convert it to 8 or 16 bit"
+_PAGED = ("TIFF", "PNG", "WEBP", "GIF", "AVIF")
+"""Formats whose further pages and frames are pictures too; those of a phone's JPEG are previews."""
 _TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +49,7 @@ class Measured(NamedTuple):
         low: Smallest value of a picture with more than 8 bits; 0 of others.
         high: Its largest value; 0 of others.
         bits: Bits that its values use, as the file says; 8 of others.
+        pages: Number of its pages, or frames; the first is the picture.
     """
 
     height: int
@@ -55,6 +58,7 @@ class Measured(NamedTuple):
     low: int = 0
     high: int = 0
     bits: int = 8
+    pages: int = 1
 
     def size(self, orientation: Orientation) -> tuple[int, int]:
         """Height and width of the picture that is seen."""
@@ -104,14 +108,14 @@ def measure(content: bytes) -> Measured:
         return Measured(height, width)
 
     def look(image: Image.Image) -> Measured:
-        turn = _turn(image)
+        turn, pages = _turn(image), getattr(image, "n_frames", 1) if image.format in _PAGED else 1
         if image.mode in _DEEP:
             values = np.asarray(image)
             low, high = (int(values.min()), int(values.max())) if image.mode != "F" else (0, 0)
             bits = 32 if image.mode in _DEEPEST else _bits(image, _png_bits(content))
-            return Measured(image.height, image.width, turn, low, high, bits)
+            return Measured(image.height, image.width, turn, low, high, bits, pages)
         image.convert("RGB" if image.mode != "P" else "RGBA")  # of a broken palette, this fails
-        return Measured(image.height, image.width, turn)
+        return Measured(image.height, image.width, turn, pages=pages)
 
     return _opened(content, look)
 
