@@ -70,10 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     survive_encodings()
     options = _parse(arguments)
     protect_output()
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that data sets, backbones and tasks of one's own are found
     command: Callable[[argparse.Namespace], int] = options.command
     try:
+        _find_modules_here()
         with _each_warning_once(), store_of(options):
             return command(options)
     except UserError as error:
@@ -85,6 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _find_modules_here() -> None:
+    """Makes data sets, backbones and tasks of one's own importable from the current folder."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder is no longer there; go to another one") from None
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 @contextlib.contextmanager

@@ -390,3 +390,25 @@ def test_the_mlflow_experiment_is_that_of_the_config_then_the_environment_then_t
 def test_continue_is_a_key_of_the_command_line() -> None:
     assert load_text("data: {name: digits}", ["continue=3f2a"]).config.continues == "3f2a"
     assert load_text("data: {name: digits}", {"continue": "3f2a"}).config.continues == "3f2a"
+
+
+@pytest.mark.parametrize("value", ["caf\udce9", ["ok", "caf\udce9"], "\ud800", "\ud800\udce9"])
+def test_a_value_that_is_no_text_is_refused_by_its_key(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"backbone.options.folder: .*is not UTF-8; rename"):
+        load_text("data: {name: digits}", {"backbone.options.folder": value})
+
+
+def test_a_folder_that_was_removed_under_the_command_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["config"]) == 2
+    assert capsys.readouterr().err == "error: the current folder is no longer there; go to another one\n"
+
+
+def test_a_device_is_named_as_lightning_knows_it() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.accelerator: 'cuda:0' is unknown \(did you mean 'cuda'\?\)"):
+        load_text("data: {name: digits}", ["trainer.accelerator=cuda:0"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.toy import TRAINER, toy_text
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_text
 from tlresearch.run.fit import Role, fit
 
@@ -35,3 +36,10 @@ def test_a_head_on_stored_vectors_is_trained_by_one_thread() -> None:
     assert threads_of([]) == [1, 1, 2, 2]  # the head alone, then all of it
     assert threads_of(["cache.enabled=false"]) == [2, 2, 2, 2]
     assert threads_of(["data.batch_size=1000000"]) == [2, 2, 2, 2]  # enough for two
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_a_mistake_of_the_config() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.accelerator: gpu is not there.*set it to auto or cpu"):
+        fit(load_text(toy_text(trainer="{accelerator: gpu}")))

@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers import free_port, mlflow_server
 from tests.tracking.outages import artifact
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.base.redact import redact, redact_command
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.run import open_run
@@ -34,6 +34,13 @@ def test_the_uri_is_that_of_the_config_then_the_environment_then_the_home(
 def test_stores_that_do_not_keep_runs_are_refused(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"sqlite:///path/mlflow\.db"):
         resolve_uri(uri)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///a?.db", "sqlite:///a%20b/mlflow.db", "sqlite:///m.db?timeout=30"])
+def test_a_database_that_its_address_would_name_otherwise_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tracking.uri: .* means something else in the address of a database"):
+        resolve_uri(uri)
+    assert resolve_uri("sqlite:///~/m.db") == f"sqlite:///{Path.home()}/m.db"
 
 
 START = """

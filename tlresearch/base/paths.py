@@ -22,16 +22,29 @@ def home() -> Path:
         UserError: If addresses of databases and artifacts cannot name it.
     """
     folder = Path(os.environ.get("TLRESEARCH_HOME") or ".tlresearch").expanduser().absolute()
-    shown = os.fsencode(folder).decode(errors="backslashreplace")
-    if shown != str(folder):
-        raise UserError(f"TLRESEARCH_HOME: {shown} is not UTF-8, so no address can name it; set it to another folder")
-    odd = _ADDRESS.search(str(folder))
+    check_addressable(folder, "TLRESEARCH_HOME")
+    return folder
+
+
+def check_addressable(path: Path, key: str) -> None:
+    """Refuses a path that the address of a database cannot hold.
+
+    Args:
+        path: The path.
+        key: What names it, for the error.
+
+    Raises:
+        UserError: If it is no text, or means something else in an address.
+    """
+    shown = os.fsencode(path).decode(errors="backslashreplace")
+    if shown != str(path):
+        raise UserError(f"{key}: {shown} is not UTF-8, so no address can name it; take another path")
+    odd = _ADDRESS.search(str(path))
     if odd is not None:
         raise UserError(
-            f"TLRESEARCH_HOME: {folder} holds '{odd[0]}', which means something else in the address of a database; "
-            "set it to a folder without that"
+            f"{key}: {path} holds '{odd[0]}', which means something else in the address of a database; "
+            "take a path without that"
         )
-    return folder
 
 
 def data_folder() -> Path:

@@ -8,11 +8,15 @@ from tlresearch.base.errors import nearest
 from tlresearch.config.schema import ExperimentConfig
 
 STRATEGIES = ("auto", "ddp", "fsdp")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def device_problems(config: ExperimentConfig) -> Iterator[str]:
     """Yields one line per problem, each beginning with the key it is about."""
     trainer, batch = config.trainer, config.data.batch_size
+    if trainer.accelerator not in ACCELERATORS:
+        near = nearest(trainer.accelerator, ACCELERATORS)
+        yield f"trainer.accelerator: '{trainer.accelerator}' is unknown{near}; known: {', '.join(ACCELERATORS)}"
     if trainer.strategy not in STRATEGIES:
         near = nearest(trainer.strategy, STRATEGIES)
         yield f"trainer.strategy: '{trainer.strategy}' is unknown{near}; known: {', '.join(STRATEGIES)}"

@@ -280,12 +280,27 @@ def _checked(loaded: Loaded[ConfigT], problems: list[str]) -> Loaded[ConfigT]:
 def _typed(schema: type[SchemaT], values: dict[str, Any], problems: list[str]) -> tuple[SchemaT, dict[str, Any]]:
     """The typed config, and the same as plain values with interpolations as they stand."""
     tree = OmegaConf.structured(schema)
-    merge(tree, schema, values, "", problems)
+    merge(tree, schema, _written(values, "", problems), "", problems)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
     if "oc.env" in repr(plain):
         tree = OmegaConf.structured(schema)
         merge(tree, schema, _reading_by_us(plain), "", [])
     return _resolve(tree, schema, problems), plain
+
+
+def _written(values: Any, key: str, problems: list[str]) -> Any:
+    """Values of which each is a text: a name that is not UTF-8, from the command line, can't be recorded."""
+    if isinstance(values, dict):
+        whole = f"{key}." if key else ""
+        return {name: _written(value, f"{whole}{name}", problems) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_written(value, key, problems) for value in values]
+    if not isinstance(values, str) or values.isascii():
+        return values
+    text = values.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")  # as the bytes that were typed
+    if text != values:
+        problems.append(f"{key}: '{text}' is not UTF-8; rename what it names, such as with convmv -f latin1 -t utf8")
+    return text
 
 
 def _reading_by_us(values: Any) -> Any:

@@ -220,7 +220,7 @@ class TrainerConfig:
     mode: Literal["min", "max"] | None = setting(None, "Whether `monitor` should fall or rise; null takes what the task says of it.")
     select: Literal["last", "best"] = setting("last", "Weights that are kept and tested: of the last epoch, or of the best by `monitor`.")
     early_stopping: EarlyStoppingConfig | None = setting(None, "Stop the run early; null never does.")
-    accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu, mps.")
+    accelerator: str = setting("auto", "Lightning accelerator: auto, cpu, gpu (cuda, mps).")
     devices: int = setting(1, "Devices, or processes on the CPU.", unit="devices", at_least=1)
     strategy: str = setting("auto", "How several devices work together: auto or ddp (each holds all weights), fsdp (each holds a part of weights, gradients and moments).")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting("auto", "Number format of the training step; auto times 32-true and bf16-mixed on this machine and takes the faster one.")

@@ -18,6 +18,7 @@ from tlresearch.activations.inference import Inference
 from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
@@ -145,10 +146,18 @@ def prepare(
 
 
 def device(config: TrainerConfig) -> torch.device:
-    """The kind of device that Lightning will take."""
-    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return torch.device(next((kind for kind in wanted.get(config.accelerator, ()) if there[kind]), "cpu"))
+    """The kind of device that Lightning will take.
+
+    Raises:
+        ConfigError: If the config names one that is not there.
+    """
+    kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(config.accelerator, (config.accelerator,))
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind in kinds if there[kind]]
+    if not usable:
+        problem = f"trainer.accelerator: {config.accelerator} is not there, as torch sees it; set it to auto or cpu"
+        raise ConfigError([problem], "trainer")
+    return torch.device(usable[0])
 
 
 def settle(config: ExperimentConfig, settings: Mapping[str, str | int]) -> ExperimentConfig:

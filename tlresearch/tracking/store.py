@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from tlresearch.base.errors import TrackingError, first_line
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.files import locked
-from tlresearch.base.paths import home
+from tlresearch.base.paths import check_addressable, home
 from tlresearch.base.redact import redact
 from tlresearch.tracking.database import check_reachable
 from tlresearch.tracking.moved import folder_of, follow
@@ -196,6 +196,7 @@ def resolve_uri(configured: str | None = None) -> str:
         path = uri.removeprefix("sqlite://").removeprefix("/")
         if not path or path == ":memory:":
             raise TrackingError("tracking.uri: an SQLite store needs a file, such as sqlite:///path/mlflow.db")
+        check_addressable(Path(path).expanduser().absolute(), "tracking.uri")
         return f"sqlite:///{Path(path).expanduser().absolute()}"
     return uri.rstrip("/")
 
