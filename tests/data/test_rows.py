@@ -156,3 +156,30 @@ def test_columns_by_number(tmp_path: Path) -> None:
     assert read_rows(path, ["0", "1"], delimiter=";").labels("1") == ["x", "y"]
     with pytest.raises(DataError, match=r"data\.delimiter: is one character"):
         read_rows(path, ["0", "1"], delimiter=";;")
+
+
+@pytest.mark.parametrize(
+    ("content", "separator"),
+    [("sep=;\nimage;label\na.png;ham, egg\n", ";"), ('\ufeffSEP=,\r\nimage,label\r\na.png,"ham, egg"\r\n', ",")],
+)
+def test_a_line_by_which_excel_says_the_delimiter_is_none_of_the_table(
+    content: str, separator: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(content, newline="")
+    rows = read_rows(tmp_path / "t.csv", ["image", "label"])
+    assert (rows.columns, rows.lines) == ({"image": ["a.png"], "label": ["ham, egg"]}, [3])
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull fetches that"),
+        (b"\n<!DOCTYPE html><html>", "a web page, such as that of a login"),
+        (b"PK\x03\x04" + bytes(40), "save the workbook as CSV"),
+        (b"\x1f\x8b" + bytes(40), "compressed by gzip"),
+    ],
+)
+def test_what_lies_under_the_name_of_a_table_is_named(content: bytes, cure: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"t\.csv is no text: .*{cure}"):
+        read_rows(tmp_path / "t.csv", ["image"])

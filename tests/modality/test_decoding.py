@@ -104,3 +104,8 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 def test_float_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"32 bit.*data\.options\.window"):
         decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), 3)
+
+
+def test_a_pointer_of_git_lfs_is_named_as_such() -> None:
+    with pytest.raises(ValueError, match="not an image: it is a pointer of Git LFS"):
+        decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", 3)

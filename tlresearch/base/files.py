@@ -83,6 +83,26 @@ def write(path: Path, *content: str | bytes | memoryview) -> None:
         file.writelines(part.encode() if isinstance(part, str) else part for part in content)
 
 
+_DISGUISES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS and not the file itself; git lfs pull fetches that",
+    b"<!doctype html": "it is a web page, such as that of a login; download the file itself",
+    b"<html": "it is a web page, such as that of a login; download the file itself",
+    b"PK\x03\x04": "it is a ZIP archive, as a workbook of Excel is; unpack it, or save the workbook as CSV",
+    b"\x1f\x8b": "it is compressed by gzip; unpack it",
+}
+"""What lies under other names than its own, by how it begins, in small letters where those are letters."""
+
+
+def disguise(file: Path | bytes) -> str:
+    """Says what a file is that is not what its name says, and the cure; empty if that cannot be told."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            file = opened.read(64)
+    head = file[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    beginnings = ((head[: len(start)], start) for start in _DISGUISES)
+    return next((_DISGUISES[start] for begins, start in beginnings if start in (begins, begins.lower())), "")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:

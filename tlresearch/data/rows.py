@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tlresearch.base.errors import DataError, nearest, one_line
+from tlresearch.base.files import disguise
 from tlresearch.data.base import SplitName
 from tlresearch.data.table import in_order, refuse, split_of
 
@@ -40,6 +41,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _DELIMITERS = (",", ";", "\t", "|")
+_SAID = re.compile(r"\ufeff?sep=(?P<delimiter>[^\n])\n", re.IGNORECASE)
 _SPACES = str.maketrans(dict.fromkeys("\u00a0\u2007\u202f", " ") | dict.fromkeys("\ufeff\u200b", ""))
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -170,6 +172,8 @@ def read_rows(
     """
     if not path.is_file():
         raise DataError(f"{key}: {path} does not exist; it is looked up inside data.root")
+    if told := disguise(path):
+        raise DataError(f"{path} is no text: {told}")
     text = read_text(path, encoding)
     reading = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, wanted, delimiter)
     lines: list[int] = []
@@ -311,7 +315,9 @@ def _csv_rows(
     path: Path, text: str, wanted: Sequence[str], delimiter: str | None
 ) -> Iterator[tuple[int, dict[str, str]]]:
     quotes = path.suffix.lower() not in (".tsv", ".txt")
-    separator = delimiter or _delimiter(path, text, wanted)
+    said = _SAID.match(text)  # Excel says the delimiter in a line of its own; blank, so that lines keep their numbers
+    text = f"\n{text[said.end() :]}" if said else text
+    separator = delimiter or (said["delimiter"] if said else _delimiter(path, text, wanted))
     numbered_columns = all(column.isdecimal() for column in wanted)
     header: list[str] | None = None
     for line, row in _parsed(path, text, separator, quotes):

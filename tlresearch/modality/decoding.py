@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from tlresearch.base.errors import one_line
+from tlresearch.base.files import disguise
 from tlresearch.modality.dicom import Window, is_dicom, read_dicom, show
 
 ResultT = TypeVar("ResultT")
@@ -144,7 +145,8 @@ def _opened(content: bytes, use: Callable[[Image.Image], ResultT]) -> ResultT:
             image.load()
             return use(image)
     except UnidentifiedImageError:
-        raise ValueError("not an image, or a damaged one") from None
+        told = disguise(content)
+        raise ValueError(f"not an image: {told}" if told else "not an image, or a damaged one") from None
     except Exception as error:  # of a damaged file a plug-in of PIL raises whatever its broken part leads to
         raise ValueError(one_line(error)) from None
 
