@@ -14,7 +14,7 @@ FLOORS = [
     ["base", "show"],
     ["config", "modality"],
     ["tracking", "data", "backbones"],
-    ["finetuning"],
+    ["finetuning", "drafting"],
     ["activations"],
     ["tasks"],
     ["serving"],

@@ -22,6 +22,7 @@ from tlresearch.commands import (
     curve,
     demo,
     export,
+    init,
     inspect,
     predict,
     rank,
@@ -41,6 +42,7 @@ from tlresearch.commands.shared import store_of
 from tlresearch.show.signs import survive_encodings
 
 COMMANDS = (
+    init,
     run,
     sweep,
     worker,

@@ -52,6 +52,11 @@ def data_folder() -> Path:
     return Path(os.environ.get("TLRESEARCH_DATA") or "data").expanduser().absolute()
 
 
+def weights_folder() -> Path:
+    """The folder of weights files: ``TLRESEARCH_WEIGHTS``, else ``weights`` in the current folder."""
+    return Path(os.environ.get("TLRESEARCH_WEIGHTS") or "weights").expanduser().absolute()
+
+
 def find_data(root: str) -> Path:
     """Finds a data folder or file; a relative path under ``TLRESEARCH_DATA`` (else ``data``), then as it is.
 
@@ -61,14 +66,18 @@ def find_data(root: str) -> Path:
     return _find(root, "data.root", data_folder(), "TLRESEARCH_DATA")
 
 
+def known_place(name: str) -> Path | None:
+    """The folder or file of data that a command names: as it is, else in the data directory; ``None`` if none is."""
+    return next((path for path in (Path(name), data_folder() / name) if _exists(path)), None)
+
+
 def find_weights(name: str) -> Path:
     """Finds a weights file; a relative path under ``TLRESEARCH_WEIGHTS`` (else ``weights``), then as it is.
 
     Raises:
         MissingFileError: If it is in neither place; the text names both.
     """
-    folder = Path(os.environ.get("TLRESEARCH_WEIGHTS") or "weights").expanduser()
-    return _find(name, "backbone.weights", folder, "TLRESEARCH_WEIGHTS")
+    return _find(name, "backbone.weights", weights_folder(), "TLRESEARCH_WEIGHTS")
 
 
 def _find(name: str, key: str, folder: Path, variable: str) -> Path:

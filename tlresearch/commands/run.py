@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.commands.shared import OVERRIDES, console_of_leader, named_yaml
 
-EXAMPLE = "tlresearch run hymenoptera/linear_probe optimizer.lr=3e-3"
+EXAMPLE = "tlresearch run photos/\ntlresearch run hymenoptera/linear_probe optimizer.lr=3e-3"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("experiment", help="name under experiments/, or a YAML file")
+    parser.add_argument("experiment", help="name of an experiment, a YAML file, or a folder of data")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
@@ -20,8 +20,8 @@ def command(options: argparse.Namespace) -> int:
     from tlresearch.config.load import load_experiment
     from tlresearch.show.terminal import show
 
-    loaded = load_experiment(options.experiment, options.overrides)
     console = console_of_leader()
+    loaded = load_experiment(named_yaml(options.experiment, "experiments", console), options.overrides)
     console.print(f"[bold]{loaded.config.name}[/bold]  {loaded.source}", highlight=False)
     if loaded.config.seeds:
         from tlresearch.studies.seeds import fit_group

@@ -7,8 +7,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from tlresearch.base.paths import is_yaml, known_place
 from tlresearch.base.ranks import is_leader
 from tlresearch.base.redact import redact
 
@@ -49,6 +51,30 @@ def store_of(options: argparse.Namespace) -> Iterator[None]:
             del os.environ[_STORE]
         elif uri and before is not None:
             os.environ[_STORE] = before
+
+
+def named_yaml(text: str, kind: Literal["experiments", "sweeps"], console: Console) -> str | Path:
+    """The experiment or sweep that a command names: by its name or path, or by the folder of data it is drafted for.
+
+    Args:
+        text: What was typed.
+        kind: Which of the two.
+        console: Where it is said what was seen in the folder, and chosen for it.
+    """
+    if is_yaml(text, kind):
+        return text
+    place = known_place(text)
+    if place is None or place.suffix in (".yaml", ".yml"):
+        return text
+    from tlresearch.drafting.draft import draft
+    from tlresearch.show.elements import Facts
+    from tlresearch.show.page import page_of
+    from tlresearch.show.terminal import show
+
+    with console.status(f"looking at {text}"):
+        drafted = draft(place)
+    show(console, page_of("", Facts(tuple(drafted.said))))
+    return drafted.experiment if kind == "experiments" else drafted.sweep
 
 
 def console_of_leader() -> Console:

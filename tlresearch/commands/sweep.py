@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import console_of_leader
+from tlresearch.commands.shared import console_of_leader, named_yaml
 
-EXAMPLE = "tlresearch sweep hymenoptera/lr_x_unfreeze_depth trials=40"
+EXAMPLE = "tlresearch sweep photos/\ntlresearch sweep hymenoptera/lr_x_unfreeze_depth trials=40"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("sweep", help="name under sweeps/, or a YAML file")
+    parser.add_argument("sweep", help="name of a sweep, a YAML file, or a folder of data")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the sweep, such as trials=40")
 
 
@@ -19,8 +19,8 @@ def command(options: argparse.Namespace) -> int:
     """Runs a sweep, or continues it."""
     from tlresearch.config.load import load_sweep
 
-    loaded = load_sweep(options.sweep, options.overrides)
     console = console_of_leader()
+    loaded = load_sweep(named_yaml(options.sweep, "sweeps", console), options.overrides)
     from tlresearch.show.terminal import show
     from tlresearch.studies.sweeps.run import run as run_sweep
 

@@ -196,6 +196,7 @@ class DetectionTask(Task):
     """
 
     learns: ClassVar[tuple[TargetKind, ...]] = ("boxes",)
+    monitor = "map_50"
     directions: ClassVar[Directions] = dict.fromkeys(
         (f"{of}{name}" for of in ("", "mask_") for name in ("map", "map_*", "recall")), "max"
     )
@@ -311,6 +312,7 @@ class InstancesTask(DetectionTask):
     """Boxes and masks of objects."""
 
     learns = ("instances",)
+    monitor = "mask_map"
     detectors = INSTANCE_DETECTORS
     masks = True
 

@@ -158,6 +158,7 @@ class SegmentationTask(Task):
     """
 
     learns = ("masks",)
+    monitor = "dice"
     directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "iou", "dice", "iou_*", "dice_*"), "max")
     end = "maps"
     defaults: ClassVar[Mapping[str, Any]] = {"decoder": None, "width": None, "loss": "cross_entropy", "gamma": 2.0}

@@ -134,6 +134,7 @@ class SpeechRecognitionTask(Task):
 
     served_columns = ("transcript", "probability")
     learns = ("transcript",)
+    monitor = "word_error_rate"
     directions: ClassVar[Directions] = {"accuracy": "max", "word_error_rate": "min", "character_error_rate": "min"}
     end = "sequence"
     predictor = SpeechPredictor

@@ -214,6 +214,7 @@ class TokensTask(Task):
 
     served_columns = ("words", "tags", "entities", "probability")
     learns = ("tokens",)
+    monitor = "f1"
     directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "precision", "recall", "f1", "f1_*"), "max")
     end = "sequence"
     packages = ("seqeval",)
