@@ -128,7 +128,7 @@ def test_a_vocabulary_of_words_is_cut_as_in_training(tmp_path: Path) -> None:
         "It's the film's END -- 3",
     ]
     wanted = given.tokenizer.texts(texts, 4)
-    ids, mask = reader(portable(given, 4), given.tokenizer.texts([""], 4)[0][0])(texts)
+    ids, mask, _ = reader(portable(given, 4), given.tokenizer.texts([""], 4)[0][0])(texts)
     assert [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)] == wanted
 
 

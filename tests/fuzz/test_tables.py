@@ -116,7 +116,9 @@ def test_tables_of_texts(data: st.DataObject, split: str | None, tmp_path: Path)
     path = tmp_path / name
     path.write_bytes(data.draw(mutated_text(text, PIECES)))
     used(
-        table_or_error(lambda: read_text_table(path, {}, text_column="text", label_column="label", split_column=split))
+        table_or_error(
+            lambda: read_text_table(path, {}, text_columns=["text"], label_column="label", split_column=split)
+        )
     )
 
 
@@ -522,7 +524,11 @@ def test_json_that_is_deep_or_odd(deep: str, tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text(f'{{"text": {deep}, "path": {deep}, "label": "a"}}\n')
     (tmp_path / "a.json").write_text(deep)
     path = tmp_path / "m.jsonl"
-    used(table_or_error(lambda: read_text_table(path, {}, text_column="text", label_column="label", split_column=None)))
+    used(
+        table_or_error(
+            lambda: read_text_table(path, {}, text_columns=["text"], label_column="label", split_column=None)
+        )
+    )
     table_or_error(
         lambda: list_manifest(tmp_path, "m.jsonl", path_column="path", text_column="label", split_column=None)
     )

@@ -22,7 +22,13 @@ import tlresearch
 from tlresearch.base.files import sha256
 
 _OWN = "tlresearch"
-_COMPUTING = (f"{_OWN}.data", f"{_OWN}.backbones", f"{_OWN}.activations.inference", f"{_OWN}.activations.features")
+_COMPUTING = (
+    f"{_OWN}.data",
+    f"{_OWN}.modality",
+    f"{_OWN}.backbones",
+    f"{_OWN}.activations.inference",
+    f"{_OWN}.activations.features",
+)
 """Modules of ours that make values; the others read configs, record and report."""
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Distributions that are called otherwise than what is imported; of others the package's first file counts."""

@@ -79,7 +79,7 @@ def stage_features(
             found: dict[str, Tensor] = {}
             for number, stage in enumerate(stages):
                 value = stage(value)
-                found[str(number)] = pooled(value, axes[number]).float().cpu()
+                found[str(number)] = backbone.joined(pooled(value, axes[number])).float().cpu()
             found[SECONDS] = torch.full((len(keys),), (perf_counter() - began) / len(keys))
             yield unstack(found)
 

@@ -134,7 +134,7 @@ class FrozenPrefix:
 
     def _inputs(self, name: SplitName) -> Stored | None:
         """What `load` gives of every sample, where that is worth keeping."""
-        split = self.splits[name].split
+        split = self.splits[name].parts
         key = {
             "data": self._data["data"],
             "split": name,
@@ -155,7 +155,7 @@ class FrozenPrefix:
         """The activations of one view of a split, started from the deepest boundary that is stored."""
 
         def compute() -> Iterator[Sequence[Value]]:
-            source = BoundarySplit(self.splits[name].split)
+            source = BoundarySplit(self.splits[name].parts)
             for start in reversed(range(1, boundary)):
                 stored = self.store.peek(self._key(name, start, view))
                 if stored is not None:
@@ -170,7 +170,7 @@ class FrozenPrefix:
                 indices = range(first, min(first + self.batch_size, len(source)))
                 yield unstack(run(source.__getitems__([SampleKey(index, view) for index in indices]).inputs))
 
-        return self.store.get(self._key(name, boundary, view), len(self.splits[name]), compute)
+        return self.store.get(self._key(name, boundary, view), len(self.splits[name].parts), compute)
 
     def _key(self, name: SplitName, boundary: int, view: int) -> dict[str, Any]:
         """What activations depend on, code and versions too: another torch may round, or Pillow decode, differently."""

@@ -46,6 +46,15 @@ class BoundarySplit(Split):
         """What a random `finish` depends on."""
         return self.split.augment_key
 
+    @property
+    def parts(self) -> Split:
+        """What is stored: the samples, or what they are made of."""
+        return self.split.parts
+
+    def rows_of(self, index: int) -> Sequence[int]:
+        """Positions in `parts` of what a sample is made of."""
+        return self.split.rows_of(index)
+
     def raw(self, index: int) -> Any:
         """Returns the sample before preprocessing."""
         return self.split.raw(index)
@@ -63,10 +72,10 @@ class BoundarySplit(Split):
         keys = [self._view(key) for key in keys]
         if self.activations:
             stored = self.activations[keys[0].epoch if len(self.activations) > 1 else 0]
-            inputs = _widened(stored.batch([key.index for key in keys]))
+            inputs = _widened(stored.batch([row for key in keys for row in self.rows_of(key.index)]))
             return Batch(inputs, self.split.targets_at(keys), positions(keys), self.boundary)
         if self.inputs is not None:
-            return self.split.finish([self.inputs[key.index] for key in keys], keys)
+            return self.split.finish([self.inputs[row] for key in keys for row in self.rows_of(key.index)], keys)
         return self.split.__getitems__(keys)
 
     def _view(self, key: SampleKey) -> SampleKey:

@@ -110,6 +110,10 @@ class StagedBackbone(nn.Module):
                 x = self.step(number, stage, x)
         return x
 
+    def joined(self, vectors: Tensor) -> Tensor:
+        """Makes one vector of each sample, where it has several inputs; see `PairBackbone`."""
+        return vectors
+
     def step(self, number: int, stage: nn.Module, x: Value) -> Any:
         """Runs one stage, or a copy of it; a backbone that carries more than a stage takes does that here."""
         return stage(x)

@@ -12,6 +12,7 @@ from tlresearch.backbones.channels import adapt_channels
 from tlresearch.backbones.dense import DETECTION, SEGMENTATION, build_dense
 from tlresearch.backbones.log_mel import with_log_mel
 from tlresearch.backbones.mnist_cnn import build_mnist_cnn
+from tlresearch.backbones.pairs import for_pairs
 from tlresearch.backbones.pyramid import PyramidBackbone, to_maps
 from tlresearch.backbones.small_cnn import build_small_cnn
 from tlresearch.backbones.speech_embedding import build_speech_embedding
@@ -92,6 +93,8 @@ def _build(config: BackboneConfig, weights: str | None, end: End) -> StagedBackb
     backbone = _make(config, weights, "pooled" if end == "maps" else end)
     if config.in_channels is not None:
         adapt_channels(backbone, config.in_channels)
+    if config.pairs is not None:
+        return for_pairs(backbone, config.pairs, end)
     if end == "maps":
         return to_maps(backbone, config.name)
     if isinstance(backbone, PyramidBackbone):
@@ -110,6 +113,7 @@ def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbo
             granularity=config.granularity,
             options=config.options,
             **_prefix(build, config),
+            **_pairs(build, config),
             **_end(build, config.name, end),
         )
     if not slash and "." in config.name:
@@ -132,6 +136,12 @@ def _prefix(build: Callable[..., StagedBackbone], config: BackboneConfig) -> dic
     if not any(p.name == "weights_prefix" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise UserError(f"backbone.weights_prefix: {config.name} reads the files of its own kind only; leave it out")
     return {"weights_prefix": config.weights_prefix}
+
+
+def _pairs(build: Callable[..., StagedBackbone], config: BackboneConfig) -> dict[str, bool]:
+    """The argument that says that two texts are read as one input."""
+    takes = config.pairs == "joint" and "pairs" in inspect.signature(build).parameters
+    return {"pairs": True} if takes else {}
 
 
 def _end(build: Callable[..., StagedBackbone], name: str, end: End) -> dict[str, End]:

@@ -37,6 +37,7 @@ from tlresearch.backbones.weights import digest
 from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.base.files import sha256
+from tlresearch.modality.pair import JointPairs
 from tlresearch.modality.text import TextPreprocessing
 from tlresearch.modality.values import Value
 
@@ -78,7 +79,8 @@ class Reader:
         else:
             mask = value["mask"]
             ids = value["ids"] if self.pad is None else value["ids"].masked_fill(~mask, self.pad)
-            output = model(input_ids=ids, attention_mask=mask.long(), **self.arguments)
+            types = {"token_type_ids": value["types"]} if "types" in value else {}
+            output = model(input_ids=ids, attention_mask=mask.long(), **types, **self.arguments)
             hidden = output.last_hidden_state
             if hidden.shape[:2] != mask.shape:
                 raise CutError(f"it gives {hidden.shape[1]} hidden states for {mask.shape[1]} tokens")
@@ -121,6 +123,7 @@ def build_transformer(
     granularity: Granularity = "stage",
     options: Mapping[str, Any] | None = None,
     end: End = "pooled",
+    pairs: bool = False,
 ) -> StagedBackbone:
     """Builds a backbone from a model of transformers: a name on the hub, or a folder in its format.
 
@@ -133,6 +136,7 @@ def build_transformer(
         options: ``pooling`` (pooler, cls, mean or last), ``tower`` (image or text) of a model that has both,
             ``revision`` on the hub, and settings of the model's configuration, such as ``hidden_dropout_prob``.
         end: ``pooled`` or ``sequence``.
+        pairs: Whether it reads pairs of texts as one input: with token types where it takes them.
 
     Raises:
         MissingExtraError: If transformers is not installed.
@@ -157,7 +161,7 @@ def build_transformer(
             raise UserError(f"backbone.name: hf/{model} reads images and gives no sequence, which the task needs")
         return _images(loaded, part, pooling, granularity)
     if reads == "input_ids":
-        return _texts(loaded, part, pooling, granularity, end)
+        return _texts(loaded, part, pooling, granularity, end, pairs)
     raise UserError(
         f"backbone.name: hf/{model} ({family}) reads {reads}; texts, images and the sounds of "
         f"{', '.join(SPEECH_MODELS)} are known"
@@ -302,7 +306,9 @@ def _reader(network: nn.Module, part: str, pooling: Pooling | None) -> Reader:
     )
 
 
-def _texts(loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Granularity, end: End) -> StagedBackbone:
+def _texts(
+    loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Granularity, end: End, pairs: bool
+) -> StagedBackbone:
     import transformers
 
     inner: Any = loaded.network.get_submodule(part)
@@ -310,6 +316,10 @@ def _texts(loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Gra
     length = min(LENGTH, preprocessing.max_length)
     ids = torch.randint(inner.config.vocab_size, (3, length), generator=torch.Generator().manual_seed(0))
     example = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
+    if pairs:
+        preprocessing = JointPairs.of(preprocessing, types=_takes_types(inner))
+    if isinstance(preprocessing, JointPairs) and preprocessing.types:
+        example["types"] = (torch.arange(length) >= length // 2).long().expand_as(ids).contiguous()
     pooling = pooling or _pooling(loaded.network, _reader(loaded.network, part, None), example)
     reader = _reader(loaded.network, part, None if end == "sequence" else pooling)
     division = _divided(loaded, reader, example, granularity)
@@ -338,6 +348,12 @@ def _images(loaded: _Loaded, part: str, pooling: Pooling | None, granularity: Gr
         way=division.way,
         reasons=division.reasons,
     )
+
+
+def _takes_types(model: Any) -> bool:
+    """Whether a model is told which of two texts a token is of."""
+    taken = inspect.signature(model.forward).parameters
+    return "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
 
 
 def _divided(loaded: _Loaded, reader: Reader, example: Value, granularity: Granularity) -> Division:

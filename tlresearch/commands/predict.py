@@ -18,10 +18,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("run", help="run id, unique beginning of it, run name, or models:/name@alias")
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="images, sounds or text files, or folders of them; a file is one text"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="images, sounds or text files, or folders of them; a file is one text, a table one in each row",
     )
     parser.add_argument(
-        "--text", action="append", default=[], help="a text to predict; - takes each line of the standard input"
+        "--text",
+        action="append",
+        default=[],
+        help="a text to predict, two for a pair; - takes each line of the standard input",
     )
     parser.add_argument("--out", help="file for all columns of the answers, .csv or .jsonl, or a folder for pictures")
     parser.add_argument("--batch", type=int, default=32, help="samples that are read and run at once (default 32)")

@@ -31,7 +31,11 @@ def command(options: argparse.Namespace) -> int:
     found = find_model(store, options.model)
 
     def ready(address: str, predictor: Any) -> None:
-        body = f'{{"dataframe_split": {{"columns": ["{predictor.raw.column}"], "data": [["…"]]}}}}'
+        columns, row = (
+            ", ".join(f'"{name}"' for name in predictor.raw.columns),
+            ", ".join('"…"' for _ in predictor.raw.columns),
+        )
+        body = f'{{"dataframe_split": {{"columns": [{columns}], "data": [[{row}]]}}}}'
         lines = (
             f"{found.name} answers at {address}/invocations; Ctrl-C stops it. A request, a text or a file in base64:",
             f"  curl {address}/invocations -H 'Content-Type: application/json' -d '{body}'",

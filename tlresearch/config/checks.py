@@ -140,6 +140,10 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield f"data.files: is only read by text_table, text_lines and conll, but data.name is {data.name}"
     if data.targets and data.name in DATA_SOURCES and data.name not in NUMBERED:
         yield f"data.targets: is only read by {', '.join(NUMBERED)} and your own, but data.name is {data.name}"
+    if data.text_columns and (len(data.text_columns) != 2 or len(set(data.text_columns)) < 2):
+        yield f"data.text_columns: names the two columns of a pair of texts, but got {data.text_columns}"
+    if data.text_columns and data.name in DATA_SOURCES and data.name not in ("text_table", "hf_dataset"):
+        yield f"data.text_columns: is only read by text_table and hf_dataset, but data.name is {data.name}"
     if len(set(data.targets)) < len(data.targets):
         yield f"data.targets: each column once, but got {data.targets}"
     if data.labels_per_class is not None and data.train_fraction < 1:
@@ -251,6 +255,8 @@ def _optimizer(optimizer: OptimizerConfig) -> Iterator[str]:
 def _together(config: ExperimentConfig) -> Iterator[str]:
     if config.freeze.schedule == "scratch" and (config.backbone.weights or config.backbone.checkpoint):
         yield "backbone.weights: `freeze.schedule: scratch` trains from random weights; set backbone.weights=null"
+    if config.data.text_columns and config.backbone.pairs is None:
+        yield "backbone.pairs: say how the pairs of data.text_columns are read: joint, concat or cosine"
     if config.regularize.ema and any(phase.at_end == "restore_best" for phase in config.freeze.phases):
         yield "regularize.ema: an average cannot go on from weights that a phase restores; use at_end: keep"
     if config.freeze.schedule == "lora" and config.regularize.l2_sp:

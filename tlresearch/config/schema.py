@@ -52,6 +52,8 @@ class DataConfig:
     label_column: str = setting("label", "Column of `table` holding the label; several labels are separated by ';'.")
     targets: list[str] = setting([], "Columns of numbers that are learnt instead of the label, for `task.name: regression`; of npz, what the columns of its labels are called.")
     text_column: str = setting("text", "Column holding the text; numbers, from 0, here and for `label_column` where a file has no header.")
+    text_columns: list[str] = setting([], "Two columns that hold a pair of texts, such as [premise, hypothesis], instead of `text_column`; `backbone.pairs` says how they are read.")
+    quotes: bool | None = setting(None, "Whether values of a text_table may stand in double quotes; null: in .csv, where a quote is a letter otherwise.")
     files: dict[str, str] = setting({}, "Files below `root`: by split (train, val, test) for text_table and conll, by class for text_lines; empty looks for train.*, val.* or dev.*, test.*.")
     max_length: int | None = setting(None, "Longest text; what is longer is cut; null takes the backbone's longest, at most 512.", unit="tokens", at_least=1)
     split_column: str | None = setting(None, "Column of `table` holding train, val or test; null splits by `split_seed`.")
@@ -92,6 +94,7 @@ class BackboneConfig:
     weights_prefix: str | None = setting(None, "What stands in front of the names of the backbone's tensors in a weights file, such as `teacher.module.`; where there is only one such prefix it is found.")
     checkpoint: str | None = setting(None, "An earlier run of ours to start from, instead of `weights`: its MLflow run id, or latest:<run name>.")
     granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
+    pairs: Literal["joint", "concat", "cosine"] | None = setting(None, "How a pair of texts (`data.text_columns`) is read: joint as one input (cross-encoder); concat and cosine each by itself (bi-encoder), and the head gets both vectors, their difference and product, or their cosine.")
     in_channels: int | None = setting(None, "Input channels, if not those of the weights: 1 sums the first convolution over its inputs, more repeat it in turn, scaled to the same response.", at_least=1)
     options: dict[str, Any] = setting({}, "Further arguments of the model's constructor.")
 

@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     """A collated batch.
 
     Attributes:
-        inputs: Network inputs, or the activations at `boundary`; the first dimension is the batch.
+        inputs: Network inputs, or the activations at `boundary`; the first dimension is the batch, or that of the parts
+            of its samples one behind the other (see `Split.parts`).
         targets: Class numbers ``(batch,)`` int64, one column per label or number ``(batch, classes)`` float32, or
             whatever the task takes; targets of unequal shape are a list.
         indices: Positions of the samples in their split, ``(batch,)`` int64.
@@ -82,6 +83,15 @@ class Split(Protocol):
         """Whether a sample is the same in every epoch, so that its activations can be kept."""
         return not self.augment_key
 
+    @property
+    def parts(self) -> Split:
+        """What is loaded, kept and run through the stages: the samples, or what they are made of, each of it once."""
+        return self
+
+    def rows_of(self, index: int) -> Sequence[int]:
+        """Positions in `parts` of what a sample is made of."""
+        return (index,)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -97,7 +107,7 @@ class Split(Protocol):
         ...
 
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
-        """Makes a batch of what `load` gave: augmented by the keys, normalised, with its targets."""
+        """Makes a batch of what `load` gave of the `parts`: augmented by the keys, normalised, with its targets."""
         return Batch(stack(values), self.targets_at(keys), positions(keys))
 
     def targets_at(self, keys: Sequence[SampleKey]) -> Any:
@@ -111,7 +121,8 @@ class Split(Protocol):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """Assembles a whole batch at once; torch's loader asks for it by this name."""
-        return self.finish([self.load(key.index) for key in keys], keys)
+        parts = self.parts
+        return self.finish([parts.load(row) for key in keys for row in self.rows_of(key.index)], keys)
 
 
 def positions(keys: Sequence[SampleKey]) -> Tensor:

@@ -63,6 +63,10 @@ SOUNDS = Kind(
 )
 
 
+KINDS: Mapping[str, Kind] = {kind.samples: kind for kind in (IMAGES, TEXTS, SOUNDS)}
+"""What samples need by `Table.samples`; sentences are texts."""
+
+
 class Source(NamedTuple):
     """One entry of the registry.
 
@@ -112,7 +116,7 @@ def _texts(name: str, read: Callable[[DataConfig], Table]) -> Source:
 
 
 def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
-    """What a function of the user's own gives: a table of images, or data with splits of any modality."""
+    """What a function of the user's own gives: a table, or data with splits of any modality."""
     arguments = dict(config.options)
     if config.root is not None:
         arguments["root"] = find_data(config.root)
@@ -178,7 +182,8 @@ def _read(config: DataConfig, source: Source, preprocessing: Modality, seed: int
     table = source.read(config, preprocessing)
     if isinstance(table, Data):
         return table
-    if source is OWN:  # only now is it known that its samples are images
+    if source is OWN:  # only now is it known what its samples are
+        source = source._replace(kind=KINDS.get(table.samples, TEXTS))
         _check(config, source, preprocessing)
     data = _built(table, config, source.kind, preprocessing, seed)
     if data.passed:

@@ -27,7 +27,9 @@ class Joined(Split):
         self._parts = parts
         places = [(part, index) for part in parts for index in range(len(part))]
         self._places = sorted(places, key=lambda place: place[0].names[place[1]])
+        self._inner = None if all(part.parts is part for part in parts) else Joined([part.parts for part in parts])
         self.names = [part.names[index] for part, index in self._places]
+        self._positions: dict[tuple[int, int], int] = {}
         self.targets = stack_targets([part.targets[index] for part, index in self._places])
 
     @property
@@ -35,6 +37,24 @@ class Joined(Split):
         """What `load` depends on."""
         keys = dict.fromkeys(part.load_key for part in self._parts)
         return "; ".join(keys) if all(keys) else ""
+
+    @property
+    def parts(self) -> Split:
+        """What the samples of all splits are made of."""
+        return self if self._inner is None else self._inner
+
+    def rows_of(self, index: int) -> Sequence[int]:
+        """Positions in `parts` of what a sample is made of."""
+        if self._inner is None:
+            return (index,)
+        part, place = self._places[index]
+        return [self._inner.position(part.parts, row) for row in part.rows_of(place)]
+
+    def position(self, part: Split, row: int) -> int:
+        """The position of a sample of one of the splits."""
+        if not self._positions:
+            self._positions |= {(id(split), place): number for number, (split, place) in enumerate(self._places)}
+        return self._positions[id(part), row]
 
     def raw(self, index: int) -> Any:
         """Returns a sample before preprocessing."""
@@ -49,9 +69,10 @@ class Joined(Split):
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
         """Finishes each sample by its own split, which knows its target."""
         inputs, targets = [], []
-        for value, key in zip(values, keys, strict=True):
+        each = len(values) // len(keys)
+        for number, key in enumerate(keys):
             part, place = self._places[key.index]
-            single = part.finish([value], [SampleKey(place, key.epoch)])
-            inputs.append(unstack(single.inputs)[0])
+            single = part.finish(values[number * each : (number + 1) * each], [SampleKey(place, key.epoch)])
+            inputs += unstack(single.inputs)
             targets.append(single.targets[0])
         return Batch(stack(inputs), stack_targets(targets), positions(keys))

@@ -153,6 +153,7 @@ def read_rows(
     *,
     delimiter: str | None = None,
     encoding: str | None = None,
+    quotes: bool | None = None,
     key: str = "data.table",
 ) -> Rows:
     """Reads the wanted columns of a table.
@@ -165,6 +166,7 @@ def read_rows(
         wanted: Names of the columns.
         delimiter: What separates values; ``None`` takes the one with which the header has the wanted columns.
         encoding: Encoding of the file; ``None`` takes that of its byte-order mark, else UTF-8.
+        quotes: Whether values may stand in double quotes; ``None`` by the ending.
         key: Key of the config that names the file, for errors.
 
     Raises:
@@ -175,7 +177,9 @@ def read_rows(
     if told := disguise(path):
         raise DataError(f"{path} is no text: {told}")
     text = read_text(path, encoding)
-    reading = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, wanted, delimiter)
+    reading = (
+        _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, wanted, delimiter, quotes)
+    )
     lines: list[int] = []
     columns: dict[str, list[Any]] = {column: [] for column in wanted}
     blank = 0
@@ -312,9 +316,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(
-    path: Path, text: str, wanted: Sequence[str], delimiter: str | None
+    path: Path, text: str, wanted: Sequence[str], delimiter: str | None, quotes: bool | None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    quotes = path.suffix.lower() not in (".tsv", ".txt")
+    if quotes is None:
+        quotes = path.suffix.lower() not in (".tsv", ".txt")
     said = _SAID.match(text)  # Excel says the delimiter in a line of its own; blank, so that lines keep their numbers
     text = f"\n{text[said.end() :]}" if said else text
     separator = delimiter or (said["delimiter"] if said else _delimiter(path, text, wanted))

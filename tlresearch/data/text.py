@@ -20,8 +20,9 @@ from tlresearch.data.table import Table
 from tlresearch.data.text_files import read_conll, read_text_lines, read_text_table
 from tlresearch.data.text_hub import read_hub
 from tlresearch.data.text_table import Text, Texts
+from tlresearch.modality.pair import JointPairs, SeparatePairs
 from tlresearch.modality.text import Encoded, TextPreprocessing, text_input
-from tlresearch.modality.values import Value
+from tlresearch.modality.values import Value, stack
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,13 @@ def _text_table(config: DataConfig) -> Table:
     return read_text_table(
         find_data(_root(config)),
         config.files,
-        text_column=config.text_column,
+        text_columns=config.text_columns or (config.text_column,),
         label_column=config.label_column,
         targets=config.targets,
         split_column=config.split_column,
         delimiter=config.delimiter,
         encoding=config.encoding,
+        quotes=config.quotes,
     )
 
 
@@ -61,7 +63,7 @@ def _hf_dataset(config: DataConfig) -> Table:
         raise DataError("data.dataset is not set: hf_dataset needs a name on the hub, or a folder")
     return read_hub(
         config.dataset,
-        text_column=config.text_column,
+        text_columns=config.text_columns or (config.text_column,),
         label_column=config.label_column,
         targets=config.targets,
         options=config.options,
@@ -84,7 +86,7 @@ class TextSplit(Split):
         targets: Targets of this split; those of tags are one number per token.
         names: Names of this split's samples.
         preprocessing: The tokenizer, and how long a text may be.
-        encoded: Token numbers of each sample, where they are known already.
+        values: Network input of each sample, where they are known already.
     """
 
     def __init__(
@@ -94,18 +96,18 @@ class TextSplit(Split):
         targets: Tensor | Sequence[Tensor],
         names: Sequence[str],
         preprocessing: TextPreprocessing,
-        encoded: Sequence[list[int]] | None = None,
+        values: Sequence[Value] | None = None,
     ) -> None:
         self.texts = texts
         self.targets = targets
         self.names = names
         self._preprocessing = preprocessing
-        self._encoded = encoded
+        self._values = values
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Characters of each text, or words of each sentence."""
-        return [len(text) for text in self.texts]
+        """Characters of each text, of both texts of a pair together, or words of each sentence."""
+        return [sum(map(len, text)) if isinstance(text, tuple) else len(text) for text in self.texts]
 
     @property
     def load_key(self) -> str:
@@ -118,16 +120,66 @@ class TextSplit(Split):
 
     def load(self, index: int) -> Value:
         """Returns token numbers ``ids`` with their ``mask`` of one sample."""
-        return text_input(self.encoded[index])
+        return self.values[index]
 
     @property
-    def encoded(self) -> Sequence[list[int]]:
-        """Token numbers of each sample."""
+    def values(self) -> Sequence[Value]:
+        """Network input of each sample."""
         with _ENCODING:  # threads that want samples wait for the first
-            if self._encoded is None:
-                texts = [text if isinstance(text, str) else " ".join(text) for text in self.texts]
-                self._encoded = self._preprocessing.tokenizer.texts(texts, self._preprocessing.max_length)
-        return self._encoded
+            if self._values is None:
+                texts = [text if isinstance(text, (str, tuple)) else " ".join(text) for text in self.texts]
+                self._values = self._preprocessing.prepare_all(texts)
+        return self._values
+
+
+class PairSplit(Split):
+    """Pairs whose texts are read each by itself: what is kept and run through the stages is each different text once.
+
+    Args:
+        pairs: The pairs.
+        targets: Targets of this split.
+        names: Names of this split's samples.
+        preprocessing: The tokenizer, and how long a text may be.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[str, str]], *, targets: Tensor, names: Sequence[str], preprocessing: SeparatePairs
+    ) -> None:
+        self.targets = targets
+        self.names = names
+        self._pairs = pairs
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        self._row = {text: row for row, text in enumerate(texts)}
+        self._texts = TextSplit(
+            texts, targets=torch.arange(len(texts)), names=texts, preprocessing=preprocessing.single
+        )
+
+    @property
+    def parts(self) -> TextSplit:
+        """The different texts."""
+        return self._texts
+
+    def rows_of(self, index: int) -> Sequence[int]:
+        """Positions of the two texts of a pair."""
+        return [self._row[text] for text in self._pairs[index]]
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Characters of both texts together."""
+        return [sum(map(len, pair)) for pair in self._pairs]
+
+    @property
+    def load_key(self) -> str:
+        """What loading the texts depends on."""
+        return self._texts.load_key
+
+    def raw(self, index: int) -> tuple[str, str]:
+        """Returns the pair."""
+        return self._pairs[index]
+
+    def load(self, index: int) -> Value:
+        """Returns both texts, as a batch of two."""
+        return stack([self._texts.load(row) for row in self.rows_of(index)])
 
 
 def text_splits(
@@ -145,6 +197,16 @@ def text_splits(
     Raises:
         DataError: If texts are to be longer than the backbone takes.
     """
+    assert isinstance(table.images, Texts)
+    pairs = isinstance(table.images.texts[0], tuple)
+    if pairs != isinstance(preprocessing, JointPairs):
+        raise DataError(
+            "backbone.pairs: the samples are pairs of texts; say how they are read: joint, concat or cosine"
+            if pairs
+            else "backbone.pairs: is for pairs of texts, which data.text_columns names; leave it out"
+        )
+    if isinstance(preprocessing, JointPairs) and config.text_columns:
+        preprocessing = replace(preprocessing, columns=(config.text_columns[0], config.text_columns[1]))
     longest = config.max_length or preprocessing.max_length
     if preprocessing.limit is not None and longest > preprocessing.limit:
         raise DataError(
@@ -172,10 +234,12 @@ def aligned(encoded: Encoded, tags: Tensor) -> Tensor:
     return found
 
 
-def _split(table: Table, rows: Sequence[int], targets: Any, preprocessing: TextPreprocessing) -> TextSplit:
+def _split(table: Table, rows: Sequence[int], targets: Any, preprocessing: TextPreprocessing) -> Split:
     assert isinstance(table.images, Texts)
     names = [table.names[row] for row in rows]
-    texts = [table.images.texts[row] for row in rows]
+    texts: Any = [table.images.texts[row] for row in rows]
+    if isinstance(preprocessing, SeparatePairs):
+        return PairSplit(texts, targets=targets, names=names, preprocessing=preprocessing)
     if table.kind != "tokens":
         return TextSplit(texts, targets=targets, names=names, preprocessing=preprocessing)
     encoded = preprocessing.tokenizer.sentences(texts, preprocessing.max_length)
@@ -188,8 +252,8 @@ def _split(table: Table, rows: Sequence[int], targets: Any, preprocessing: TextP
             lost,
             preprocessing.max_length,
         )
-    ids = [tokens.ids for tokens in encoded]
-    return TextSplit(texts, targets=by_token, names=names, preprocessing=preprocessing, encoded=ids)
+    values = [text_input(tokens.ids) for tokens in encoded]
+    return TextSplit(texts, targets=by_token, names=names, preprocessing=preprocessing, values=values)
 
 
 def _root(config: DataConfig) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tlresearch.base.errors import DataError, nearest
 from tlresearch.data.base import SplitName
@@ -20,14 +21,15 @@ def read_text_table(
     root: Path,
     files: Mapping[str, str],
     *,
-    text_column: str,
+    text_columns: Sequence[str],
     label_column: str,
     targets: Sequence[str] = (),
     split_column: str | None,
     delimiter: str | None = None,
     encoding: str | None = None,
+    quotes: bool | None = None,
 ) -> Table:
-    """Reads tables of texts with labels or numbers; see `read_rows`.
+    """Reads tables of texts, or of pairs of texts, with labels or numbers; see `read_rows`.
 
     Columns that are given as numbers, from 0, say that a file has no header. Several labels of one text are separated
     by ``;``, or are a list in JSON.
@@ -35,28 +37,31 @@ def read_text_table(
     Args:
         root: Folder of the files, or the only file.
         files: File below `root` for each split; empty looks for ``train.*``, ``val.*`` (``dev.*``) and ``test.*``.
-        text_column: Column of the text.
+        text_columns: Column of the text, or the columns of the two texts of a pair.
         label_column: Column of the label.
         targets: Columns of numbers, which are learnt instead of the label.
         split_column: Column of the split, where a file holds several.
         delimiter: What separates values; ``None`` finds it.
         encoding: Encoding of the files; ``None`` finds it.
+        quotes: Whether values may stand in double quotes; ``None`` for ``.csv`` alone.
 
     Raises:
         DataError: If a file, column or field is missing.
     """
     paths = split_files(root, files, ENDINGS)
     learning = Learning(label_column, targets)
-    columns = [text_column, *learning.columns, *([split_column] if split_column else [])]
+    columns = [*text_columns, *learning.columns, *([split_column] if split_column else [])]
     names: list[str] = []
-    texts: list[str] = []
+    texts: list[Any] = []
     splits: list[SplitName] = []
     passed: Counter[str] = Counter()
     for split, path in paths:
-        rows = read_rows(path, columns, delimiter=delimiter, encoding=encoding, key="data.files")
-        rows.refuse_empty(text_column, [text if isinstance(text, str) else "" for text in rows.columns[text_column]])
+        rows = read_rows(path, columns, delimiter=delimiter, encoding=encoding, quotes=quotes, key="data.files")
+        for column in text_columns:
+            rows.refuse_empty(column, [text if isinstance(text, str) else "" for text in rows.columns[column]])
         names += [f"{_short(root, path)}:{line}" for line in rows.lines]
-        texts += rows.columns[text_column]
+        read = [rows.columns[column] for column in text_columns]
+        texts += zip(*read, strict=True) if len(read) > 1 else read[0]
         learning.add(rows)
         splits += rows.splits(split_column) if split_column else [split or "train"] * len(rows.lines)
         passed += rows.passed

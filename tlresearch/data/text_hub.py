@@ -19,7 +19,7 @@ from tlresearch.data.text_table import Texts, label_table, tag_table
 def read_hub(
     dataset: str,
     *,
-    text_column: str,
+    text_columns: Sequence[str],
     label_column: str,
     targets: Sequence[str] = (),
     options: Mapping[str, Any],
@@ -28,7 +28,7 @@ def read_hub(
 
     Args:
         dataset: Name on the hub, or a folder written by `save_to_disk`.
-        text_column: Column of the text, or of the words.
+        text_columns: Column of the text, or of the words; or the columns of the two texts of a pair.
         label_column: Column of the label, or of the tags.
         targets: Columns of numbers, which are learnt instead of the label.
         options: Further arguments of `datasets.load_dataset`, such as ``name`` (the configuration) and ``revision``.
@@ -49,7 +49,7 @@ def read_hub(
         if split not in meant:
             passed[f"entries of '{split}'"] = len(part)
             continue
-        for column in (text_column, *learnt):
+        for column in (*text_columns, *learnt):
             if column not in part.column_names:
                 raise DataError(
                     f"{dataset} has no column '{column}'{nearest(column, part.column_names)}; it has "
@@ -62,7 +62,8 @@ def read_hub(
             passed[f"entries of '{split}' without a label"] = len(values)  # those of a test that are kept secret
             continue
         names += [f"{split}/{index}" for index in range(len(values))]
-        texts += part[text_column][:]
+        read = [part[column][:] for column in text_columns]
+        texts += zip(*read, strict=True) if len(read) > 1 else read[0]
         for column, gathered in learnt.items():
             gathered += part[column][:]
         splits += [meant[split]] * len(values)

@@ -13,8 +13,8 @@ from tlresearch.data.base import SplitName
 from tlresearch.data.rows import Label, numbered
 from tlresearch.data.table import Checked, Table, refuse
 
-Text = str | Sequence[str]
-"""A text, or a sentence that is split into words already."""
+Text = str | tuple[str, str] | Sequence[str]
+"""A text, a pair of texts, or a sentence that is split into words already."""
 
 
 _BILOU = {"L-": "E-", "U-": "S-"}
@@ -38,7 +38,7 @@ class Texts:
                 hashlib.sha256(json.dumps(text).encode()).hexdigest(),
                 0,
                 0,
-                None if "".join(text).strip() else "the text is empty",
+                None if all(part.strip() for part in _parts(text)) else "the text is empty",
             )
             for text in (self.texts[index] for index in indices)
         ]
@@ -49,6 +49,11 @@ class Texts:
         return torch.frombuffer(
             bytearray((text if isinstance(text, str) else " ".join(text)).encode()), dtype=torch.uint8
         )
+
+
+def _parts(text: Text) -> Sequence[str]:
+    """What must not be empty: both texts of a pair, else the text."""
+    return text if isinstance(text, tuple) else ["".join(text)]
 
 
 def label_table(

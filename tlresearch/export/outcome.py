@@ -86,7 +86,9 @@ class Export(Shown):
         )
         notes = [Note(f"refused: {s.form.name}: {s.refused}", "bad") for s in self.forms if s.refused]
         file = next((s.form.file for s in self.forms if s.form.to == "onnx" and not s.refused), None)
-        example = {"image": "PHOTO.jpg", "text": "'A text.'", "sound": "SOUND.wav"}[self.reads]
+        example = {"image": "PHOTO.jpg", "text": "'A text.'", "pair": "'A text.' 'Another.'", "sound": "SOUND.wav"}[
+            self.reads
+        ]
         command = Command(f"cd {self.folder} && python predict.py {file} {example}", "predict")
         return page_of("", table, *notes, Facts((("written to", f"{self.folder}/"),)), *([command] if file else []))
 

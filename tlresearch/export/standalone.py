@@ -3,7 +3,7 @@
 It needs onnxruntime and numpy; for images also pillow, for texts tokenizers, for sounds soundfile and scipy.
 
 python predict.py model.onnx photo.jpg another.png
-python predict.py model.onnx "A text." "Another one."
+python predict.py model.onnx "A text." "Another one."     (of a model of pairs: the two texts of one pair)
 python predict.py model.onnx digit.wav
 """
 
@@ -18,11 +18,13 @@ import numpy as np
 import onnxruntime
 
 
-def main(model: str, *samples: str) -> None:
+def main(model: str, *samples: Any) -> None:
     """Prints sample, answer and probability, or numbers, a line each; the mask of an image is written beside it."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     classes = json.loads(about["classes"])
+    if about["reads"] == "pair":
+        samples = tuple(zip(samples[::2], samples[1::2], strict=True))
     for sample in samples:
         row, answer = predict(session, sample)
         if about["kind"] == "numbers":
@@ -34,16 +36,16 @@ def main(model: str, *samples: str) -> None:
         else:
             chosen = np.flatnonzero(answer) if about["kind"] == "multilabel" else [int(answer)]
             told = ", ".join(f"{classes[number]} {row[number]:.4f}" for number in chosen)
-        print(f"{sample}\t{told or 'no label'}")
+        print(f"{sample if isinstance(sample, str) else ' / '.join(sample)}\t{told or 'no label'}")
 
 
-def predict(session: Any, sample: str) -> tuple[Any, Any]:
+def predict(session: Any, sample: Any) -> tuple[Any, Any]:
     """Returns probabilities, classes first in the order of the metadata's ``classes``, and the answer of a sample.
 
     Of numbers both are the numbers, or the answer is their interval ``(classes, 2)``.
     """
     about = session.get_modelmeta().custom_metadata_map
-    read = {"image": read_image, "text": read_text, "sound": read_sound}[about["reads"]]
+    read: Any = {"image": read_image, "text": read_text, "pair": read_pair, "sound": read_sound}[about["reads"]]
     arrays = read(sample, session, about)
     names = [given.name for given in session.get_inputs()]
     outputs = session.run(None, dict(zip(names, arrays, strict=True)))
@@ -73,6 +75,18 @@ def read_text(text: str, session: Any, about: Any) -> tuple[Any, ...]:
     found = Tokenizer.from_str(about["tokenizer"]).encode(text)
     ids = np.array([found.ids or [int(about["unknown"])]], np.int64)
     return ids, np.ones(ids.shape, bool)
+
+
+def read_pair(pair: tuple[str, str], session: Any, about: Any) -> tuple[Any, ...]:
+    """Returns tokens, mask and types of a pair ``(1, tokens)``; of a model that reads each text by itself both."""
+    from tokenizers import Tokenizer
+
+    tokenizer, shape = Tokenizer.from_str(about["tokenizer"]), session.get_inputs()[0].shape
+    rows = tokenizer.encode_batch(list(pair) if len(shape) == 3 else [pair])
+    arrays = [np.array([getattr(row, name) for row in rows]) for name in ("ids", "attention_mask", "type_ids")]
+    arrays = [arrays[0].astype(np.int64), arrays[1].astype(bool), arrays[2].astype(np.int64)]
+    arrays = [array[None] for array in arrays] if len(shape) == 3 else arrays
+    return tuple(arrays[: len(session.get_inputs())])
 
 
 def read_sound(file: str, session: Any, about: Any) -> tuple[Any, ...]:

@@ -27,12 +27,19 @@ class RawInput(ABC):
         column: Column of a data frame that holds the samples.
         suffixes: Endings of the files that are taken from a folder.
         dims: Numbers of dimensions of an array that is one sample; of more it is several.
+        texts: How many texts are a sample; 0 where a sample is something else.
     """
 
     name: ClassVar[str]
     column: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     dims: ClassVar[tuple[int, ...]] = ()
+    texts: ClassVar[int] = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a table or data frame that hold a sample."""
+        return (self.column,)
 
     @abstractmethod
     def decode(self, content: bytes) -> Any:
@@ -111,7 +118,7 @@ class Front(nn.Module, ABC):
         sides: Which dimensions of each array are free.
     """
 
-    inputs: ClassVar[Mapping[str, str]]
+    inputs: Mapping[str, str]
     inside: ClassVar[str]
     sides: ClassVar[Sequence[int]] = (0, 1)
 
@@ -158,7 +165,7 @@ class Modality(ABC):
         """Returns an input of one sample, without a batch dimension."""
 
     def prepare_all(self, samples: Sequence[Any]) -> list[Value]:
-        """Prepares several samples; the same as one by one, for what is faster together."""
+        """Prepares several samples, for what is faster together; a network may take several inputs of each."""
         return [self.prepare(sample) for sample in samples]
 
     def handed(self, sample: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -287,9 +287,7 @@ class Frame(Front):
         UserError: If images are interpolated in a way that the graph has no operations for.
     """
 
-    inputs: ClassVar[Mapping[str, str]] = {
-        "images": "uint8 (N, height, width, channels), of any size; all of one batch alike"
-    }
+    inputs: Mapping[str, str] = {"images": "uint8 (N, height, width, channels), of any size; all of one batch alike"}
     inside = "resize, centre crop, scale to [0, 1], normalise, {network}; decoding files is outside"
     sides = (0, 1, 2)
 

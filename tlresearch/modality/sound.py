@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class Waveform(Front):
         preprocessing: Length and normalisation.
     """
 
-    inputs: ClassVar[Mapping[str, str]] = {
+    inputs: Mapping[str, str] = {
         "audio": "float32 (N, samples) in -1 to 1, mono, at the rate of the metadata (rate); all of one length"
     }
     inside = "length, normalisation, spectrogram, {network}; decoding, mono and resampling are outside"

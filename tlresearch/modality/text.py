@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class Tokenizer(Protocol):
         """Returns the tokens of sentences that are split into words already, cut at `max_length`."""
         ...
 
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[tuple[list[int], list[int]]]:
+        """Returns the token numbers of each pair, one text behind the other, and which of the two each token is of."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Writes the files it can be built from again."""
         ...
@@ -77,15 +81,15 @@ class TextPreprocessing(Modality):
     tokenizer: Tokenizer = field(repr=False, compare=False)
 
     @property
-    def raw(self) -> RawTexts:
+    def raw(self) -> RawInput:
         """Texts and files of text."""
         return RawTexts()
 
-    def prepare(self, sample: str) -> Value:
+    def prepare(self, sample: Any) -> Value:
         """Tokenises a text."""
         return self.prepare_all([sample])[0]
 
-    def prepare_all(self, samples: Sequence[str]) -> list[Value]:
+    def prepare_all(self, samples: Sequence[Any]) -> list[Value]:
         """Tokenises texts, which tokenizers do faster together."""
         return [text_input(ids) for ids in self.tokenizer.texts(samples, self.max_length)]
 
@@ -149,6 +153,17 @@ class PieceTokenizer:
         pairs = [(list(ids), list(found.word_ids(row))) for row, ids in enumerate(found["input_ids"])]
         return [Encoded(ids, words) if ids else Encoded([self._unknown], [None]) for ids, words in pairs]
 
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[tuple[list[int], list[int]]]:
+        """Returns the token numbers of each pair and which text they are of; the longer text is cut first."""
+        firsts, seconds = zip(*pairs, strict=True)
+        found = self.tokenizer(
+            list(firsts), list(seconds), truncation=True, max_length=max_length, return_token_type_ids=True
+        )
+        return [
+            (list(ids), list(types)) if ids else ([self._unknown], [0])
+            for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)
+        ]
+
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and its settings."""
         self.tokenizer.save_pretrained(folder)
@@ -185,6 +200,17 @@ class WordTokenizer:
             for words in sentences
         ]
 
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[tuple[list[int], list[int]]]:
+        """Returns the words of both texts of each pair; the longer text is cut first."""
+        encoded = []
+        for first, second in pairs:
+            words = [split_words(first), split_words(second)]
+            while sum(map(len, words)) > max_length:
+                max(words, key=len).pop()
+            numbers = self._encode([*words[0], *words[1]]) or [1]
+            encoded.append((numbers, [int(place >= len(words[0])) for place in range(len(numbers))]))
+        return encoded
+
     def save(self, folder: Path) -> None:
         """Writes ``words.txt``, one word in each line."""
         (folder / "words.txt").write_text("\n".join(self.words), encoding="utf-8")
@@ -201,7 +227,7 @@ def split_words(text: str) -> list[str]:
 class RawTexts(RawInput):
     """Texts; a text is a sample itself, never a path or base64. A file is one text in UTF-8."""
 
-    name, column, suffixes, dims = "text", "text", (".txt", ".text", ".md"), ()
+    name, column, suffixes, texts = "text", "text", (".txt", ".text", ".md"), 1
 
     def decode(self, content: bytes) -> str:
         """Decodes UTF-8."""
@@ -242,7 +268,7 @@ class Tokens(Front):
         preprocessing: The tokenizer, and the longest input.
     """
 
-    inputs: ClassVar[Mapping[str, str]] = {
+    inputs: Mapping[str, str] = {
         "ids": "int64 (N, tokens)",
         "mask": "bool (N, tokens), true where there is a token",
     }
@@ -258,7 +284,7 @@ class Tokens(Front):
 
     def arrays(self, samples: Sequence[str]) -> tuple[NDArray[Any], ...]:
         """Turns texts into token numbers and mask by the tokenizer that is shipped, not by the project's."""
-        return self._read(samples)
+        return self._encode(samples)[:2]
 
     def example(self) -> tuple[Tensor, ...]:
         """Returns two texts of seven tokens."""
@@ -277,7 +303,7 @@ class Tokens(Front):
         return self.preprocessing.tokenizer.texts([""], self.preprocessing.max_length)[0][0]
 
     @cached_property
-    def _read(self) -> Callable[[Sequence[str]], tuple[NDArray[Any], NDArray[Any]]]:
+    def _encode(self) -> Callable[[Sequence[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
         return reader(self._tokenizer, self._unknown)
 
 
@@ -307,8 +333,8 @@ def portable(preprocessing: TextPreprocessing, max_length: int) -> str:
     return text
 
 
-def reader(text: str, unknown: int) -> Callable[[Sequence[str]], tuple[NDArray[Any], NDArray[Any]]]:
-    """Returns a function from texts to token numbers and mask, both ``(N, length)``.
+def reader(text: str, unknown: int) -> Callable[[Sequence[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Returns a function from texts, or pairs of them, to token numbers, mask and types, all ``(N, length)``.
 
     Args:
         text: What `portable` wrote.
@@ -316,13 +342,13 @@ def reader(text: str, unknown: int) -> Callable[[Sequence[str]], tuple[NDArray[A
     """
     tokenizer = _library().Tokenizer.from_str(text)
 
-    def read(texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(texts: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         rows = tokenizer.encode_batch(list(texts))
         ids = np.array([row.ids or [unknown] for row in rows], np.int64)
         mask = np.array([row.attention_mask or [1] for row in rows], bool)
         empty = ~mask.any(axis=1)
         ids[empty, 0], mask[empty, 0] = unknown, True
-        return ids, mask
+        return ids, mask, np.array([row.type_ids or [0] for row in rows], np.int64)
 
     return read
 

@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from tlresearch.base.errors import UserError, first_line
 from tlresearch.data.folders import list_files, summary
+from tlresearch.data.rows import read_rows
+from tlresearch.modality.base import RawInput
 from tlresearch.show import page as pages
 from tlresearch.show.elements import Column, Facts, Note, Table
 from tlresearch.tasks.predictor import Predictor, Shown
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 FORMATS = (".csv", ".jsonl")
 PRINTED = 20
 """Rows that are printed where all of them stand in a file."""
+TABLES = (".csv", ".tsv", ".jsonl")
+"""Endings of tables with a text, or a pair of them, in each row."""
 _NAMED = 20  # unreadable files that are named
 _WIDTH = 60  # characters of an input in the terminal
 
@@ -34,12 +38,14 @@ class Source:
     """One sample to predict.
 
     Attributes:
-        name: Path of the file, or the text itself.
-        path: The file; ``None`` where the text was given.
+        name: Path of the file, or the text itself; of a row of a table its place.
+        path: The file; ``None`` where texts were given.
+        texts: The text, or the texts of a pair.
     """
 
     name: str
     path: Path | None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,8 @@ def predict(
 
     Args:
         run: Run id, unique beginning of it, run name, or a registered model as ``models:/name@alias``.
-        files: Files, and folders, whose files are taken in order.
-        texts: Texts, for models of text.
+        files: Files, and folders, whose files are taken in order; of models of texts also tables.
+        texts: Texts, for models of text; two after one another are a pair, for models of pairs.
         out: File for the answers, ``.csv`` or ``.jsonl``, or a folder; pictures go to the folder of that name.
         batch: Samples that are read and run at once.
 
@@ -110,10 +116,7 @@ def predict(
     store = connect()
     found = find_model(store, run)
     predictor: Predictor = load_predictor(store, found.model_id)
-    texts = [text for text in texts if text.strip()]
-    if texts and predictor.raw.column != "text":
-        raise UserError(f"--text: {found.name} reads {predictor.raw.name}s, not texts; name files")
-    sources = [*_sources(files, predictor.raw.suffixes), *(Source(text, None) for text in texts)]
+    sources = [*_sources(files, predictor.raw), *_given([text for text in texts if text.strip()], predictor.raw)]
     if not sources:
         raise UserError(f"nothing to predict: name {predictor.raw.name} files or folders that hold some")
     if batch < 1:
@@ -204,7 +207,27 @@ def pictures_folder(file: Path) -> Path:
     return file.parent if file.name == "predictions.csv" else file.with_suffix("")
 
 
-def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
+def _given(texts: Sequence[str], raw: RawInput) -> Iterator[Source]:
+    """Samples from texts, as many for each as the model reads."""
+    if texts and not raw.texts:
+        raise UserError(f"--text: the model reads {raw.name}s, not texts; name files")
+    if texts and len(texts) % raw.texts:
+        raise UserError(f"--text: the model reads pairs of texts; give {raw.texts} for each, but got {len(texts)}")
+    for start in range(0, len(texts), raw.texts or 1):
+        sample = tuple(texts[start : start + raw.texts])
+        yield Source(" / ".join(sample), None, sample)
+
+
+def _rows(given: str, path: Path, raw: RawInput) -> Iterator[Source]:
+    """Samples from the rows of a table."""
+    rows = read_rows(path, raw.columns, key="predict")
+    columns = [rows.columns[column] for column in raw.columns]
+    for line, texts in zip(rows.lines, zip(*columns, strict=True), strict=True):
+        yield Source(f"{given}:{line}", None, tuple("" if text is None else str(text) for text in texts))
+
+
+def _sources(files: Sequence[str], raw: RawInput) -> Iterator[Source]:
+    suffixes = raw.suffixes
     for given in files:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -213,18 +236,26 @@ def _sources(files: Sequence[str], suffixes: Sequence[str]) -> Iterator[Source]:
                 log.warning("%s: %d files to predict, %s", given, len(inside.names), summary(inside.passed))
             if not inside.names:
                 raise UserError(f"{given} holds no files that this model reads ({' '.join(suffixes)})")
-            yield from (Source(str(path / name), path / name) for name in sorted(inside.names, key=Path))
+            for name in sorted(inside.names, key=Path):
+                yield from _of_file(str(path / name), path / name, raw)
         elif path.exists():
-            yield Source(given, path)
+            yield from _of_file(given, path, raw)
         else:
             raise UserError(f"there is no file or folder {given}")
+
+
+def _of_file(given: str, path: Path, raw: RawInput) -> Iterator[Source]:
+    if raw.texts and path.suffix.lower() in TABLES:
+        return _rows(given, path, raw)
+    return iter([Source(given, path)])
 
 
 def _read(predictor: Predictor, sources: Sequence[Source], unreadable: dict[str, str]) -> Iterator[tuple[Source, Any]]:
     """Reads samples; those that cannot be read are noted."""
     for source in sources:
         try:
-            sample = predictor.raw.open(source.path) if source.path else predictor.raw.sample(source.name)
+            raw, texts = predictor.raw, source.texts
+            sample = raw.open(source.path) if source.path else raw.sample(texts if len(texts) > 1 else texts[0])
         except OSError as error:
             unreadable[source.name] = error.strerror or first_line(error)
         except ValueError as error:

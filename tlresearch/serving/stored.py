@@ -37,7 +37,7 @@ def save_predictor(folder: Path, config: ExperimentConfig, task: Task, data: Dat
     channels = preprocessing.channels if isinstance(preprocessing, Preprocessing) else backbone.in_channels
     description = {
         "task": {"name": config.task.name, "dropout": config.task.dropout, "options": dict(config.task.options)},
-        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": channels},
+        "backbone": {**recipe, "granularity": backbone.granularity, "in_channels": channels, "pairs": backbone.pairs},
         "classes": list(data.classes),
         "kind": data.kind,
         "preprocessing": preprocessing.description(),
