@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.loops import bare, compiled
 from benchmarks.loops.watch import EpochWatch
-from tlresearch import fit, run_sweep
+from tlresearch import fit
 from tlresearch.activations.inference import Inference
 from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import ActivationStore
@@ -34,6 +34,7 @@ from tlresearch.config.load import Loaded, load_text
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run.fit import Role
+from tlresearch.studies.sweeps.run import run as run_sweep
 
 HELD_OUT = 0.125
 """Share for validation: what is left fills its batches, since a smaller last one would be compiled anew."""

@@ -165,39 +165,36 @@ def databases(trials: int, writers: int) -> str:
 
 def _synthetic_worker(role: dict[str, Any]) -> None:
     """One process of the databases part: the product's worker, with a formula in the place of training."""
-    import optuna
-
     from tlresearch.base.liveness import Identity
-    from tlresearch.config.load import load_sweep, revise
-    from tlresearch.config.search_space import suggest
+    from tlresearch.config.load import load_experiment, load_sweep, revise
     from tlresearch.studies.sweeps import study as studies
+    from tlresearch.studies.sweeps.experiment import Experiment
     from tlresearch.studies.sweeps.joining import check, join
     from tlresearch.studies.sweeps.progress import SweepProgress
-    from tlresearch.studies.sweeps.trials import Worker, trial_name
+    from tlresearch.studies.sweeps.subject import Turn
+    from tlresearch.studies.sweeps.trials import Worker
     from tlresearch.tracking.courier import beside
     from tlresearch.tracking.run import open_run
     from tlresearch.tracking.store import resolve_uri
 
-    class Synthetic(Worker):
-        def objective(self, trial: optuna.Trial) -> float:
-            point = suggest(trial, self.space)
-            trial.set_user_attr("overrides", point)
-            experiment = revise(self.base, point)
+    class Synthetic(Experiment):
+        def run(self, turn: Turn) -> float:
+            experiment = revise(self.base, turn.point)
             run = open_run(
                 experiment.config.tracking,
-                experiment=self.config.name,
-                name=trial_name(trial.number, point),
+                experiment=turn.study,
+                name=turn.name,
                 params=experiment.flat(),
-                tags={"tlresearch.study": self.config.name, "tlresearch.trial": str(trial.number)},
-                parent=self.parent.run_id,
+                tags=turn.tags,
+                parent=turn.parent,
                 deferred=True,
             )
-            value = 1 - abs(math.log10(point["optimizer.lr"]) + 2) / 10
+            value = 1 - abs(math.log10(turn.point["optimizer.lr"]) + 2) / 10
             for epoch in range(EPOCHS_OF_SYNTHETIC):
                 names = ["val/accuracy", *(f"val/metric_{number}" for number in range(METRICS_OF_SYNTHETIC - 1))]
                 run.log_metrics(dict.fromkeys(names, value * (epoch + 1) / EPOCHS_OF_SYNTHETIC), epoch)
             run.close()
-            trial.set_user_attr("run_id", run.run_id)
+            turn.ended(run.run_id, 0)
             return value
 
     overrides = [f"storage={role['storage']}", f"trials={role['trials']}", "sampler.name=random"]
@@ -205,7 +202,8 @@ def _synthetic_worker(role: dict[str, Any]) -> None:
     study, parent = join(plan, worker=os.getpid())
     progress = SweepProgress(None, study, plan.config, 0, others=False)
     with beside(resolve_uri()):
-        Synthetic(plan.config, plan.base, plan.space, study, parent, progress, Identity.own()).run_all()
+        subject = Synthetic(load_experiment(plan.config.experiment))
+        Worker(plan.config, subject, plan.space, study, parent, progress, Identity.own()).run_all()
     assert len(studies.ended(study)) == role["trials"]
 
 
@@ -287,7 +285,7 @@ def _ray_cluster() -> Iterator[str]:
 
 
 def _sweep(overrides: list[str]) -> Any:
-    from tlresearch import run_sweep
+    from tlresearch.studies.sweeps.run import run as run_sweep
 
     return run_sweep("scaling", overrides)
 

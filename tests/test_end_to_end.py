@@ -16,9 +16,10 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from tests.toy import toy_text
-from tlresearch import fit, run_sweep
+from tlresearch import fit
 from tlresearch.cli import main
 from tlresearch.config.load import load_text
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tracking.store import connect
 
 SPACE = {

@@ -117,7 +117,7 @@ def test_killed_and_resumed_equals_unbroken(case: str, tmp_path: Path) -> None:
 
 SWEEP = """
 import os, signal, sys
-from tlresearch import run_sweep
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tasks.base import Task
 
 if sys.argv[1] == "die":

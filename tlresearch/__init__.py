@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlresearch.backbones.stages import stages as stages
+    from tlresearch.config.search_space import choice as choice
+    from tlresearch.config.search_space import depths as depths
+    from tlresearch.config.search_space import integers as integers
+    from tlresearch.config.search_space import log as log
+    from tlresearch.config.search_space import uniform as uniform
     from tlresearch.finetuning.foreign import FreezeSchedule as FreezeSchedule
     from tlresearch.run.fit import RunResult as RunResult
     from tlresearch.run.fit import fit as fit
     from tlresearch.run.track import Track as Track
     from tlresearch.studies.seeds import GroupResult as GroupResult
     from tlresearch.studies.seeds import fit_group as fit_group
+    from tlresearch.studies.sweeps.function import Trial as Trial
     from tlresearch.studies.sweeps.result import SweepResult as SweepResult
-    from tlresearch.studies.sweeps.run import run as run_sweep
+    from tlresearch.studies.sweeps.run import sweep as sweep
 
 # GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
 # of a core in which whoever records a run would be done. The variable is read once, when torch is loaded.
@@ -28,11 +34,17 @@ __all__ = [
     "RunResult",
     "SweepResult",
     "Track",
+    "Trial",
     "__version__",
+    "choice",
+    "depths",
     "fit",
     "fit_group",
-    "run_sweep",
+    "integers",
+    "log",
     "stages",
+    "sweep",
+    "uniform",
 ]
 
 _WHERE = {
@@ -42,7 +54,9 @@ _WHERE = {
     "RunResult": ("tlresearch.run.fit", "RunResult"),
     "fit_group": ("tlresearch.studies.seeds", "fit_group"),
     "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),
-    "run_sweep": ("tlresearch.studies.sweeps.run", "run"),
+    "sweep": ("tlresearch.studies.sweeps.run", "sweep"),
+    "Trial": ("tlresearch.studies.sweeps.function", "Trial"),
+    **{name: ("tlresearch.config.search_space", name) for name in ("choice", "depths", "integers", "log", "uniform")},
     "SweepResult": ("tlresearch.studies.sweeps.result", "SweepResult"),
     "stages": ("tlresearch.backbones.stages", "stages"),
 }

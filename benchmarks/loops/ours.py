@@ -50,7 +50,7 @@ def run(spec: Spec) -> Outcome:
         sweep |= {"space": {"optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True}}, "enqueue": []}
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
 
-    from tlresearch import run_sweep
+    from tlresearch.studies.sweeps.run import run as run_sweep
     from tlresearch.tracking.records import find_run
     from tlresearch.tracking.store import connect
 

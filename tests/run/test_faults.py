@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_without_the_trials_that_fail(project: Path) -> None:
         "overrides": {"data.eval_batch_size": 16},
     }
     (project / "s.yaml").write_text(yaml.safe_dump(sweep))
-    from tlresearch import run_sweep
+    from tlresearch.studies.sweeps.run import run as run_sweep
 
     result = run_sweep("s.yaml")
     assert [trial.state.name for trial in result.trials] == ["FAIL", "FAIL", "COMPLETE"]

@@ -18,11 +18,12 @@ import torch
 
 from tests.toy import TRAINER, toy_text
 from tests.tracking.conftest import THIRD_PARTY
-from tlresearch import fit, run_sweep
+from tlresearch import fit
 from tlresearch.base.redact import HIDE
 from tlresearch.config.load import load_text
 from tlresearch.finetuning.callback import EpochReport, RunPrunedError
 from tlresearch.run.fit import Role
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]

@@ -290,21 +290,24 @@ def watched(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _sweep(sweep: SweepConfig) -> Iterator[str]:
-    if not sweep.experiment:
+    if not sweep.experiment and not sweep.function:
         yield "experiment: is needed: the experiment that is varied, such as hymenoptera/linear_probe"
     if not sweep.space:
         yield "space: is empty; name at least one key of the experiment with its range or choices"
     yield from _one_of("sampler.name", sweep.sampler.name or "tpe", SAMPLERS)
     yield from _one_of("pruner.name", sweep.pruner.name or "none", PRUNERS)
-    if sweep.objective.metric and not sweep.objective.metric.startswith("val/"):
+    if sweep.function:
+        yield from _function(sweep)
+    elif sweep.objective.metric and not sweep.objective.metric.startswith("val/"):
         yield f"objective.metric: selection uses validation only: val/<name>, but got '{sweep.objective.metric}'"
     for key, dimension in sweep.space.items():
         path = f"space[{key}]"
         try:
             type_of(key)
         except KeyError as error:
-            yield f"{path}: {error.args[0]}"
-            continue
+            if not sweep.function:
+                yield f"{path}: {error.args[0]}"
+                continue
         if dimension.choices and (dimension.low is not None or dimension.high is not None):
             yield f"{path}: give choices, or low and high, not both"
         elif not dimension.choices:
@@ -315,6 +318,24 @@ def _sweep(sweep: SweepConfig) -> Iterator[str]:
         for key in point:
             if key not in sweep.space:
                 yield f"enqueue[{index}].{key}: is not in the space{nearest(str(key), list(sweep.space))}"
+
+
+def _function(sweep: SweepConfig) -> Iterator[str]:
+    """What of a sweep is only for experiments, and what its own function has to say itself."""
+    for key, given in (
+        ("experiment", sweep.experiment),
+        ("overrides", sweep.overrides),
+        ("baselines", sweep.baselines),
+        ("confirm.top", sweep.confirm.top),
+    ):
+        if given:
+            yield f"{key}: is for an experiment, but the sweep is over the function {sweep.function}"
+    for key, value in (("metric", sweep.objective.metric), ("direction", sweep.objective.direction)):
+        if not value:
+            yield f"objective.{key}: is needed, since {sweep.function} is a function of your own"
+    for key, dimension in sweep.space.items():
+        if "all" in (dimension.high, *dimension.choices):
+            yield f"space[{key}]: a function has no backbone to count stages of; give the number, as in depths(3)"
 
 
 def _bounds(path: str, low: float | None, high: Any, step: float | None, log: bool) -> Iterator[str]:

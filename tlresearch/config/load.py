@@ -157,25 +157,26 @@ def _name_experiment(values: dict[str, Any], folder: str | None = None) -> None:
         tracking.setdefault("experiment", name)
 
 
-def load_sweep(name: str | Path, overrides: Overrides = ()) -> Loaded[SweepConfig]:
-    """Loads a sweep by path, or by name under ``sweeps/``.
+def load_sweep(sweep: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Loaded[SweepConfig]:
+    """Loads a sweep by path, by name under ``sweeps/``, or as values in the place of a file.
 
     Raises:
         UserError: If there is no such file.
         ConfigError: With every problem of the file and the overrides.
     """
-    path = find_yaml(str(name), "sweeps")
-    values = _read(path)
-    values.setdefault("name", "/".join(dict.fromkeys(topic(path, "sweeps"))))
+    if isinstance(sweep, Mapping):
+        values, where = copy.deepcopy(dict(sweep)), "sweep"
+    else:
+        path = find_yaml(str(sweep), "sweeps")
+        values, where = _read(path), str(path)
+        values.setdefault("name", "/".join(dict.fromkeys(topic(path, "sweeps"))))
     own, experiment = (
         {field.name for field in dataclasses.fields(schema)} for schema in (SweepConfig, ExperimentConfig)
     )
     strange = [key for key, _ in _parse(overrides, []) if key.split(".")[0] in experiment - own]
     if strange:
-        raise ConfigError(
-            [f"{key}: is a value of the experiment; give overrides.{key}=…" for key in strange], str(path)
-        )
-    loaded = _load(SweepConfig, values, overrides, str(path))
+        raise ConfigError([f"{key}: is a value of the experiment; give overrides.{key}=…" for key in strange], where)
+    loaded = _load(SweepConfig, values, overrides, where)
     for name in ("overrides", "baselines"):  # the experiment they are given to reads the variables, and records which
         setattr(loaded.config, name, _with_variables(getattr(loaded.config, name), loaded.values[name]))
     return loaded

@@ -29,6 +29,36 @@ ALL = "all"
 """Every stage of the backbone, as a depth."""
 
 
+def log(low: float, high: float) -> SpaceConfig:
+    """A number on a logarithmic scale, such as a rate."""
+    return SpaceConfig(low=low, high=high, log=True)
+
+
+def uniform(low: float, high: float, *, step: float | None = None) -> SpaceConfig:
+    """A number, each as likely as any other."""
+    return SpaceConfig(low=low, high=high, step=step)
+
+
+def integers(low: int, high: int, *, step: int | None = None, log: bool = False) -> SpaceConfig:
+    """A whole number, both ends included."""
+    return SpaceConfig(low=low, high=high, step=step, log=log, whole=True)
+
+
+def choice(*options: Any) -> SpaceConfig:
+    """One of the options."""
+    return SpaceConfig(choices=list(options))
+
+
+def depths(most: int | str = ALL, *, least: int = 0) -> SpaceConfig:
+    """An unfreeze depth: the number of stages trained, counted from the head; 0 trains the head alone.
+
+    Args:
+        most: The largest; ``all`` is the number of stages of an experiment's backbone.
+        least: The smallest.
+    """
+    return SpaceConfig(low=least, high=most, whole=True)
+
+
 class Suggests(Protocol):
     """The part of an Optuna trial that is used; `optuna.trial.FixedTrial` has it too."""
 
@@ -96,7 +126,7 @@ def suggest(trial: Suggests, space: Mapping[str, SpaceConfig]) -> dict[str, Any]
         low, high, step = dimension.low, dimension.high, dimension.step
         if low is None or high is None or isinstance(high, str):
             raise ConfigError([f"space[{key}]: needs low and high, or choices"], "space")
-        if counts(key):
+        if dimension.whole or counts(key):
             point[key] = trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
         else:
             point[key] = trial.suggest_float(key, low, high, step=step, log=dimension.log)
@@ -115,7 +145,10 @@ def holds(condition: str, point: Mapping[str, Any]) -> bool:
 
 def counts(key: str) -> bool:
     """Whether an option is a whole number, such as a depth or a batch size."""
-    hint = type_of(key)
+    try:
+        hint = type_of(key)
+    except KeyError:  # a name in a function's space
+        return False
     kinds = {hint, *typing.get_args(hint)}
     return int in kinds and float not in kinds
 

@@ -25,6 +25,7 @@ from tlresearch.finetuning.resume import RunFolder
 from tlresearch.run import continuing, faults, process, results, training
 from tlresearch.run.autotune import Tuned, tune
 from tlresearch.run.devices.processes import others
+from tlresearch.run.member import current
 from tlresearch.run.progress import RunProgress
 from tlresearch.run.shared import Shared
 from tlresearch.run.shift.evaluate import evaluate_shift, log_shift
@@ -126,7 +127,8 @@ def fit(
     Args:
         experiment: Name under ``experiments/``, path of a YAML file, or a loaded experiment.
         overrides: Values by full key, ``{"optimizer.lr": 1e-3}`` or ``["optimizer.lr=1e-3"]``.
-        role: What the run is for; ``None`` is a run of its own, which ends with the test.
+        role: What the run is for; ``None`` is a run of its own, which ends with the test, or part of the trial that
+            `tlresearch.sweep` is calling a function for.
         console: Where progress is shown; ``None`` shows none.
 
     Returns:
@@ -141,13 +143,23 @@ def fit(
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
     loaded = _pinned(loaded)
-    role = role or Role(loaded.config.name, test=True)
+    role = role or _own_role(loaded.config.name)
     while True:
         try:
             return _fit(loaded, role, console, began)
         except faults.SmallerBatchError as error:
             (console.print if console else log.warning)(f"  {error}")
             faults.release(error)  # and the run goes on from its checkpoint
+
+
+def _own_role(name: str) -> Role:
+    """A run of its own; in a function that a study calls, one nested in the trial, which still selects."""
+    trial = current()
+    if trial is None:
+        return Role(name, test=True)
+    return Role(
+        name, trial.run.reference, listener=lambda report: trial.heard(report.metrics, report.epoch), deferred=True
+    )
 
 
 def discard(experiment: Loaded[ExperimentConfig], role: Role) -> None:

@@ -15,6 +15,7 @@ from tlresearch.backbones.lineage import TRAINED
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.foreign import FreezeSchedule
+from tlresearch.run.member import Member, current
 from tlresearch.run.results import EpochLog, schedule_figure
 from tlresearch.tracking.base import Run
 from tlresearch.tracking.provenance import collect
@@ -27,6 +28,9 @@ SCHEDULE = "freeze_schedule.json"
 class Track(L.Callback):
     """Records a training: its schedule, code, versions and hardware, metrics of each epoch, rates and sizes of each
     stage, how it ended, and its weights.
+
+    In an objective of `tlresearch.sweep` it writes into the run of the trial, which belongs to the study, and tells the
+    study of each epoch: `experiment`, `name`, `uri` and `system_metrics` are then the study's.
 
     The run begins with the first step. A training that goes on from a checkpoint goes on in the same run; what the
     checkpoint's epochs have recorded is not stored twice.
@@ -59,6 +63,7 @@ class Track(L.Callback):
         self.figures = figures
         self.run: Run | None = None
         self._run_id = ""
+        self._member: Member | None = None
         self._plan: FreezeScheduleCallback | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -69,6 +74,7 @@ class Track(L.Callback):
         def record(report: EpochReport) -> None:
             if trainer.is_global_zero and self._plan is not None:
                 EpochLog(self._open(trainer, pl_module), self._plan.parts.names[:-1])(report)
+                self._tell(report.metrics, report.epoch)
 
         if self._plan is not None:
             self._plan.listeners = (*self._plan.listeners, record)
@@ -83,6 +89,12 @@ class Track(L.Callback):
         if self.run is not None and self._plan is None:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.run.log_metrics(metrics, step=trainer.current_epoch)
+            self._tell(metrics, trainer.current_epoch)
+
+    def _tell(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Tells the study of an epoch, if this is the trial's run."""
+        if self._member is not None:
+            self._member.heard(metrics, epoch)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes what waits, so that no epoch in a checkpoint is unrecorded."""
@@ -103,15 +115,15 @@ class Track(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ends the run."""
-        if self.run is not None:
+        if self.run is not None and self._member is None:
             self.run.close()
-            self.run = None
+        self.run = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ends the run as killed or failed, with the reason."""
-        if self.run is not None:
+        if self.run is not None and self._member is None:
             self.run.__exit__(type(exception), exception, exception.__traceback__)
-            self.run = None
+        self.run = None
 
     def state_dict(self) -> dict[str, Any]:
         """The run that a training resumed from the checkpoint continues."""
@@ -124,15 +136,24 @@ class Track(L.Callback):
     def _open(self, trainer: L.Trainer, module: L.LightningModule) -> Run:
         if self.run is not None:
             return self.run
-        kind = type(module)
-        self.run = open_run(
-            self.config,
-            experiment=self.experiment,
-            name=self.name or kind.__name__,
-            params={**_settings(trainer, module), **self._schedule_settings()},
-            tags={"tlresearch.module": f"{kind.__module__}.{kind.__qualname__}"},
-            run_id=self._run_id or None,
-        )
+        kind, trial = type(module), current()
+        params = {**_settings(trainer, module), **self._schedule_settings()}
+        tags = {"tlresearch.module": f"{kind.__module__}.{kind.__qualname__}"}
+        if trial is not None and not trial.written:
+            trial.written, self._member, self.run = True, trial, trial.run
+            self.run.log_params(params)
+            self.run.set_tags({**self.config.tags, **tags})
+        else:
+            self.run = open_run(
+                self.config,
+                experiment=self.experiment,
+                name=self.name or kind.__name__,
+                params=params,
+                tags=tags,
+                parent=trial.run.reference if trial else None,
+                run_id=self._run_id or None,
+                deferred=trial is not None,
+            )
         if not self._run_id:
             if self._plan is not None:
                 self.run.log_text(json.dumps(_phases(self._plan), indent=2), SCHEDULE)

@@ -19,6 +19,7 @@ from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.base.errors import ConfigError
+from tlresearch.base.interrupt import interruptible
 from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
@@ -284,7 +285,7 @@ def train(how: Training, task: Task, folder: RunFolder) -> None:
         folder.forget()
     threads = torch.get_num_threads()
     try:
-        with how.watch.computing("training"):
+        with interruptible(), how.watch.computing("training"):
             how.trainer.fit(
                 trained_copy(how.trainer, task),
                 _loader(how, "train"),
@@ -292,11 +293,6 @@ def train(how: Training, task: Task, folder: RunFolder) -> None:
                 ckpt_path=folder.checkpoint if checkpoint else None,
                 weights_only=True,
             )
-    except SystemExit as leaving:
-        # Lightning turns Ctrl-C into an exit; here it stays what it was, so that every caller can tell.
-        if isinstance(leaving.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
     finally:
         torch.set_num_threads(threads)  # phases change it
     take_result(how.trainer, task)

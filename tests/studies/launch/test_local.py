@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.toy import toy_text
-from tlresearch import run_sweep
 from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tracking.store import connect
 
 
@@ -85,9 +85,10 @@ def test_a_users_mistake_reaches_the_sweep_as_its_one_line(project: Path) -> Non
     from tlresearch.config.load import load_experiment, load_sweep
     from tlresearch.studies.launch.brief import Brief
     from tlresearch.studies.launch.worker import run_trials
+    from tlresearch.studies.sweeps.experiment import Experiment
 
     sweep = load_sweep("s", ["objective.metric=val/nonsense"]).config
-    brief = Brief(sweep, load_experiment("base"), sweep.space, "0" * 32)
+    brief = Brief(sweep, Experiment(load_experiment("base")), sweep.space, "0" * 32)
     assert "'val/nonsense' is not recorded" in run_trials(brief)
     study = studies.open_study(sweep, sweep.space)
     assert not studies.ended(study)  # the trial was not at fault

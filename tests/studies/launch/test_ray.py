@@ -16,11 +16,11 @@ import yaml
 
 from tests.servers import free_port, mlflow_server, postgres
 from tests.toy import toy_text
-from tlresearch import run_sweep
 from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.config.sweep_schema import RayConfig, SweepConfig
 from tlresearch.studies.launch import ray as launcher
 from tlresearch.studies.launch.ray import Surroundings
+from tlresearch.studies.sweeps.run import run as run_sweep
 
 RATES = (0.001, 0.01, 0.05, 0.1)
 

@@ -20,13 +20,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from tests.conftest import REPOSITORY
 from tests.servers import mlflow_server, postgres
 from tests.toy import toy_text
-from tlresearch import run_sweep
 from tlresearch.base.exclusive import exclusive
 from tlresearch.base.liveness import Identity
 from tlresearch.cli import main
 from tlresearch.config.load import load_sweep
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tracking.store import connect
 
 SPACE = {"optimizer.lr": SpaceConfig(low=1e-4, high=1e-1, log=True)}

@@ -11,14 +11,14 @@ import yaml
 
 from tests.toy import toy_text
 from tests.tracking.conftest import THIRD_PARTY
-from tlresearch import run_sweep
 from tlresearch.base.statistics import summary
 from tlresearch.config.sweep_schema import ObjectiveConfig
 from tlresearch.show.elements import Table
 from tlresearch.studies.reproduction.repeat import repeat_run
 from tlresearch.studies.sweeps.confirm import Confirmed, best_first, fresh_seeds
 from tlresearch.studies.sweeps.result import SweepResult
-from tlresearch.studies.sweeps.trials import FinalRun
+from tlresearch.studies.sweeps.run import run as run_sweep
+from tlresearch.studies.sweeps.subject import FinalRun
 from tlresearch.tracking.records import children
 from tlresearch.tracking.store import connect
 from tlresearch.understand.comparison.compare import compare_sweep

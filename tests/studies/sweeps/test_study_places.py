@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from tests.toy import toy_text
-from tlresearch import run_sweep
 from tlresearch.base import liveness
 from tlresearch.base.liveness import Identity, is_gone
 from tlresearch.config.load import load_sweep
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.run import run as run_sweep
 
 SPACE = {"optimizer.lr": SpaceConfig(low=1e-4, high=1e-1, log=True)}
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tlresearch.config.load import Loaded
-from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
+from tlresearch.studies.sweeps.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Brief:
 
     Attributes:
         config: The sweep.
-        base: The experiment that is varied.
+        subject: What is varied.
         space: The search space with every bound a number.
         parent: MLflow run of the study.
         worker: Number of the worker: each draws other points.
@@ -23,7 +22,7 @@ class Brief:
     """
 
     config: SweepConfig
-    base: Loaded[ExperimentConfig]
+    subject: Subject
     space: dict[str, SpaceConfig]
     parent: str
     worker: int = 0

@@ -62,7 +62,7 @@ def run_trials(worker: Worker) -> None:
     count = min(worker.config.workers or 1, worker.standing().open)
     if count > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        brief = Brief(worker.config, worker.base, worker.space, worker.parent.run_id)
+        brief = Brief(worker.config, worker.subject, worker.space, worker.parent.run_id)
         with _processes(brief, count, max(1, cores // count)) as processes:
             _watch(worker, processes)
     worker.run_all()  # all of them if one worker is enough; else what workers elsewhere have given back

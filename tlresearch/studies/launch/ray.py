@@ -96,7 +96,7 @@ def run_trials(worker: Worker) -> None:
 def _run(ray: Any, worker: Worker, count: int) -> None:
     """Starts workers, shows what they finish, and replaces those that die until there is nothing to begin."""
     config = worker.config
-    brief = Brief(config, worker.base, worker.space, worker.parent.run_id)
+    brief = Brief(config, worker.subject, worker.space, worker.parent.run_id)
     task = ray.remote(num_cpus=config.ray.cpus_per_trial, num_gpus=config.ray.gpus_per_trial, max_retries=0)(_work)
     surroundings = ray.put(Surroundings.here(config.ray))
 
@@ -196,7 +196,7 @@ def _check_shared(worker: Worker, nodes: int) -> None:
     """SQLite is a file of one machine."""
     stores = {
         "storage": studies.storage_url(worker.config),
-        "overrides.tracking.uri": resolve_uri(worker.base.config.tracking.uri),
+        "overrides.tracking.uri": resolve_uri(worker.subject.tracking.uri),
     }
     for key, url in stores.items():
         if url.startswith("sqlite"):

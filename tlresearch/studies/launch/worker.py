@@ -30,12 +30,12 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
 
     try:
-        with studies.quiet_optuna(), beside(resolve_uri(brief.base.config.tracking.uri)):
+        with studies.quiet_optuna(), beside(resolve_uri(brief.subject.tracking.uri)):
             study = studies.open_study(brief.config, brief.space, worker=brief.worker)
             parent = SilentRun(brief.parent, brief.config.name)
             quiet = SweepProgress(None, study, brief.config, 0, others=False)
             identity = Identity.own(brief.post)
-            worker = Worker(brief.config, brief.base, brief.space, study, parent, quiet, identity)
+            worker = Worker(brief.config, brief.subject, brief.space, study, parent, quiet, identity)
             worker.run_all(wait=False, leave=alone)
     except UserError as error:
         return str(error)

@@ -14,8 +14,9 @@ from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import ObjectiveConfig, SweepConfig
 from tlresearch.studies.seeds import fit_group
 from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.experiment import TRIAL_TRACKING
 from tlresearch.studies.sweeps.progress import SweepProgress
-from tlresearch.studies.sweeps.trials import TRIAL_TRACKING, trial_name
+from tlresearch.studies.sweeps.subject import trial_name
 from tlresearch.tracking.run import JournalRun
 
 CONFIRMS = "tlresearch.confirms"

@@ -21,6 +21,9 @@ from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.studies.sweeps import study as studies
+from tlresearch.studies.sweeps.experiment import Experiment
+from tlresearch.studies.sweeps.function import named
+from tlresearch.studies.sweeps.subject import Subject
 from tlresearch.tasks.build import find_task, needed_end
 from tlresearch.tasks.watched import monitored, undeclared
 from tlresearch.tracking.base import SilentRun
@@ -40,12 +43,12 @@ class Plan:
 
     Attributes:
         sweep: The sweep as loaded.
-        base: The experiment that is varied.
+        subject: What is varied.
         space: The search space with every bound a number.
     """
 
     sweep: Loaded[SweepConfig]
-    base: Loaded[ExperimentConfig]
+    subject: Subject
     space: dict[str, SpaceConfig]
 
     @property
@@ -54,25 +57,44 @@ class Plan:
         return self.sweep.config
 
 
-def check(sweep: Loaded[SweepConfig]) -> Plan:
-    """Checks a sweep against its experiment and backbone, before anything is written.
+def check(sweep: Loaded[SweepConfig], subject: Subject | None = None) -> Plan:
+    """Checks a sweep, and what it varies, before anything is written.
+
+    Args:
+        sweep: The sweep.
+        subject: What it varies, if that is no experiment by name.
 
     Raises:
         UserError: If the sweep or its experiment is wrong.
     """
     config = sweep.config
-    base = pin_checkpoint(load_experiment(config.experiment, config.overrides))
-    space = config.space
+    if subject is None and config.function:
+        subject = named(config.function)
+    elif subject is None:
+        subject = Experiment(load_experiment(config.experiment, config.overrides))
+    if isinstance(subject, Experiment):
+        return _check_experiment(sweep, pin_checkpoint(subject.base))
+    return Plan(replace(sweep, config=_within_grid(config, config.space)), subject, config.space)
+
+
+def _check_experiment(sweep: Loaded[SweepConfig], base: Loaded[ExperimentConfig]) -> Plan:
+    config, space = sweep.config, sweep.config.space
     if needs_stages(space):
         stages = _stages(base)
         space = resolve_all(space, stages)
         config = replace(config, enqueue=[in_stages(point, stages) for point in config.enqueue])
     _check_space(base, space)
+    config = _directed(_within_grid(config, space), base.config)
+    return Plan(replace(sweep, config=config), Experiment(base), space)
+
+
+def _within_grid(config: SweepConfig, space: dict[str, SpaceConfig]) -> SweepConfig:
+    """The sweep with no more trials than its grid has points."""
     points = studies.grid_points(config, space)
-    if points is not None and points < config.trials:
-        log.warning("the grid has %d points: the sweep ends after them, not after %d trials", points, config.trials)
-        config = replace(config, trials=points)
-    return Plan(replace(sweep, config=_directed(config, base.config)), base, space)
+    if points is None or points >= config.trials:
+        return config
+    log.warning("the grid has %d points: the sweep ends after them, not after %d trials", points, config.trials)
+    return replace(config, trials=points)
 
 
 def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
@@ -150,7 +172,7 @@ def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) 
 def _same_sweep(study: Study, plan: Plan) -> None:
     """Refuses to go on with a study whose trials were of another experiment or space."""
     config = plan.config
-    text = f"{plan.base.recorded}\n{config.space}\n{config.objective}"
+    text = "\n".join([*plan.subject.texts.values(), str(config.space), str(config.objective)])
     identity = hashlib.sha256(text.encode()).hexdigest()
     before = study.user_attrs.get("identity")
     if before is None:
@@ -163,7 +185,7 @@ def _same_sweep(study: Study, plan: Plan) -> None:
 
 
 def _open_parent(plan: Plan, study: Study) -> JournalRun:
-    config, tracking = plan.config, plan.base.config.tracking
+    config, tracking = plan.config, plan.subject.tracking
     run_id = study.user_attrs.get(RUN_ID)
     parent = open_run(
         replace(tracking, system_metrics=False),
@@ -192,6 +214,7 @@ def _open_parent(plan: Plan, study: Study) -> JournalRun:
             name=config.name,
         )
         parent.log_text(plan.sweep.recorded, "sweep.yaml")
-        parent.log_text(plan.base.recorded, "experiment.yaml")
+        for name, text in plan.subject.texts.items():
+            parent.log_text(text, name)
         collect(sys.argv).log(parent)
     return parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.show.elements import Cell, Column, Command, Entry, Facts, Table, typed
+from tlresearch.show.elements import Cell, Column, Command, Element, Entry, Facts, Table, typed
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.confirm import Confirmed
-from tlresearch.studies.sweeps.trials import FinalRun
+from tlresearch.studies.sweeps.subject import FinalRun
 from tlresearch.tracking import sweep_figures
 from tlresearch.tracking.run import JournalRun
 
-DEPTH = "freeze.unfreeze_depth"
-LR = "optimizer.lr"
+DEPTH, LR = "unfreeze_depth", "lr"
+"""Last names of the dimensions that tables and figures know; in front of them stands the section of an experiment."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SweepResult(Shown):
         objective: The metric that was optimised.
         best: Overrides of the best trial by full key; with `confirm` it is the one with the best mean.
         best_value: Its objective as a trial.
-        best_yaml: File with the best trial's whole config; `run` takes it as it is.
+        best_yaml: File with the best trial's whole config; `run` takes it as it is. ``None`` of a function's sweep.
         confirmed: The best configurations run again with fresh seeds, best mean first; what is to be reported.
         final: The best trial run again in full, then the baselines.
         figures: Figures by name.
@@ -47,7 +47,7 @@ class SweepResult(Shown):
     objective: str
     best: dict[str, Any]
     best_value: float
-    best_yaml: Path
+    best_yaml: Path | None
     confirmed: tuple[Confirmed, ...]
     final: tuple[FinalRun, ...]
     figures: dict[str, Path]
@@ -57,13 +57,17 @@ class SweepResult(Shown):
     def page(self) -> Page:
         """The best of each unfreeze depth, what was confirmed, the final runs; then where all of it lies."""
         figure = self.figures.get("depth_lr_map") or self.figures.get("history")
-        best_yaml = _relative(self.best_yaml)
         places = [("figure", str(_relative(figure)))] if figure else []
+        again: list[Element] = []
+        if self.best_yaml is not None:
+            best_yaml = str(_relative(self.best_yaml))
+            places.append(("best config", best_yaml))
+            again.append(Command(typed("run", best_yaml), "run it"))
         return page_of(
             "",
             self._table(),
-            Facts((*places, ("best config", str(best_yaml)))),
-            Command(typed("run", str(best_yaml)), "run it"),
+            Facts(tuple(places)),
+            *again,
             Command(typed("compare", self.name), "compare"),
             Command(typed("ui"), "MLflow UI"),
         )
@@ -74,9 +78,10 @@ class SweepResult(Shown):
         done = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
         dimensions = list(dict.fromkeys(name for trial in done for name in trial.params))
         depths: dict[Any, list[FrozenTrial]] = {}
+        depth_key = _ending(DEPTH, dimensions)
         for trial in done:
-            if DEPTH in trial.params:
-                depths.setdefault(trial.params[DEPTH], []).append(trial)
+            if depth_key in trial.params:
+                depths.setdefault(trial.params[depth_key], []).append(trial)
 
         def row(name: str, value: Entry, test: Entry, count: Entry, params: Mapping[str, Any]) -> tuple[Entry, ...]:
             return (name, value, test, count, *(_value_of(params.get(key, "")) for key in dimensions))
@@ -119,6 +124,11 @@ def _value_of(value: Any) -> Entry:
     return Cell(value, format=".3g") if isinstance(value, float) else str(value)
 
 
+def _ending(last: str, dimensions: Iterable[str]) -> str:
+    """The dimension with this last name; empty if there is none."""
+    return next((name for name in dimensions if name.rpartition(".")[2] == last), "")
+
+
 def _dimension(name: str, dimensions: Sequence[str]) -> Column:
     """A dimension of the search without its section, where no other ends alike."""
     last = name.rpartition(".")[2]
@@ -133,11 +143,12 @@ def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, 
     shares = studies.importances(study)
     if shares:
         found["importance"] = sweep_figures.importance(shares, metric)
-    if DEPTH in config.space and LR in config.space:
+    depth, rate = _ending(DEPTH, config.space), _ending(LR, config.space)
+    if depth and rate:
         points = [
-            sweep_figures.TrialPoint(t.params[DEPTH], t.params[LR], _value(t), _state(t))
+            sweep_figures.TrialPoint(t.params[depth], t.params[rate], _value(t), _state(t))
             for t in trials
-            if DEPTH in t.params and LR in t.params
+            if depth in t.params and rate in t.params
         ]
         found["depth_lr_map"] = sweep_figures.depth_lr_map(points, metric, direction)
     files = {}
@@ -154,7 +165,7 @@ def log_study(
     best: FrozenTrial,
     confirmed: Sequence[Confirmed],
     final: Sequence[FinalRun],
-    best_yaml: Path,
+    best_yaml: Path | None,
     figures: Mapping[str, Path],
 ) -> None:
     """Records the study on its parent run, under names the trials do not use."""
@@ -176,7 +187,8 @@ def log_study(
             "tlresearch.best": "  ".join(f"{key}={value}" for key, value in best.params.items()),
         }
     )
-    parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, so that no password in it is stored
+    if best_yaml is not None:
+        parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, so that no password in it is stored
     parent.log_dict({str(t.number): _record(t) for t in trials}, "trials.json")
     for file in figures.values():
         parent.log_file(file, "figures")

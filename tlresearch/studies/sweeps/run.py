@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -13,12 +14,15 @@ from tlresearch.base.errors import UserError
 from tlresearch.base.liveness import Identity
 from tlresearch.base.paths import BEST, home
 from tlresearch.config.load import Loaded, Overrides, load_sweep
-from tlresearch.config.sweep_schema import SweepConfig
+from tlresearch.config.schema import TrackingConfig
+from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.studies.launch.local import run_trials as run_locally
 from tlresearch.studies.launch.ray import run_trials as run_on_ray
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.confirm import confirm
-from tlresearch.studies.sweeps.joining import check, join, opened
+from tlresearch.studies.sweeps.experiment import Experiment
+from tlresearch.studies.sweeps.function import Function, Trial
+from tlresearch.studies.sweeps.joining import Plan, check, join, opened
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.result import SweepResult, log_study, write_figures
 from tlresearch.studies.sweeps.trials import Worker
@@ -28,6 +32,69 @@ from tlresearch.tracking.store import connect, resolve_uri
 
 LAUNCHERS = {"local": run_locally, "ray": run_on_ray}
 """Where the workers of a sweep run."""
+
+
+def sweep(
+    subject: str | Path | Callable[[Trial], float],
+    space: Mapping[str, SpaceConfig] | None = None,
+    *,
+    name: str | None = None,
+    metric: str = "",
+    direction: Literal["maximize", "minimize"] | None = None,
+    tracking: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> SweepResult:
+    """Searches the values of an experiment, or of a function of your own; called again, it goes on where it stopped.
+
+    The function is called with a `Trial`: it reads the values by name and returns the objective. What it trains under
+    `tlresearch.Track`, or with `tlresearch.fit`, belongs to the trial by itself.
+
+    Args:
+        subject: The function; an experiment by name or path; or a sweep by name or path, which has a space itself.
+        space: What is searched: a name of the function's or a key of the experiment, with `tlresearch.log`, `uniform`,
+            `integers`, `choice` or `depths`.
+        name: Name of the study; unless given, it follows from what is searched, so that a changed function or space is
+            another study.
+        metric: The objective. Unless given, ``objective`` of a function, and of an experiment what it is watched by.
+        direction: Whether more or less is better. Unless given, a function is minimised, and the task of an experiment
+            says it.
+        tracking: Of a function, where its trials are recorded: the keys of ``tracking`` in an experiment.
+        console: Where progress is shown; ``None`` shows none.
+        options: Further keys of a sweep's file: `trials`, `sampler`, `pruner` (by name, too), `seed`, `workers`,
+            `enqueue`, `overrides`, `storage`, …
+
+    Raises:
+        UserError: If the sweep or its experiment is wrong, or no trial was completed.
+    """
+    if metric or direction:
+        options["objective"] = {key: value for key, value in (("metric", metric), ("direction", direction)) if value}
+    for component in ("sampler", "pruner"):
+        if isinstance(options.get(component), str):
+            options[component] = {"name": options[component]}
+    if not callable(subject) and space is None:
+        changes = {f"overrides.{key}": value for key, value in options.pop("overrides", {}).items()}
+        return run(subject, {**options, **changes, **({"name": name} if name else {})}, console=console)
+    values: dict[str, Any] = {**options, "space": {key: _differing(value) for key, value in (space or {}).items()}}
+    function: Function | None = None
+    if callable(subject):
+        where = getattr(subject, "__qualname__", type(subject).__name__)
+        function = Function(subject, f"{subject.__module__}.{where}", TrackingConfig(**(tracking or {})))
+        values["function"] = function.name
+        values["objective"] = {"metric": "objective", "direction": "minimize", **values.get("objective", {})}
+        text, called = "".join(function.texts.values()), where.rpartition(".")[2].strip("<>")
+    else:
+        values["experiment"] = text = str(subject)
+        called = f"{Path(text).stem}/{'_x_'.join(key.rpartition('.')[2] for key in values['space'])}"
+    kept = {key: values.get(key) for key in ("space", "objective", "overrides")}
+    values["name"] = name or f"{called}-{hashlib.sha256(f'{text}{kept}'.encode()).hexdigest()[:8]}"
+    return _run(check(load_sweep(values), function), console)
+
+
+def _differing(dimension: SpaceConfig) -> dict[str, Any]:
+    """A dimension as it would be written in a file."""
+    plain = SpaceConfig()
+    return {key: value for key, value in vars(dimension).items() if value != getattr(plain, key)}
 
 
 def run(
@@ -47,27 +114,29 @@ def run(
         UserError: If the sweep or its experiment is wrong, or no trial was completed.
     """
     loaded = sweep if isinstance(sweep, Loaded) else load_sweep(sweep, overrides)
-    plan = check(loaded)
-    config, base = plan.config, plan.base
+    return _run(check(loaded), console)
+
+
+def _run(plan: Plan, console: Console | None) -> SweepResult:
+    config, subject = plan.config, plan.subject
     folder = home() / "sweeps" / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with (
         studies.quiet_optuna(),
         _one_at_a_time(config),
-        beside(resolve_uri(base.config.tracking.uri)),
+        beside(resolve_uri(subject.tracking.uri)),
         opened(plan) as (study, parent),
         SweepProgress(console, study, config, studies.give_back(study, Identity.own())) as progress,
     ):
-        worker = Worker(config, base, plan.space, study, parent, progress)
+        worker = Worker(config, subject, plan.space, study, parent, progress)
         LAUNCHERS[config.launcher](worker)
         settle(parent.store.uri)
         close_lost(parent.store, parent.run_id, studies.given_back(study))
         worker.check_complete()
-        confirmed = confirm(config, base, study, parent, progress)
+        confirmed = confirm(config, subject.base, study, parent, progress) if isinstance(subject, Experiment) else []
         best = confirmed[0].trial if confirmed else studies.complete(study)[0]
-        final = worker.finish(best)
-        best_yaml = folder / BEST
-        best_yaml.write_text(worker.best_config(best).recorded)
+        final = subject.finish(config, study, parent, progress, best)
+        best_yaml = _write(folder / BEST, subject.at(best.user_attrs["overrides"]))
         figures = write_figures(study, config, folder)
         log_study(parent, study, config, best, confirmed, final, best_yaml, figures)
     return SweepResult(
@@ -85,6 +154,13 @@ def run(
     )
 
 
+def _write(file: Path, text: str | None) -> Path | None:
+    if text is None:
+        return None
+    file.write_text(text)
+    return file
+
+
 def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     """Runs trials of a sweep until it has its total, as one of any number of workers; returns how many this one ran.
 
@@ -96,13 +172,13 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    with studies.quiet_optuna(), beside(resolve_uri(plan.base.config.tracking.uri)):
+    with studies.quiet_optuna(), beside(resolve_uri(plan.subject.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
         with SweepProgress(console, study, plan.config, retried, others=False) as progress:
             before = len(progress.shown)
-            Worker(plan.config, plan.base, plan.space, study, parent, progress, identity).run_all()
-    close_lost(connect(plan.base.config.tracking.uri), parent.run_id, studies.given_back(study))
+            Worker(plan.config, plan.subject, plan.space, study, parent, progress, identity).run_all()
+    close_lost(connect(plan.subject.tracking.uri), parent.run_id, studies.given_back(study))
     return len(progress.shown) - before
 
 
