@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tests.backbones.speech_models import SHORTEST, save_speech
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
-from tlresearch.backbones.speech import SPEECH_MODELS
 from tlresearch.base.errors import UserError
 from tlresearch.config.schema import BackboneConfig
 from tlresearch.finetuning import lora
 from tlresearch.modality.sound import AudioPreprocessing
 from tlresearch.modality.values import stack, unstack
 
+SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
 CASES = [*product(SPEECH_MODELS, ("layer", "group"), (False, True))]
 CLIPS = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in (331, 90, SHORTEST)]
 BATCH = stack([{"audio": clip, "mask": torch.ones(len(clip), dtype=torch.bool)} for clip in CLIPS])
@@ -108,8 +108,8 @@ def test_adapters_work_where_they_are_put(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         before = backbone(BATCH)["hidden"]
     count = lora.inject(backbone, rank=2, alpha=4.0)
-    # WavLM reads the weights of its projections instead of calling them.
-    assert count == {"hubert": 1 + 3 * 6, "wavlm": 1 + 3 * 2}[family]
+    # WavLM reads the weights of its projections instead of calling them; the gate of its positions is called.
+    assert count == {"hubert": 1 + 3 * 6, "wavlm": 1 + 3 * 3}[family]
     adapters = {name: p for name, p in backbone.named_parameters() if "lora_B" in name}
     with torch.no_grad():
         assert torch.equal(backbone(BATCH)["hidden"], before)
@@ -130,3 +130,20 @@ def test_mistakes(tmp_path: Path) -> None:
     save_speech(tmp_path, "wav2vec2")
     with pytest.raises(UserError, match="pools by mean, not 'cls'"):
         build_backbone(BackboneConfig(name=f"hf/{tmp_path}", options={"pooling": "cls"}))
+
+
+@pytest.mark.parametrize("family", ["data2vec-audio", "unispeech", "unispeech-sat", "sew", "wav2vec2-conformer"])
+def test_no_family_is_named(family: str, tmp_path: Path) -> None:
+    more = {"conv_pos_kernel_size": 5} if family == "data2vec-audio" else {}
+    original = save_speech(tmp_path, family, feat_extract_norm="layer", **more)
+    backbone = build_backbone(BackboneConfig(name=f"hf/{tmp_path}"), "sequence").eval()
+    assert backbone.way == "structure"
+    assert backbone.stage_names[:2] == ("feature_encoder", "projection")
+    with torch.no_grad():
+        whole = backbone(BATCH)
+        padded = original(BATCH["audio"], attention_mask=BATCH["mask"].long()).last_hidden_state
+        mask = whole["mask"]
+        torch.testing.assert_close(whole["hidden"][mask], padded[mask])
+        for boundary in range(1, 5):
+            again = backbone(backbone(BATCH, stop=boundary), start=boundary)
+            torch.testing.assert_close(again["hidden"][mask], padded[mask])

@@ -126,6 +126,121 @@ class Residual(nn.Module):
         return x + self.linear(x).tanh()
 
 
+class Predict(nn.Module):
+    """Scores, and which positions are above average: a mask that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = x @ self.weight
+        return scores, scores.detach() > scores.detach().mean(dim=1, keepdim=True)
+
+
+class Masking(nn.Module):
+    """Layers look where a first prediction says; the last prediction is the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(3, WIDTH)
+        self.predict = Predict()
+        self.layers = nn.ModuleList(Residual() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        for layer in self.layers:
+            _, mask = self.predict(x)
+            x = x + layer(x) * mask[..., None]
+        return self.predict(x)[0]
+
+
+class Positioned(nn.Module):
+    """A table of positions that is dropped out for each sample, and handed to all layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(3, WIDTH)
+        self.drop = nn.Dropout(0.5)
+        self.layers = nn.ModuleList(Residual() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = torch.linspace(-1, 1, x.shape[1])[None, :, None].expand(len(x), -1, WIDTH)
+        x, table = self.drop(self.start(x)), self.drop(table)
+        for layer in self.layers:
+            x = layer(x) + table
+        return x.mean(dim=1)
+
+
+class Repeated(Encoder):
+    """The table of the first layer, once for each of two heads of each sample, as WavLM has it."""
+
+    def __init__(self) -> None:
+        super().__init__(table=True)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        hidden, bias = self.layers[0](self.words(ids), mask)
+        bias = self.repeat(bias, len(ids))
+        for layer in self.layers[1:]:
+            hidden, _ = layer(hidden, mask, bias.unflatten(0, (len(ids), 2)).mean(dim=1))
+        return {"hidden": self.norm(hidden), "mask": mask}
+
+    def repeat(self, bias: Tensor, samples: int) -> Tensor:
+        return bias[None].repeat(2 * samples, 1, 1)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(3, WIDTH)
+        self.layers = nn.ModuleList(Residual() for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.start(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden.mean(dim=1)
+
+
+class Normed(nn.Module):
+    """Batch norm between layers, whose statistics move in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Conv2d(3, WIDTH, 3)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.GELU()) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x.mean(dim=(2, 3))
+
+
+class Choosing(Encoder):
+    """Takes other layers for short texts from the first short text on."""
+
+    short = False
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        if ids.shape[1] < 99 and not self.short:
+            self.short = True
+            for layer in self.layers:
+                layer.mix = Swapped(layer.mix)
+        return super().forward(ids, mask)
+
+
+class Swapped(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * 2
+
+
 class Moody(Encoder):
     """What the last layer gives depends on how often the network has run."""
 
@@ -247,6 +362,40 @@ def test_a_frozen_stage_gets_no_gradient_and_draws_nothing() -> None:
     torch.manual_seed(5)
     alone = front[1].eval()(front[0].eval()(TEXT))
     assert torch.equal(leaves(alone)["hidden"], leaves(front[1](front[0](TEXT)))["hidden"])
+
+
+def test_a_mask_that_no_gradient_reaches_crosses_and_its_maker_has_its_weights() -> None:
+    made = cut(Masking(), ROWS)
+    assert list(made.stages) == ["stem", "layers_0", "layers_1", "layers_2"]
+
+
+def test_a_table_that_is_repeated_for_each_sample_and_head_is_computed_again() -> None:
+    made = cut(Repeated(), TEXT)
+    assert crossing(made, TEXT) == [{"hidden": (2, 7, WIDTH), "mask": (2, 7)}] * 3
+
+
+def test_an_input_may_have_the_name_of_what_crosses() -> None:
+    made = cut(Named(), {"hidden": torch.zeros(2, 5, 3)})
+    assert [set(each) for each in crossing(made, {"hidden": torch.zeros(2, 5, 3)})] == [{"hidden", "inner"}] * 2
+
+
+def test_a_table_that_is_dropped_out_for_each_sample_crosses() -> None:
+    made = cut(Positioned(), ROWS)
+    assert [set(each) for each in crossing(made, ROWS)] == [{"hidden", "hidden_1", "value"}] * 3
+
+
+def test_statistics_of_batch_norm_stay_as_they_were() -> None:
+    network = Normed()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    made = cut(network, IMAGES)
+    assert len(made.stages) == 4
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+
+
+def test_a_network_that_changes_its_layers_is_given_back_as_it_was() -> None:
+    network = Choosing()
+    batches_like(network, AsItIs(), TEXT)
+    assert type(network.layers[0].mix) is nn.Linear
 
 
 def test_an_answer_that_changes_by_itself_is_refused() -> None:

@@ -102,7 +102,9 @@ class StagedBackbone(nn.Module):
         """
         whole = getattr(self.stages[-1], "run_whole", None)
         if whole is not None and start == 0 and stop is None and torch.compiler.is_exporting():
-            return whole(self.stages, x)
+            parts = [stage for stage in self.stages if hasattr(stage, "run_whole")]
+            stop = len(self.stages) - len(parts)  # what lies in front of the network that was cut
+            return whole(parts, self.forward(x, 0, stop))
         for number, stage in enumerate(self.stages[start:stop], start):
             if self.recomputing and torch.is_grad_enabled():
                 x = recomputed(partial(self.step, number, stage), stage, x)
@@ -144,26 +146,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Runs a block and undoes what it changes in a module: attributes, and what buffers hold.
+    """Runs a block and undoes what it changes in a module: attributes, modules, and what buffers hold.
 
-    Some networks keep what they computed for an input's size as an attribute or a buffer. A pass on fake tensors would
-    leave fake tensors there.
+    Some networks keep what they computed for an input's size as an attribute or a buffer, or choose their modules by
+    it. A pass on fake tensors would leave fake tensors there.
     """
     layers = list(module.modules())
-    attributes = [dict(layer.__dict__) for layer in layers]
-    buffers = [dict(layer._buffers) for layer in layers]
+    held = [(layer.__dict__, dict(layer.__dict__)) for layer in layers]
+    held += [(registry, dict(registry)) for layer in layers for registry in (layer._buffers, layer._modules)]
     contents = [
-        (buffer, buffer._version, buffer.clone()) for held in buffers for buffer in held.values() if buffer is not None
+        (buffer, buffer.clone()) for layer in layers for buffer in layer._buffers.values() if buffer is not None
     ]
     try:
         yield
     finally:
-        for layer, held, own in zip(layers, attributes, buffers, strict=True):
-            layer.__dict__.clear()
-            layer.__dict__.update(held)
-            layer._buffers.clear()
-            layer._buffers.update(own)
-        with torch.no_grad():
-            for buffer, version, content in contents:
-                if buffer._version != version:
-                    buffer.copy_(content)
+        for registry, before in held:
+            registry.clear()
+            registry.update(before)
+        for buffer, content in contents:
+            if not torch.equal(buffer, content):  # not told by its version: batch norm writes without a new one
+                buffer.data.copy_(content)  # nor does this, so that a graph that reads it still holds

@@ -157,6 +157,11 @@ class Boundary:
     inputs: frozenset[str]
     quiet: tuple[str, ...]
 
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The tensors that cross."""
+        return [each.leaf for each in self.crossing]
+
     def packed(self, made: Mapping[Leaf, Tensor], inputs: Value) -> Value:
         """Makes the value that crosses."""
         named = leaves(inputs)

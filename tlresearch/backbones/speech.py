@@ -1,144 +1,136 @@
-"""wav2vec 2.0, HuBERT and WavLM of transformers in stages: feature encoder, projection, each layer."""
+"""Encoders of waveforms in transformers: wav2vec 2.0 and all that is built like it.
+
+Their convolutions are a stage of ours, `FeatureEncoder`; what lies behind them is cut by its structure.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from tlresearch.backbones.base import End
+from tlresearch.backbones.base import evaluating
 from tlresearch.backbones.log_mel import waveform
 from tlresearch.backbones.sequences import mask_of, mean_of
-from tlresearch.backbones.transformers_stage import ModelStage
-from tlresearch.base.errors import UserError
 from tlresearch.modality.sound import AudioPreprocessing
 from tlresearch.modality.values import Value
 
-SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
-"""Families by `model_type` of their ``config.json``."""
+
+def reads_waveforms(network: nn.Module) -> bool:
+    """Whether a model takes waveforms and knows how many frames its convolutions make of them."""
+    return hasattr(network, "feature_extractor") and hasattr(network, "_get_feat_extract_output_lengths")
 
 
-class FeatureEncoder(ModelStage):
+class FeatureEncoder(nn.Module):
     """The convolutions over the waveform: one vector for 20 ms in all published models.
 
-    Models with a group norm behind the first convolution take its statistics over the whole clip, padding included,
-    and were trained without padding. Here each clip then runs by itself, without padding, so that what comes out
-    depends on the clip alone and not on the batch it is in.
+    A stage of ours, for two reasons. Behind it, positions are frames and no longer samples, and so is the mask. And the
+    network's own forward is wrong for padding where a group norm lies behind the first convolution: it takes the norm's
+    statistics over the whole clip, padding included, though it was trained without padding. Here each clip then runs by
+    itself, so that what comes out depends on the clip alone and not on the batch it is in.
+
+    Args:
+        network: The whole model; its convolutions move here, and the model then takes frames.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, "feature_extractor")
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.feature_extractor: nn.Module = network.feature_extractor
+        self.by_clip = network.config.feat_extract_norm == "group"
+        self.layers = tuple(zip(network.config.conv_kernel, network.config.conv_stride, strict=True))
+        network.feature_extractor = _Frames()
+        network._get_feature_vector_attention_mask = _as_it_is
 
     def forward(self, value: Value) -> dict[str, Tensor]:
-        """Turns waveforms into ``hidden`` ``(batch, frames, channels)`` and their mask."""
+        """Turns waveforms into ``frames`` ``(batch, frames, channels)`` and their mask."""
         audio, lengths = waveform(value)
-        encoder = self.get_submodule("feature_extractor")
-        padded = isinstance(value, dict) and bool((lengths < audio.shape[1]).any())
-        if padded and self.config.feat_extract_norm == "group":
+        encoder = self.feature_extractor
+        if self.by_clip and isinstance(value, dict) and bool((lengths < audio.shape[1]).any()):
             alone = [encoder(clip[None, :length])[0].T for clip, length in zip(audio, lengths.tolist(), strict=True)]
             hidden = pad_sequence(alone, batch_first=True)
         else:
             hidden = encoder(audio).transpose(1, 2)
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+        for kernel, stride in self.layers:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-        return {"hidden": hidden, "mask": mask_of(lengths, hidden.shape[1])}
+        return {"frames": hidden, "mask": mask_of(lengths, hidden.shape[1])}
+
+    def extra_repr(self) -> str:
+        """What its results depend on beside its layers."""
+        return f"kernels and strides {self.layers}, by clip {self.by_clip}"
 
 
-class Projection(ModelStage):
-    """From the width of the convolutions to that of the layers, with convolutional positions added."""
+class _Frames(nn.Module):
+    """Stands in for the convolutions of a model that takes frames."""
 
-    def __init__(self, model: nn.Module) -> None:
-        before = [] if model.config.do_stable_layer_norm else ["encoder.layer_norm"]  # type: ignore[union-attr]
-        super().__init__(model, "feature_projection", "encoder.pos_conv_embed", *before, "encoder.dropout")
-
-    def forward(self, value: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Projects; padding becomes 0, so that the positions of real frames do not depend on it."""
-        hidden = self.get_submodule("feature_projection")(value["hidden"])
-        if isinstance(hidden, tuple):  # HuBERT gives one value, the others two
-            hidden = hidden[0]
-        hidden = hidden.masked_fill(~value["mask"][..., None], 0)
-        encoder: Any = self.get_submodule("encoder")
-        hidden = hidden + encoder.pos_conv_embed(hidden)
-        if not self.config.do_stable_layer_norm:
-            hidden = encoder.layer_norm(hidden)
-        return {"hidden": encoder.dropout(hidden), "mask": value["mask"]}
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.transpose(1, 2)
 
 
-class Layer(ModelStage):
-    """One layer of attention, and what follows the last one.
+def _as_it_is(length: int, mask: Tensor, **_: Any) -> Tensor:
+    """Stands in for what makes a mask over frames of one over samples."""
+    return mask
 
-    In training, the whole layer is skipped with the probability ``layerdrop`` of the model's config, as transformers
-    does it. Its masking of spans (SpecAugment) is left out.
 
-    Args:
-        model: The whole model.
-        number: Number of the layer.
-        end: What comes out of the last layer; ``None`` in front of it.
+@dataclass(frozen=True)
+class FrameReader:
+    """Runs a model behind its convolutions.
+
+    Attributes:
+        pooled: Whether the mean over the real frames is taken.
+        version: What else the results depend on; stored activations are kept apart by it.
     """
 
-    def __init__(self, model: nn.Module, number: int, end: End | None) -> None:
-        self.final = end is not None and bool(model.config.do_stable_layer_norm)  # type: ignore[union-attr]
-        path = f"encoder.layers.{number}"
-        super().__init__(model, path, *(["encoder.layer_norm"] if self.final else []))
-        self.path, self.number, self.end = path, number, end
-        self.relative = self.config.model_type == "wavlm"
-        if self.relative:
-            attention: Any = self.get_submodule(path).attention
-            # Its projections are read, not called: an adapter around them would be without effect.
-            attention.weights_are_read = True
-            # Past the registry: the table of relative positions belongs to the first layer and is read by all.
-            object.__setattr__(self, "_positions", model.get_submodule("encoder.layers.0").attention)
+    pooled: bool
+    version: str = ""
 
-    def forward(self, value: dict[str, Tensor]) -> Value:
-        """Runs the layer over hidden states and mask."""
-        hidden, mask = value["hidden"], value["mask"]
-        if not self._dropped():
-            hidden = self.get_submodule(self.path)(hidden, **self._context(hidden, mask))
-            if isinstance(hidden, tuple):
-                hidden = hidden[0]
-        if self.final:
-            hidden = self.get_submodule("encoder.layer_norm")(hidden)
-        return mean_of(hidden, mask) if self.end == "pooled" else {"hidden": hidden, "mask": mask}
-
-    def _dropped(self) -> bool:
-        if not self.training or self.config.layerdrop == 0 or (self.relative and self.number == 0):
-            return False
-        return float(torch.rand(())) < float(self.config.layerdrop)
-
-    def _context(self, hidden: Tensor, mask: Tensor) -> dict[str, Any]:
-        """What a layer is given beside the hidden states."""
-        if not self.relative:
-            from transformers.masking_utils import create_bidirectional_mask
-
-            allowed = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
-            return {"attention_mask": allowed}
-        length = hidden.shape[1]
-        bias = cast(Any, self)._positions.compute_bias(length, length)
-        return {"attention_mask": mask, "position_bias": bias.repeat(len(hidden), 1, 1)}
+    def __call__(self, network: nn.Module, value: Value) -> Value:
+        """Returns one vector of each clip ``(batch, width)``, or ``hidden`` states with their ``mask``."""
+        assert isinstance(value, dict)
+        mask = value["mask"]
+        hidden: Tensor = network(value["frames"], attention_mask=mask).last_hidden_state
+        return mean_of(hidden, mask) if self.pooled else {"hidden": hidden, "mask": mask}
 
 
-def cut_speech(model: nn.Module, end: End) -> dict[str, nn.Module]:
-    """Cuts a speech encoder into stages by name: ``feature_encoder``, ``projection``, ``layer_0`` and so on.
+class LayerDrop:
+    """Leaves a layer out in training with a probability (Fan et al. 2020, arXiv:1909.11556).
+
+    The network's own would leave out the call that hands a stored value over. A layer that makes anything beside its
+    hidden states, such as a table that all layers read, is never left out.
 
     Args:
-        model: The model without a head.
-        end: ``pooled``, the mean of the last layer's real frames, or ``sequence``.
-
-    Raises:
-        UserError: If the model has an adapter behind its layers.
+        forward: The layer's forward.
+        rate: The probability.
     """
-    config: Any = model.config
-    if getattr(config, "add_adapter", False):
-        raise UserError("backbone.name: speech encoders with an adapter behind the layers have no stages here")
-    if config.model_type == "wavlm":
-        # torch's advice to transformers.
-        warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
-    last = config.num_hidden_layers - 1
-    layers = {f"layer_{n}": Layer(model, n, end if n == last else None) for n in range(config.num_hidden_layers)}
-    return {"feature_encoder": FeatureEncoder(model), "projection": Projection(model), **layers}
+
+    def __init__(self, forward: Callable[..., Any], rate: float) -> None:
+        self.forward, self.rate = forward, rate
+        self.__self__: nn.Module = forward.__self__  # type: ignore[attr-defined]  # a bound method
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Runs the layer, or hands its hidden states on."""
+        layer = self.__self__
+        if not layer.training or float(torch.rand(())) >= self.rate:
+            return self.forward(hidden, *args, **kwargs)
+        with torch.no_grad(), evaluating(layer):  # for what it returns beside the hidden states
+            made, spec = tree_flatten(self.forward(hidden, *args, **kwargs))
+        given = [id(leaf) for leaf in tree_leaves((args, kwargs))]
+        if any(isinstance(leaf, Tensor) and id(leaf) not in given for leaf in made[1:]):
+            return self.forward(hidden, *args, **kwargs)
+        return tree_unflatten([hidden, *made[1:]], spec)
+
+
+def some_frames(network: Any) -> dict[str, Tensor]:
+    """A batch of frames to cut a model with."""
+    # torch's advice to transformers.
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
+    channels = int(network.config.conv_dim[-1])
+    return {"frames": torch.zeros(2, 12, channels), "mask": torch.ones(2, 12, dtype=torch.bool)}
 
 
 def speech_preprocessing(place: str, revision: str | None, config: Any) -> AudioPreprocessing:

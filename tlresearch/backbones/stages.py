@@ -24,7 +24,6 @@ from tlresearch.backbones.cutting import Granularity, cut
 from tlresearch.backbones.parts import MASK, CutError
 from tlresearch.backbones.recording import Drive, size_of
 from tlresearch.backbones.structure import attempt, cut_by_structure, difference, total
-from tlresearch.backbones.tracing import TraceError
 from tlresearch.base.errors import UserError, first_line
 from tlresearch.modality.values import Value, from_leaves, leaves, unstack
 
@@ -164,9 +163,9 @@ def divide(
     best: Division | None = None
     for way, make in ways.items():
         try:
-            made = make()
-            check(network, drive, made, batches if way == "structure" else batches[:1])
-        except (CutError, TraceError) as error:
+            made = attempt(make)
+            attempt(partial(check, network, drive, made, batches if way == "structure" else batches[:1]))
+        except CutError as error:
             reasons.append(f"{way}: {error}")
             continue
         division = Division(made, way, tuple(reasons), result)
@@ -286,7 +285,7 @@ def check(network: nn.Module, drive: Drive, made: Mapping[str, nn.Module], batch
             value = stage(value)
         return value
 
-    with unchanged(network), unchanged(in_order):
+    with unchanged(network):  # the stages have its buffers; what they keep of their own stays, as in use
         with torch.no_grad(), evaluating(network), evaluating(in_order):
             for batch in batches:
                 _compare(attempt(partial(staged, batch)), drive(network, batch), "in eval mode")

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from tlresearch.backbones.base import evaluating, unchanged
 from tlresearch.backbones.parts import MASK, Answer, Boundary, Crossing, CutError, Part, Sized
 from tlresearch.backbones.recording import Call, Drive, Key, Leaf, Recording, forwards_replaced, shape_of, size_of
+from tlresearch.backbones.tracing import TraceError
 from tlresearch.base.errors import first_line
 from tlresearch.modality.values import Value, from_leaves, leaves
+
+Result = TypeVar("Result")
 
 LARGEST_SHARE = 0.5
 """A stage with a larger share of the parameters is cut again, at the lists inside of it."""
@@ -44,6 +47,8 @@ class Finder:
     def __init__(self, network: nn.Module, drive: Drive, examples: Sequence[Value]) -> None:
         self.network, self.drive = network, drive
         self.still: list[nn.Module] = []
+        self.trained: list[Recording] = []
+        self._answers: dict[tuple[Key, bool], Answer] = {}
         self.example = from_leaves({name: _tracked(leaf) for name, leaf in leaves(examples[0]).items()})
         self.kinds = {name: leaf.dtype for name, leaf in leaves(examples[0]).items()}
         self.recording = Recording(network, drive, self.example)
@@ -57,13 +62,12 @@ class Finder:
 
         Every stage makes such a table again, and could not draw the same: these modules stay in eval mode.
         """
-        seen = []
         for seed in (0, 1):
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), torch.random.fork_rng(), unchanged(self.network):  # statistics move in training
                 torch.manual_seed(seed)
-                seen.append(Recording(self.network, self.drive, self.example, training=True))
+                self.trained.append(Recording(self.network, self.drive, self.example, training=True))
         for key, call in self.recording.calls.items():
-            drawn = [recording.calls[key].made.copies for recording in seen if key in recording.calls]
+            drawn = [recording.calls[key].made.copies for recording in self.trained if key in recording.calls]
             if call.is_constant and len(drawn) == 2 and not _same(*drawn):
                 self.still.append(call.module)
 
@@ -140,6 +144,11 @@ class Finder:
         """How a call is answered at any size of input: what was the same in all recordings, or followed the
         arguments.
         """
+        if (call.key, runs) not in self._answers:  # one for all boundaries: what it sees of sizes, it sees once
+            self._answers[call.key, runs] = self._new_answer(call, runs=runs)
+        return self._answers[call.key, runs]
+
+    def _new_answer(self, call: Call, *, runs: bool) -> Answer:
         assert call.spec is not None
         others = [recording.calls.get(call.key) for recording in self.others]
         if runs or any(
@@ -162,7 +171,7 @@ class Finder:
         """
         given = [(call.key, -1 - place) for place, leaf in enumerate(call.given.copies) if isinstance(leaf, Tensor)]
         # A mask or a rotation that it is given depends on nothing but sizes: the network makes it again.
-        given = [leaf for leaf in given if self._depends(leaf) and self._crossing(0, leaf) is not None]
+        given = [leaf for leaf in given if self.depends(leaf) and self._crossing(0, leaf) is not None]
         earlier = sorted((self.recording.calls[key] for key in answers), key=lambda each: each.end, reverse=True)
         return given + [
             (each.key, place)
@@ -171,7 +180,8 @@ class Finder:
             if isinstance(leaf, Tensor)
         ]
 
-    def _depends(self, leaf: Leaf) -> bool:
+    def depends(self, leaf: Leaf) -> bool:
+        """Whether a gradient reaches what the tensor was made of."""
         tensors, place = self.recording.at(leaf)
         tensor = tensors.traced[place]
         return tensor is not None and tensor.requires_grad
@@ -195,11 +205,22 @@ class Finder:
         for name in sorted(names - read - {MASK}):
             if self._answers_as_before(part, offered, names - {name}):
                 names.discard(name)
+        kept = list(offered)
+
+        def drop(leaves_: Sequence[Leaf]) -> None:
+            rest = [leaf for leaf in kept if leaf not in leaves_]
+            if self._answers_as_before(part, rest, names):
+                kept[:] = rest
+            elif len(leaves_) > 1:
+                drop(leaves_[: len(leaves_) // 2])
+                drop(leaves_[len(leaves_) // 2 :])
+
         rest = [leaf for leaf in offered if leaf not in live]
-        for leaf in [leaf for leaf in rest if self.recording.copy(leaf).is_floating_point()] + rest:
-            if leaf in rest and self._answers_as_before(part, [*live, *(each for each in rest if each != leaf)], names):
-                rest.remove(leaf)
-        return [*live, *rest], frozenset(names)
+        floats = [leaf for leaf in rest if self.recording.copy(leaf).is_floating_point()]
+        for group in (floats, [leaf for leaf in rest if leaf not in floats]):
+            if group:
+                drop(group)
+        return kept, frozenset(names)
 
     def _with_gradient(self, part: Part, offered: Sequence[Leaf]) -> tuple[list[Leaf], set[str]]:
         stored = {leaf: _tracked(self.recording.copy(leaf)) for leaf in offered}
@@ -235,13 +256,17 @@ class Finder:
     def _crossing(self, number: int, leaf: Leaf) -> Crossing | None:
         """How a tensor crosses; ``None`` if it is the same for all samples, such as a table of relative positions."""
         tensor, shape = self.recording.copy(leaf), self.others[0].copy(leaf).shape
+        # In train mode too: of a table that is dropped out for each sample, samples have their own.
+        seen = [tensor, *(each.copy(leaf) for each in self.trained if leaf[0] in each.calls)]
         first, second = self.batches[:2]
+        name = "inner" if any(each.startswith("hidden") for each in self.kinds) else "hidden"
+        name = name if number == 0 else f"{name}_{number}"
         for axis, (size, grown) in enumerate(zip(tensor.shape, shape, strict=True)):
-            if size == first and torch.equal(tensor, tensor.narrow(axis, 0, 1).expand_as(tensor)):
-                return None
             if size != grown and size % first == 0 and size // first * second == grown:
-                name = "hidden" if number == 0 else f"hidden_{number}"
-                return Crossing(leaf, name, axis, size != first, self.recording.written(leaf))
+                crossing = Crossing(leaf, name, axis, size != first, self.recording.written(leaf))
+                packed = [crossing.packed(each, first) for each in seen]
+                alike = all(torch.equal(each, each[:1].expand_as(each)) for each in packed)
+                return None if alike else crossing
         return None
 
     def _tables(self, leaf: Leaf) -> set[str]:
@@ -352,12 +377,18 @@ def total(value: Value, *, squared: bool = False) -> Tensor | None:
     return torch.stack(parts).sum() if parts else None
 
 
-def attempt(run: Callable[[], Value]) -> Value:
-    """Runs a foreign network, which may raise anything."""
+def attempt(run: Callable[[], Result]) -> Result:
+    """Runs a foreign network, which may raise anything.
+
+    Raises:
+        CutError: If it does.
+    """
     try:
         return run()
     except CutError:
         raise
+    except TraceError as error:
+        raise CutError(str(error)) from error
     except Exception as error:
         raise CutError(f"{type(error).__name__}: {first_line(error, 200)}") from error
 
@@ -422,12 +453,14 @@ def holdings(finder: Finder, parts: Sequence[Part]) -> Holdings:
     """Shares the tensors of a network out over its parts.
 
     A part uses the parameters that its own output has a gradient for; what has none, and buffers, it uses if their
-    module ran in it, or the closest module around that did. What several parts use belongs to the earliest.
+    module ran in it, or the closest module around that did. So does a part that hands something over which no gradient
+    reaches, such as a mask made of a first prediction. What several parts use belongs to the earliest.
     """
     network = finder.network
     used = _used(finder, parts)
     with_gradient = set().union(*used)
     ran = [_ran(finder.recording, part) for part in parts]
+    silent = [part.stop is not None and not all(map(finder.depends, part.stop.leaves)) for part in parts]
     called = {path for path, _ in finder.recording.calls}
     owned: list[set[int]] = [set() for _ in parts]
     lent: list[set[int]] = [set() for _ in parts]
@@ -442,12 +475,14 @@ def holdings(finder: Finder, parts: Sequence[Part]) -> Holdings:
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            places = [n for n, ids in enumerate(used) if id(tensor) in ids] if id(tensor) in with_gradient else present
+            reached = id(tensor) in with_gradient
+            places = [n for n, ids in enumerate(used) if id(tensor) in ids or (silent[n] and n in present)]
+            places = places if reached else present
             owner, *others = places or [0]
             owned[owner].add(id(tensor))
             for number in others:
                 lent[number].add(id(tensor))
-            if path not in called and id(tensor) in with_gradient:
+            if path not in called and reached:
                 read.add(id(tensor))
     return Holdings(owned, lent, read)
 
@@ -571,10 +606,7 @@ class StructureStage(nn.Module):
 
     def extra_repr(self) -> str:
         """What the stage's results depend on beside its layers; stored activations are kept apart by it."""
-        ends = [
-            bound and (bound.key, [each.leaf for each in bound.crossing])
-            for bound in (self._part.start, self._part.stop)
-        ]
+        ends = [bound and (bound.key, bound.leaves) for bound in (self._part.start, self._part.stop)]
         return f"{type(self._network).__name__} by {self._part.drive}, from {ends[0]} to {ends[1]}"
 
 

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord, evaluating
 from tlresearch.backbones.cutting import Granularity
 from tlresearch.backbones.parts import CutError
-from tlresearch.backbones.speech import SPEECH_MODELS, cut_speech, speech_preprocessing
+from tlresearch.backbones.recording import Drive
+from tlresearch.backbones.speech import (
+    FeatureEncoder,
+    FrameReader,
+    LayerDrop,
+    reads_waveforms,
+    some_frames,
+    speech_preprocessing,
+)
 from tlresearch.backbones.stages import Division, divide, report
 from tlresearch.backbones.text import FOLDER, Recipe, TextBackbone
 from tlresearch.backbones.transformers_loading import (
@@ -45,6 +53,8 @@ log = logging.getLogger(__name__)
 
 Pooling = Literal["pooler", "cls", "mean", "last"]
 Tower = Literal["image", "text"]
+LAYERDROP = {"layerdrop": "", "encoder_layerdrop": "encoder", "decoder_layerdrop": "decoder"}
+"""Settings that leave layers out in training, and what stands in the path of those layers."""
 LENGTH = 12
 """Tokens of the texts that a network is cut with."""
 
@@ -152,8 +162,8 @@ def build_transformer(
     family = loaded.config.model_type
     if family == YOLOS:
         return _yolos(loaded, pooling)
-    if family in SPEECH_MODELS:
-        return _speech(loaded, pooling, end)
+    if reads_waveforms(loaded.network):
+        return _sounds(loaded, pooling, granularity, end)
     part = _only(loaded.network, _part(loaded.network, tower))
     reads = getattr(loaded.network.get_submodule(part), "main_input_name", None)
     if reads == "pixel_values":
@@ -162,10 +172,7 @@ def build_transformer(
         return _images(loaded, part, pooling, granularity)
     if reads == "input_ids":
         return _texts(loaded, part, pooling, granularity, end, pairs)
-    raise UserError(
-        f"backbone.name: hf/{model} ({family}) reads {reads}; texts, images and the sounds of "
-        f"{', '.join(SPEECH_MODELS)} are known"
-    )
+    raise UserError(f"backbone.name: hf/{model} ({family}) reads {reads}; texts, images and waveforms are known")
 
 
 @dataclass(frozen=True)
@@ -221,9 +228,12 @@ def _load(
     kind = kind[0] if isinstance(kind, (tuple, list)) else kind
     if config.model_type == YOLOS:
         kind = transformers.YolosForObjectDetection
-    for drop in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-        if config.model_type not in SPEECH_MODELS and getattr(config, drop, None):
-            setattr(config, drop, 0.0)  # a layer that is left out could not hand its value on
+    rates = {drop: getattr(config, drop, None) for drop in LAYERDROP}
+    for drop in (drop for drop, rate in rates.items() if rate):
+        setattr(config, drop, 0.0)  # a layer that is left out could not hand its value on
+    for masking in ("mask_time_prob", "mask_feature_prob"):
+        if hasattr(config, masking):
+            setattr(config, masking, 0.0)  # SpecAugment, which every stage would draw anew
     given = {}
     if pooling != "pooler" and "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
         given = {"add_pooling_layer": False}
@@ -236,6 +246,10 @@ def _load(
             network, missing, file = load_model(
                 kind, config, given, place, revision, weights, weights_sha256, weights_prefix, model
             )
+    for drop, rate in rates.items():
+        if rate:
+            _leave_out_layers(network, LAYERDROP[drop], float(rate))
+            setattr(config, drop, rate)
     network.train()  # as all other backbones are; loading leaves it in eval mode
     source = f"hf/{model}" if weights == "default" else weights
     return _Loaded(model, place, revision, config, network, source, frozenset(missing), file)
@@ -255,13 +269,31 @@ def _yolos(loaded: _Loaded, pooling: Pooling | None) -> StagedBackbone:
     )
 
 
-def _speech(loaded: _Loaded, pooling: Pooling | None, end: End) -> StagedBackbone:
+def _leave_out_layers(network: nn.Module, within: str, rate: float) -> None:
+    for path, layers in network.named_modules():
+        if isinstance(layers, nn.ModuleList) and path.rpartition(".")[2] == "layers" and within in path:
+            for layer in layers:
+                layer.__dict__["forward"] = LayerDrop(layer.forward, rate)
+
+
+def _sounds(loaded: _Loaded, pooling: Pooling | None, granularity: Granularity, end: End) -> StagedBackbone:
     if pooling not in (None, "mean"):
         raise UserError(f"backbone.options.pooling: hf/{loaded.name} pools by mean, not '{pooling}'")
-    preprocessing = speech_preprocessing(loaded.place, loaded.revision, loaded.config)
-    stages = cut_speech(loaded.network, end)
-    width = loaded.config.hidden_size
-    backbone = StagedBackbone(stages, out_features=width, preprocessing=preprocessing, weights=loaded.record(stages))
+    if getattr(loaded.config, "add_adapter", False):
+        raise UserError(f"backbone.name: hf/{loaded.name} has an adapter behind the layers, whose frames have no mask")
+    network = loaded.network
+    front = FeatureEncoder(network)
+    reader = FrameReader(end == "pooled", _version(network))
+    division = _divided(loaded, reader, some_frames(network), granularity, "projection")
+    stages = {"feature_encoder": front, **division.stages}
+    backbone = StagedBackbone(
+        stages,
+        out_features=_width(division),
+        preprocessing=speech_preprocessing(loaded.place, loaded.revision, loaded.config),
+        weights=loaded.record(stages),
+        way=division.way,
+        reasons=division.reasons,
+    )
     backbone.save_files = partial(_save_speech, loaded.config)
     return backbone
 
@@ -292,18 +324,22 @@ def _only(network: nn.Module, part: str) -> str:
 
 
 def _reader(network: nn.Module, part: str, pooling: Pooling | None) -> Reader:
-    import transformers
-
     model: Any = network.get_submodule(part)
     taken = inspect.signature(model.forward).parameters
-    settings = hashlib.sha256(model.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
     return Reader(
         part,
         pooling,
         getattr(model.config, "pad_token_id", None),
         {name: False for name in ("use_cache",) if name in taken or hasattr(model.config, name)},
-        f"{settings}, transformers {transformers.__version__}, {model.config._attn_implementation}",
+        _version(model),
     )
+
+
+def _version(model: Any) -> str:
+    import transformers
+
+    settings = hashlib.sha256(model.config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
+    return f"{settings}, transformers {transformers.__version__}, {model.config._attn_implementation}"
 
 
 def _texts(
@@ -356,8 +392,9 @@ def _takes_types(model: Any) -> bool:
     return "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
 
 
-def _divided(loaded: _Loaded, reader: Reader, example: Value, granularity: Granularity) -> Division:
-    first = "embeddings"
+def _divided(
+    loaded: _Loaded, reader: Drive, example: Value, granularity: Granularity, first: str = "embeddings"
+) -> Division:
     division = divide(loaded.network, reader, example, granularity=granularity, first=first, traced=False)
     names = list(division.stages)
     lists = {name.rpartition("_")[0] for name in names[1:]}
