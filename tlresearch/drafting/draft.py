@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tlresearch.base.paths import data_folder, find_data, home
+from tlresearch.config.json_schema import first_line, write_schemas
 from tlresearch.drafting.backbone import MINILM, Choice, choose, describe_choice
 from tlresearch.drafting.survey import Survey, look
 
@@ -121,7 +122,8 @@ def draft(place: Path, *, below: Path | None = None) -> Draft:
     texts = (_experiment(survey, choice, topic, place, portable=below is not None), _sweep(survey, topic))
     for file, text in zip(files, texts, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(first_line(1) + text, encoding="utf-8")
+    write_schemas(files[0].parents[2])
     said = (("data", survey.described()), *describe_choice(choice), ("written", " and ".join(map(str, files))))
     return Draft(*files, said, True)
 
@@ -142,10 +144,10 @@ def _free(folder: Path, topic: str) -> tuple[str, tuple[Path, Path]]:
 def _is_of(experiment: Path, place: Path) -> bool:
     """Whether a draft was made for this place."""
     try:
-        line = experiment.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError):
+        head = experiment.read_text(encoding="utf-8").splitlines()[:4]
+    except (OSError, UnicodeDecodeError):
         return False
-    return line.endswith(f" {place.resolve()}")
+    return any(line.endswith(f" {place.resolve()}") for line in head)
 
 
 def _experiment(survey: Survey, choice: Choice, topic: str, place: Path, *, portable: bool) -> str:
