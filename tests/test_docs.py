@@ -30,7 +30,23 @@ NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
-OTHERS = {"pip", "python", "git", "cd", "cp", "export", "echo", "curl", "mlflow", "ray", "sbatch", "docker", "kill"}
+OTHERS = {
+    "pip",
+    "python",
+    "git",
+    "cd",
+    "cp",
+    "export",
+    "echo",
+    "curl",
+    "mlflow",
+    "ray",
+    "sbatch",
+    "docker",
+    "kill",
+    "eval",
+    "autoload",
+}
 """Programs of the pages that are not ours."""
 PICTURE_LIMIT = 150_000  # bytes: a clone stays small
 

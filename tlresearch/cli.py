@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: finds the command, and turns what went wrong into a line and an exit code.
 
 A command is a module under ``commands/``. Everything heavy is imported inside its function, so that --help is instant.
@@ -39,6 +40,7 @@ from tlresearch.commands import (
     verify,
     worker,
 )
+from tlresearch.commands.completion import complete
 from tlresearch.commands.shared import store_of
 from tlresearch.show.signs import survive_encodings
 
@@ -122,6 +124,8 @@ def _each_warning_once() -> Iterator[None]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line; overrides may stand before and behind options, which argparse does not see by itself."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+        complete(parser)
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -71,6 +71,12 @@ def first_line(below: int) -> str:
     return f"# yaml-language-server: $schema={'../' * below}{FILE}\n"
 
 
+def full_keys(kind: str) -> dict[str, Schema]:
+    """Returns the schema of every option of ``experiments`` or ``sweeps`` by its full key."""
+    builder = _Builder()
+    return {key: builder.option(item, hint) for key, (item, hint) in _leaves(SCHEMAS[kind]).items()}
+
+
 class _Builder:
     """Makes schemas of dataclasses; what is needed in several places is a definition, which these refer to."""
 
