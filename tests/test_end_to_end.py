@@ -129,6 +129,7 @@ def test_a_sweep_continues_to_its_total_and_its_best_config_runs(
     children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == result.run_id]
     trials = [run for run in children if "tlresearch.trial" in run.data.tags]
     assert parent.info.status == "FINISHED"
+    assert parent.data.metrics[result.objective] == result.best_value  # in the study's row of the table of runs
     assert sorted(run.data.tags["tlresearch.trial"] for run in trials) == ["0", "1", "2"]
     assert {run.info.status for run in children} == {"FINISHED"}
     assert not any("test/accuracy" in run.data.metrics for run in trials)  # trials never see the test split

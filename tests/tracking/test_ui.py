@@ -25,7 +25,7 @@ def test_the_server_answers_and_ends_quietly(end: signal.Signals) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tlresearch", "ui", "--port", str(port)]
+    command = [sys.executable, "-m", "tlresearch", "ui", "--no-browser", "--port", str(port)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -49,6 +49,7 @@ def test_the_server_answers_and_ends_quietly(end: signal.Signals) -> None:
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 0
     assert f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=" in output
+    assert f"The newest, run a:\n  http://127.0.0.1:{port}/#/experiments/1/runs/{run.run_id}?" in output
     assert "Traceback" not in output
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0  # nothing is left listening

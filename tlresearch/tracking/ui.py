@@ -1,4 +1,7 @@
-"""Serves MLflow's UI for the local store, the light way: one worker, no job runner, this machine only."""
+"""Serves MLflow's UI for the local store, the light way: one worker, no job runner, this machine only.
+
+It opens at what came last: the table of the newest study's trials, else the page of the newest run.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
 
 from tlresearch.tracking.store import connect
-from tlresearch.tracking.views import saved_views
+from tlresearch.tracking.views import latest, saved_views
+
+_PATIENCE = 60  # seconds until the server answers
 
 
-def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
+def serve(*, port: int = 5000, host: str = "127.0.0.1", browser: bool = False) -> int:
     """Serves the UI until interrupted; of a store that is a server, prints the server's address.
+
+    Args:
+        port: Port to listen on.
+        host: Address to listen on.
+        browser: Whether a browser is opened once the server answers, on a machine with a desktop.
 
     Returns:
         Exit code of the server.
@@ -21,8 +35,13 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
     if store.artifacts is None:
         print(f"the runs are on a server, open {store.ui}")
         return 0
-    print(f"MLflow UI over {store.label}; Ctrl-C stops it. Tables of runs:", flush=True)
-    for name, address in saved_views(store, f"http://{host}:{port}"):
+    base = f"http://{host}:{port}"
+    newest = latest(store, base)
+    print(f"MLflow UI over {store.label}; Ctrl-C stops it.", flush=True)
+    if newest is not None:
+        print(f"The newest, {newest[0]}:\n  {newest[1]}", flush=True)
+    print("Tables of runs:", flush=True)
+    for name, address in saved_views(store, base):
         print(f"  {name:<32} {address}", flush=True)
     # With more workers every request takes 44 ms; the jobs are for language models and cost 2 GB of memory.
     command = [
@@ -46,6 +65,8 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
     # In a session of its own, so that Ctrl-C reaches this process alone, which ends the server without its complaints.
     server = subprocess.Popen(command, env={**os.environ, **settings}, start_new_session=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if browser and newest is not None and _has_desktop():
+        threading.Thread(target=_open, args=(base, newest[1]), daemon=True).start()
     try:
         return server.wait()
     except KeyboardInterrupt:
@@ -53,3 +74,21 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1") -> int:
     finally:
         server.terminate()
         server.wait()
+
+
+def _has_desktop() -> bool:
+    """Whether somebody sits in front of this process: without a display, `webbrowser` starts one in the terminal."""
+    return sys.stdout.isatty() and (
+        sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    )
+
+
+def _open(base: str, address: str) -> None:
+    """Opens a page once the server answers."""
+    for _ in range(_PATIENCE):
+        try:
+            with urllib.request.urlopen(f"{base}/health", timeout=1):
+                webbrowser.open(address)
+                return
+        except OSError:
+            time.sleep(1)

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from tlresearch.tracking.addresses import runs_url
+from tlresearch.tracking.addresses import run_url, runs_url
+from tlresearch.tracking.records import STUDY_TAG, search
 from tlresearch.tracking.store import Store, StoreAwayError
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def save_view(
             store.client.set_experiment_tag(experiment_id, f"{_PREFIX}{name}", f"deflate;{packed}")
     except StoreAwayError as error:
         _log.warning("the view of the table of runs is not saved: %s", error)  # no reason to end a run
-    return f"{runs_url(store.ui, experiment_id)}&viewStateShareKey={quote(name, safe='')}"
+    return _view(store.ui, experiment_id, name)
 
 
 def saved_views(store: Store, base: str) -> list[tuple[str, str]]:
@@ -67,11 +68,35 @@ def saved_views(store: Store, base: str) -> list[tuple[str, str]]:
         experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
     found = []
     for experiment in experiments:
-        address = runs_url(base, experiment.experiment_id)
         keys = [tag.removeprefix(_PREFIX) for tag in experiment.tags if tag.startswith(_PREFIX)]
         for key in sorted(keys, key=lambda key: key != _PLAIN):
             name = experiment.name if key == _PLAIN else f"sweep {key}"
-            found.append((name, f"{address}&viewStateShareKey={quote(key, safe='')}"))
+            found.append((name, _view(base, experiment.experiment_id, key)))
         if not keys and experiment.name != "Default":
-            found.append((experiment.name, address))
+            found.append((experiment.name, runs_url(base, experiment.experiment_id)))
     return found
+
+
+def latest(store: Store, base: str) -> tuple[str, str] | None:
+    """Returns name and address of what came last: a study's table of trials, or a run; ``None`` without any run.
+
+    Args:
+        store: The store.
+        base: Address of the UI.
+    """
+    newest = search(store, "", limit=1)
+    if not newest:
+        return None
+    run = newest[0]
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent is not None:
+        with store.errors():
+            run = store.client.get_run(parent)
+    study = run.data.tags.get(STUDY_TAG)
+    if study is None:
+        return f"run {run.info.run_name}", run_url(base, run.info.experiment_id, run.info.run_id)
+    return f"study {study}", _view(base, run.info.experiment_id, study)
+
+
+def _view(base: str, experiment_id: str, name: str) -> str:
+    return f"{runs_url(base, experiment_id)}&viewStateShareKey={quote(name, safe='')}"

@@ -168,11 +168,12 @@ def log_study(
     best_yaml: Path | None,
     figures: Mapping[str, Path],
 ) -> None:
-    """Records the study on its parent run, under names the trials do not use."""
+    """Records the study on its parent run: its best value as the objective, the rest under names of its own."""
     trials = studies.ended(study)
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in studies.ENDED}
     metrics = {f"study/{name}": float(count) for name, count in counts.items()}
     metrics["study/best"] = float(best.value or 0.0)
+    metrics[config.objective.metric] = metrics["study/best"]  # so that the study's row of the table of runs shows it
     for run in final:
         metrics |= {f"{run.name}/{name.replace('/', '_')}": value for name, value in run.metrics.items()}
     if confirmed:

@@ -94,7 +94,7 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
     """
     direction = sweep.objective.direction or "maximize"
     with quiet_optuna():
-        storage = _storage(sweep)
+        storage = open_storage(sweep)
         study = optuna.create_study(
             study_name=sweep.name,
             storage=storage,
@@ -261,7 +261,12 @@ def alone(sweep: SweepConfig, what: str, *, wait: bool = True) -> Iterator[bool]
         yield held
 
 
-def _storage(sweep: SweepConfig) -> PatientStorage:
+def open_storage(sweep: SweepConfig) -> PatientStorage:
+    """Opens the database that holds the study of a sweep.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
     url = storage_url(sweep)
     # A file is used by processes of one machine, which can see whether another one lives; a server's are told.
     heartbeat = None if url.startswith("sqlite") else max(1, int(sweep.lost_after / 6))
