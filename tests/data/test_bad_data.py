@@ -309,7 +309,7 @@ CASES: dict[Case, tuple[str, ...]] = {
     truncated_jpeg: ("dog/cut.jpg", "truncated"),
     truncated_tiff: ("dog/cut.tif",),
     text_called_png: ("dog/note.png: not an image",),
-    every_image_broken: ("none of 8 images can be read",),
+    every_image_broken: ("none of 8 images can be read, such as cat/", "not an image"),
     sizes_that_differ: ("differ in size", "dog/large.png is 30x20", "data.image_size"),
     no_table: ("data.table", "labels.csv does not exist"),
     empty_table: ("labels.csv has no rows",),

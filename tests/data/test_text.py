@@ -139,6 +139,14 @@ def test_texts_are_cut_and_padded(tmp_path: Path) -> None:
     assert data.splits["train"][SampleKey(0, 7)][0]["ids"].tolist() == [5, 2, 4]
 
 
+def test_what_follows_the_longest_text_costs_nothing() -> None:
+    words = WordTokenizer(["good", "film"])
+    text = "Good film! " * 20
+    assert words.texts([text], 5) == [[2, 3, 1, 2, 3]]
+    assert split_words(text, 4) == ["good", "film", "!", "good"] == split_words(text)[:4]
+    assert split_words(text, 0) == []
+
+
 def test_words() -> None:
     assert split_words("He didn't like it, 'twas n't good-ish!") == [
         *("he", "didn't", "like", "it", ",", "'twas", "n't", "good", "-", "ish", "!")

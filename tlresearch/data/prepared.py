@@ -140,7 +140,8 @@ def _check(table: Table, rows: Sequence[int], on_error: str) -> tuple[dict[int, 
         )
     readable = {row: record for row, record in checked.items() if record.problem is None}
     if not readable:
-        raise DataError(f"{table.name}: none of {len(rows)} {table.samples} can be read; check data.root")
+        name, why = next(iter(problems.items()), ("", ""))
+        raise DataError(f"{table.name}: none of {len(rows)} {table.samples} can be read, such as {name}: {why}")
     return readable, problems
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -191,7 +192,7 @@ class WordTokenizer:
 
     def texts(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Returns the token numbers of each text, cut at `max_length`."""
-        return [self._encode(split_words(text)[:max_length]) or [1] for text in texts]
+        return [self._encode(split_words(text, max_length)) or [1] for text in texts]
 
     def sentences(self, sentences: Sequence[Sequence[str]], max_length: int) -> list[Encoded]:
         """Returns one token for each word, cut at `max_length`."""
@@ -204,7 +205,7 @@ class WordTokenizer:
         """Returns the words of both texts of each pair; the longer text is cut first."""
         encoded = []
         for first, second in pairs:
-            words = [split_words(first), split_words(second)]
+            words = [split_words(first, max_length), split_words(second, max_length)]
             while sum(map(len, words)) > max_length:
                 max(words, key=len).pop()
             numbers = self._encode([*words[0], *words[1]]) or [1]
@@ -219,9 +220,14 @@ class WordTokenizer:
         return [self._numbers.get(word, 1) for word in words]
 
 
-def split_words(text: str) -> list[str]:
-    """Splits a text into words and marks, in lower case; ``don't`` is one word, and so is ``n't``."""
-    return _WORD.findall(text.lower())
+def split_words(text: str, most: int | None = None) -> list[str]:
+    """Splits a text into words and marks, in lower case; ``don't`` is one word, and so is ``n't``.
+
+    Args:
+        text: The text.
+        most: How many of its first words are wanted; what follows costs nothing.
+    """
+    return [word.group() for word in islice(_WORD.finditer(text.lower()), most)]
 
 
 class RawTexts(RawInput):
