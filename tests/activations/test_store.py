@@ -120,7 +120,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
         os.utime(store.entries()[-1].path, (number, number))
     store.get({"number": 1}, SAMPLES, refuse)  # used again: now the newest
     store.get({"number": 3}, SAMPLES, large)
-    assert {entry.about["number"] for entry in store.entries()} == {1, 3}
+    assert {entry.key["number"] for entry in store.entries()} == {1, 3}
 
 
 def test_what_is_too_large_is_not_kept(store: ActivationStore, caplog: pytest.LogCaptureFixture) -> None:

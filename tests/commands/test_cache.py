@@ -14,10 +14,10 @@ from tlresearch.config.load import load_text
 def test_entries_are_listed_removed_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
     fit(load_text(toy_text(freeze="{schedule: linear_probe, epochs: 1}")))
     entries = default_store().entries()
-    assert [entry.about["boundary"] for entry in entries] == [4, 4]  # digits lie in memory: no inputs are kept
+    assert [entry.key["boundary"] for entry in entries] == [4, 4]  # digits lie in memory: no inputs are kept
     assert main(["cache", "ls"]) == 0
     shown = capsys.readouterr().out
-    assert all(entry.key[:8] in shown for entry in entries)
+    assert all(entry.name[:8] in shown for entry in entries)
     assert main(["cache", "rm", entries[0].key[:8]]) == 0
     assert len(default_store().entries()) == len(entries) - 1
     assert main(["cache", "rm", "no-such-entry"]) == 2

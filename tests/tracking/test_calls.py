@@ -59,7 +59,7 @@ def test_a_run_holds_what_the_calls_write_one_by_one(caplog: pytest.LogCaptureFi
 
 
 def test_what_belongs_together_is_one_call_and_counted_when_all_of_it_is_made() -> None:
-    kinds = [(call.what, made) for call, made in merged(CALLS)]
+    kinds = [(call.kind, made) for call, made in merged(CALLS)]
     assert kinds == [
         ("create", 1),
         ("texts", 0),

@@ -19,7 +19,7 @@ from tests.tracking.outages import content, wait_until
 from tlresearch.base.errors import TrackingError
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.tracking.calls import resolve
-from tlresearch.tracking.courier import beside, is_led, settle
+from tlresearch.tracking.courier import courier_process, is_led, wait_until_delivered
 from tlresearch.tracking.journal import journals
 from tlresearch.tracking.manifest import read_text
 from tlresearch.tracking.records import find_run
@@ -48,7 +48,7 @@ def couriers() -> list[psutil.Process]:
 def test_the_record_is_that_of_a_run_shipped_by_a_thread() -> None:
     here = start("run", deferred=False)
     record(here)
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         there = start("run")
         record(there)
     assert content(connect(), here.run_id) == content(connect(), there.run_id)
@@ -57,7 +57,7 @@ def test_the_record_is_that_of_a_run_shipped_by_a_thread() -> None:
 
 
 def test_nobody_waits_for_a_store_that_does_not_answer(tmp_path: Path) -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         start("first", deferred=False).close()
         with contextlib.closing(sqlite3.connect(tmp_path / "home" / "mlflow.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")  # nobody else reads or writes
@@ -70,7 +70,7 @@ def test_nobody_waits_for_a_store_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_is_seen_with_all_that_it_has_recorded() -> None:
-    with beside(resolve_uri()), start("on") as run:
+    with courier_process(resolve_uri()), start("on") as run:
         run.log_text("text", "folder/file.txt")
         run.log_metrics({"val/accuracy": 0.5}, 0)
         store = connect()
@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_is_seen_with_all_that_it_has_recorded() -> None:
 
 
 def test_a_run_goes_on_by_its_reference() -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         run = start("killed")
         run.log_metrics({"val/accuracy": 0.25}, 0)
         run.close("KILLED")
@@ -92,14 +92,14 @@ def test_a_run_goes_on_by_its_reference() -> None:
 
 
 def test_a_failed_run_is_recorded_as_failed() -> None:
-    with beside(resolve_uri()), pytest.raises(ValueError, match="broken"), start("fails") as run:
+    with courier_process(resolve_uri()), pytest.raises(ValueError, match="broken"), start("fails") as run:
         raise ValueError("broken")
     stored = connect().client.get_run(run.run_id)
     assert (stored.info.status, stored.data.tags["tlresearch.failure"]) == ("FAILED", "ValueError: broken")
 
 
 def test_runs_outlive_the_process_that_ships_them() -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         first = start("first")
         record(first)
         (courier,) = couriers()
@@ -113,15 +113,15 @@ def test_runs_outlive_the_process_that_ships_them() -> None:
 
 
 def test_a_process_that_is_not_needed_is_gone_again() -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         (child,) = couriers()
     assert not child.is_running()
 
 
 def test_a_second_process_ships_only_when_the_first_has_ended() -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         wait_until(lambda: is_led(resolve_uri()))
-        with beside(resolve_uri()):
+        with courier_process(resolve_uri()):
             assert len(couriers()) == 1
             record(start("inner"))
         assert find_run(connect(), "inner").info.status == "FINISHED"
@@ -129,7 +129,7 @@ def test_a_second_process_ships_only_when_the_first_has_ended() -> None:
 
 def test_what_the_store_refuses_is_raised_and_kept() -> None:
     def sweep() -> None:
-        with beside(resolve_uri()):
+        with courier_process(resolve_uri()):
             record(start("refused", run_id="0123" * 8))
             record(start("taken"))
 
@@ -140,11 +140,11 @@ def test_what_the_store_refuses_is_raised_and_kept() -> None:
 
 
 def test_settling_waits_for_what_has_ended() -> None:
-    with beside(resolve_uri()):
+    with courier_process(resolve_uri()):
         runs = [start(f"{number}") for number in range(3)]
         for run in runs[:2]:
             record(run)
-        settle(resolve_uri())
+        wait_until_delivered(resolve_uri())
         for run in runs[:2]:
             stored = resolve(connect(), run.reference)
             assert stored is not None
@@ -171,10 +171,10 @@ def test_two_processes_may_record_the_same_data_at_once() -> None:
 KILLED = """
 import os, signal, sys, time
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.tracking.courier import beside
+from tlresearch.tracking.courier import courier_process
 from tlresearch.tracking.run import open_run
 from tlresearch.tracking.store import resolve_uri
-with beside(resolve_uri()):
+with courier_process(resolve_uri()):
     config = TrackingConfig(system_metrics=False)
     run = open_run(config, name="killed", experiment="beside", params={}, tags={}, deferred=True)
     for epoch in range(200):
@@ -207,7 +207,7 @@ def test_what_was_recorded_outlives_a_killed_training(who: str) -> None:
 
 def test_a_password_of_the_store_is_not_on_the_command_line() -> None:
     uri = f"{resolve_uri()}?password=hunter2"
-    with contextlib.suppress(TrackingError), beside(uri):
+    with contextlib.suppress(TrackingError), courier_process(uri):
         words = [word for child in couriers() for word in child.cmdline()]
         assert words
         assert "hunter2" not in " ".join(words)

@@ -41,7 +41,7 @@ def between(database: Path, first: int, last: int) -> Iterator[Callable[[int], N
                 wait_until(lambda: not any(journal.waiting() for journal in journals()))
                 outage.enter_context(broken(database))
             if epoch == last:
-                wait_until(lambda: couriers.away(connect().label) is not None)
+                wait_until(lambda: couriers.outage(connect().label) is not None)
                 outage.close()
 
         yield disturb
@@ -209,7 +209,7 @@ def test_a_journal_goes_on_behind_a_line_that_was_never_finished(database: Path)
     left = Writer("local")
     left.append(Call("batch", {"tags": {"b": "2"}}))
     (again,) = journals()
-    assert [call.about["tags"] for call in again.waiting()] == [{"ä": "1"}, {"b": "2"}]
+    assert [call.arguments["tags"] for call in again.waiting()] == [{"ä": "1"}, {"b": "2"}]
 
 
 def test_a_run_that_was_deleted_meanwhile_keeps_what_it_recorded(

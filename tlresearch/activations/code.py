@@ -1,4 +1,4 @@
-"""The code that stored values depend on: the files that compute them, and the versions of libraries they call."""
+"""Hashes of the code that stored values depend on: the files that compute them, and the versions of libraries."""
 
 from __future__ import annotations
 
@@ -32,31 +32,33 @@ _COMPUTING = (
 """Modules of ours that make values; the others read configs, record and report."""
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Distributions that are called otherwise than what is imported; of others the package's first file counts."""
-_MEMBERS = 8  # of a list that are looked at: one of samples holds the same kind throughout
-_DEPTH = 4  # of objects in objects that are looked through for the classes they are made of
+_MEMBERS = 8  # members of a list that are looked at: a list of samples holds one kind
+_DEPTH = 4  # levels of nested objects that are searched for classes
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
 def code_of(module: nn.Module) -> str:
-    """Returns a hash of what a module computes, weights aside: its layers with their settings, and their code.
+    """Returns a hash of what a module computes, without its weights: its layers, their settings and their code.
 
-    The code is that of the files in which the classes are defined and of the files these import, as far as they are
-    ours or the user's; of installed libraries it is the version.
+    The code covers the files that define the classes and the files they import, if these are ours or the user's.
+    Installed libraries count by their version.
     """
     kinds, graphs, names = set(), [], set()
     for layer in module.modules():
-        if isinstance(layer, GraphModule):
+        if isinstance(layer, GraphModule):  # torch.fx makes this class anew: its generated code says what it does
             graphs.append(layer.code)
             names |= {_home(node.target) for node in layer.graph.nodes if node.op == "call_function"}
         else:
             kinds.add(type(layer))
-    sources = {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} | {_loose(kind) for kind in kinds}
+    sources = {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} | {
+        _source_without_file(kind) for kind in kinds
+    }
     code = code_under({*names, *(kind.__module__ for kind in kinds)})
     return hashlib.sha256("\n".join([repr(module), *graphs, *sorted(sources), code]).encode()).hexdigest()
 
 
 def code_behind(value: Any) -> str:
-    """Returns a hash of the code of an object and of those it is made of, such as a split with its transforms."""
+    """Returns a hash of the code of an object and of the objects in it, such as a split with its transforms."""
     return code_under({kind.__module__ for kind in _kinds(value, _DEPTH)})
 
 
@@ -126,13 +128,13 @@ def _home(function: Any) -> str:
     return str(getattr(function, "__module__", None) or "")
 
 
-def _loose(kind: type) -> str:
-    """The source of a class that is defined in no file of a module, as in a notebook."""
+def _source_without_file(kind: type) -> str:
+    """Returns the source of a class that no module file defines, as in a notebook; empty for any other class."""
     if _file(kind.__module__) is not None:
         return ""
     try:
         return inspect.getsource(kind)
-    except (OSError, TypeError):  # of a cell that is gone, or in C
+    except (OSError, TypeError):  # the cell is gone, or the class is written in C
         return ""
 
 

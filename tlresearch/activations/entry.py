@@ -1,4 +1,4 @@
-"""One stored entry: the values of a split's samples in memory-mapped files, with their checksums."""
+"""The files of one entry of the activation cache: a split's values, memory-mapped, with checksums."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from tlresearch.base.files import write as write_file
 from tlresearch.modality.values import SINGLE, Value, from_leaves, leaves, stack
 
-CHUNK = 1 << 24  # bytes that are hashed at once
+CHUNK = 1 << 24  # bytes that are read and hashed at a time
 META = "meta.json"
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One leaf of all samples: a tensor of rows, or samples of various shapes one behind the other."""
+    """One leaf of all samples: a tensor with a row per sample, or samples of various shapes one after another."""
 
     rows: Tensor
     shapes: Tensor | None = None
@@ -38,7 +38,7 @@ class _Leaf:
 class Stored:
     """The samples of an entry, by position.
 
-    A position that is read is a view into the file; writing to it changes this process's copy alone.
+    A sample is a view into the mapped file. Writing to it changes only this process's copy.
 
     Args:
         leaves: The leaves by name.
@@ -75,19 +75,19 @@ class TooLargeError(Exception):
 
 
 def write(
-    folder: Path, batches: Iterable[Sequence[Value]], samples: int, about: dict[str, Any], *, max_bytes: int
+    folder: Path, batches: Iterable[Sequence[Value]], samples: int, key: dict[str, Any], *, max_bytes: int
 ) -> None:
-    """Writes the values of all samples, batch by batch and in order; the last file, `META`, makes it whole.
+    """Writes the values of all samples, batch by batch and in order. The entry is complete with its last file, `META`.
 
     Args:
         folder: An empty folder.
-        batches: Some samples at a time; a sample has no batch dimension.
-        samples: How many samples there are in all.
-        about: What the entry holds, kept in its description.
+        batches: Values, some samples at a time; a sample has no batch dimension.
+        samples: Number of all samples.
+        key: What the values depend on, stored in `META`.
         max_bytes: Bound on the size.
 
     Raises:
-        TooLargeError: As soon as the batches so far foretell a larger size.
+        TooLargeError: As soon as the batches so far predict a larger size.
     """
     with _Files(folder) as files:
         done = 0
@@ -95,22 +95,22 @@ def write(
             for sample in batch:
                 files.append(leaves(sample))
             done += len(batch)
-            foretold = files.size * samples // done
-            if foretold > max_bytes:
-                raise TooLargeError(f"{foretold / 1e9:.1f} GB")
+            predicted = files.size * samples // done
+            if predicted > max_bytes:
+                raise TooLargeError(f"{predicted / 1e9:.1f} GB")
         if done != samples:
             raise ValueError(f"an entry of {samples} samples was given {done}")
-        described = files.finish()
-    meta = {"about": about, "samples": samples, "leaves": described}
+        leaf_files = files.finish()
+    meta = {"about": key, "samples": samples, "leaves": leaf_files}
     write_file(folder / META, json.dumps({**meta, "checksum": _checksum_of(meta)}))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Reads an entry's description.
+    """Reads `META`, the description of an entry: its key (``about``), number of samples and files of each leaf.
 
     Raises:
-        ValueError: If it is damaged.
-        OSError: If it is missing.
+        ValueError: If the file is damaged.
+        OSError: If the file is missing.
     """
     meta = json.loads((folder / META).read_text())
     if not isinstance(meta, dict) or meta.pop("checksum", None) != _checksum_of(meta):
@@ -122,7 +122,7 @@ def check(folder: Path, meta: dict[str, Any]) -> None:
     """Compares the content of every file with its checksum.
 
     Raises:
-        ValueError: If one has changed.
+        ValueError: If a file has changed.
     """
     for leaf in meta["leaves"].values():
         for file, expected in leaf["checksums"].items():
@@ -154,13 +154,13 @@ def _open_leaf(folder: Path, leaf: dict[str, Any], samples: int) -> _Leaf:
 
 def _map(file: Path, dtype: torch.dtype, numel: int) -> Tensor:
     if file.stat().st_size != numel * dtype.itemsize:
-        raise ValueError(f"{file.name} is not as long as it should be")
-    # Private: what is read is the file, what is written stays in this process.
+        raise ValueError(f"{file.name} has the wrong length")
+    # A private mapping: a task that writes to its inputs must not change the file.
     return torch.from_file(str(file), shared=False, size=numel, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
 
 class _Files:
-    """The files of an entry that is being written: one per leaf, and one for shapes that vary."""
+    """The files of an entry that is being written: one per leaf, and a second one if the shapes of a leaf vary."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -200,7 +200,7 @@ class _Files:
                 leaf["shapes"] = f"{name}.shapes.bin"
                 self._write(leaf["shapes"], torch.tensor(shapes, dtype=torch.int64))
                 files.append(leaf["shapes"])
-            leaf["checksums"] = {each: f"{self._checksums[each]:08x}" for each in files}
+            leaf["checksums"] = {path: f"{self._checksums[path]:08x}" for path in files}
             yield name, leaf
         for opened in self._open.values():
             opened.close()
@@ -209,6 +209,7 @@ class _Files:
         if file not in self._open:
             self._open[file] = (self._folder / file).open("wb")
             self._checksums[file] = 0
+        # By way of uint8, because NumPy has no bfloat16.
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         self._open[file].write(content)
         self._checksums[file] = zlib.crc32(content, self._checksums[file])

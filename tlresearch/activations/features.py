@@ -1,4 +1,4 @@
-"""One vector per sample and stage: what a backbone makes of samples, averaged over positions and kept in the store."""
+"""Features: one vector per sample and stage, the stage's output averaged over positions, kept in the store."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class StageFeatures:
-    """Samples as the stages of a backbone see them.
+    """The output of every stage for samples.
 
     Attributes:
-        by_stage: Averaged output of each stage ``(samples, width)``, the one nearest the input first.
-        seconds: Time the stages took when they were run; reading and decoding is not in it.
-        computed: Whether they were run just now, and not read from the store.
+        by_stage: Averaged output of each stage ``(samples, width)``, from the input to the head.
+        seconds: Time of the forward passes when they were computed, without reading and decoding.
+        computed: Whether they were computed by this call and not read from the store.
     """
 
     by_stage: tuple[NDArray[np.float32], ...]
@@ -45,20 +45,20 @@ def stage_features(
     backbone: StagedBackbone,
     source: Callable[[], Split],
     rows: Sequence[int],
-    about: Mapping[str, Any],
+    sample_key: Mapping[str, Any],
     *,
     how: Inference,
     device: torch.device,
     batch_size: int,
     store: ActivationStore | None,
 ) -> StageFeatures:
-    """Runs every stage of a backbone over samples, once for the same backbone and samples.
+    """Runs every stage of a backbone over samples, or reads the result of an earlier call from the store.
 
     Args:
-        backbone: The backbone, with the weights that are looked at.
-        source: Gives the samples, the same in every epoch; called only if they are needed.
+        backbone: The backbone.
+        source: Returns the samples, the same in every epoch; called only if features must be computed.
         rows: Positions of the samples.
-        about: What the samples are: fingerprint of the data, preprocessing and split.
+        sample_key: What the samples depend on: fingerprint of the data, preprocessing and split.
         how: Precision and memory format.
         device: Where the stages run.
         batch_size: Samples per forward pass.
@@ -76,31 +76,32 @@ def stage_features(
             keys = [SampleKey(row, 0) for row in rows[first : first + batch_size]]
             value = split.__getitems__(keys).inputs
             began = perf_counter()
-            found: dict[str, Tensor] = {}
+            batch: dict[str, Tensor] = {}
             for number, stage in enumerate(stages):
                 value = stage(value)
-                found[str(number)] = backbone.joined(pooled(value, axes[number])).float().cpu()
-            found[SECONDS] = torch.full((len(keys),), (perf_counter() - began) / len(keys))
-            yield unstack(found)
+                batch[str(number)] = backbone.joined(pooled(value, axes[number])).float().cpu()
+            # Stored with the features, as a share per sample, so that a later read knows what computing them took.
+            batch[SECONDS] = torch.full((len(keys),), (perf_counter() - began) / len(keys))
+            yield unstack(batch)
 
-    stored = store.get(_key(backbone, about, rows, how), len(rows), compute) if store else None
+    stored = store.get(_key(backbone, sample_key, rows, how), len(rows), compute) if store else None
     if stored is not None:
-        whole: Any = stored.batch(range(len(rows)))
-    else:  # nothing is to be kept, the disk is full, or read-only
+        features: Any = stored.batch(range(len(rows)))
+    else:  # there is no store, or it cannot be written: the disk is full or read-only
         samples: list[Any] = [sample for batch in compute() for sample in batch]
-        whole = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    by_stage = tuple(whole[str(number)].numpy() for number in range(len(backbone.stages)))
-    return StageFeatures(by_stage, float(whole[SECONDS].sum()), bool(ran))
+        features = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    by_stage = tuple(features[str(number)].numpy() for number in range(len(backbone.stages)))
+    return StageFeatures(by_stage, float(features[SECONDS].sum()), bool(ran))
 
 
 def pooled(value: Value, axes: Mapping[str, int]) -> Tensor:
-    """Means over positions: ``(batch, width)`` of a tensor, and of all tensors of a dict side by side.
+    """Averages over positions: ``(batch, width)`` for a tensor; the tensors of a dict are concatenated.
 
     Args:
-        value: Images ``(batch, C, H, W)`` or ``(batch, H, W, C)`` and sequences ``(batch, length, width)``. A mask
-            ``(batch, length)`` says which positions count of every tensor that begins so, such as maps of sounds
-            ``(batch, length, channels, bands)``.
-        axes: The axis of an image's channels by the name of the tensor, see `channel_axes`; 1 where it has none.
+        value: Images ``(batch, C, H, W)`` or ``(batch, H, W, C)``, or sequences ``(batch, length, width)``. With a
+            mask ``(batch, length)`` only its positions count in each tensor whose shape begins with the mask's, such
+            as maps of sounds ``(batch, length, channels, bands)``.
+        axes: The axis of an image's channels by tensor name, see `channel_axes`; 1 for a name that is not in it.
     """
     mask = value.get("mask") if isinstance(value, dict) else None
     parts = []
@@ -120,9 +121,11 @@ def _mean(leaf: Tensor, axis: int) -> Tensor:
     return leaf.mean(dim=1) if leaf.ndim == 3 else leaf.flatten(1)
 
 
-def _key(backbone: StagedBackbone, about: Mapping[str, Any], rows: Sequence[int], how: Inference) -> dict[str, Any]:
+def _key(
+    backbone: StagedBackbone, sample_key: Mapping[str, Any], rows: Sequence[int], how: Inference
+) -> dict[str, Any]:
     return {
-        **about,
+        **sample_key,
         "samples": hashlib.sha256(repr(list(rows)).encode()).hexdigest(),
         "boundary": "all, averaged",
         "code": code_under(["tlresearch.activations.features", "tlresearch.data.build"]),

@@ -1,4 +1,4 @@
-"""Frozen stages as inference: a copy without a graph, with batch norm folded into the convolutions."""
+"""Frozen stages run as inference: copies without gradients, with batch norm folded into convolutions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Inference:
     """How frozen stages are run.
 
     Attributes:
-        precision: ``"32-true"``, or ``"bf16-mixed"``: bfloat16 by autocast, where layers that need more keep it.
+        precision: ``"32-true"``, or ``"bf16-mixed"``: autocast to bfloat16, where sensitive layers keep float32.
         memory_format: ``"contiguous"`` or ``"channels_last"``: the order of image tensors in memory.
     """
 
@@ -37,9 +37,9 @@ def frozen(
     """Returns a function that runs copies of stages one after another in eval mode.
 
     Args:
-        backbone: Whose stages they are; it is left as it is.
+        backbone: The backbone; it is not changed.
         how: Precision and memory format.
-        device: Where the stages are, and where inputs are brought.
+        device: Where the stages are; inputs are moved there.
         start: First stage to run.
         stop: Stage to stop before; ``None`` runs to the end.
     """
@@ -63,7 +63,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def arranged(value: Value, memory_format: str) -> Value:
-    """Puts image tensors ``(batch, C, H, W)`` into a memory format; others stay as they are."""
+    """Puts image tensors ``(batch, C, H, W)`` into a memory format; any other tensor stays as it is."""
     if memory_format != "channels_last":
         return value
     if isinstance(value, Tensor):
@@ -76,5 +76,6 @@ def arranged(value: Value, memory_format: str) -> Value:
 
 def _folded(stage: nn.Module) -> nn.Module:
     copied = copy.deepcopy(stage).eval().requires_grad_(False)
-    # Elsewhere than in a traced stage nothing says that a batch norm follows a convolution.
+    # Only a traced graph says which batch norm follows which convolution; in any other module the order of the
+    # submodules says nothing about the order of the computation.
     return fuse(copied, inplace=True, no_trace=True) if isinstance(copied, GraphModule) else copied

@@ -1,4 +1,4 @@
-"""Which boundary serves which phase: frozen stages run once over a split, and batches begin behind them."""
+"""The activation cache in a training: frozen stages run once over a split, and batches begin at their boundary."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from tlresearch.modality.values import Value, unstack
 
 log = logging.getLogger(__name__)
 
-_OF_A_PHASE: tuple[SplitName, ...] = ("train", "val")
+_PHASE_SPLITS: tuple[SplitName, ...] = ("train", "val")  # read in every epoch; test is read once, after training
 
 
 class FrozenPrefix:
     """Computes the frozen stages of each phase once per split, and shares the result through the store.
 
-    The activations of a sample are a function of the weights in front of the boundary, the preprocessing and the
-    sample alone, so epochs, seeds, trials and later commands read the same entry. At boundary 0 the decoded inputs
-    are kept. A deeper boundary is computed from the deepest stored one in front of it.
+    A sample's activations depend only on the sample, the preprocessing and the weights in front of the boundary, so
+    epochs, seeds, trials and later commands read the same entry. At boundary 0 the decoded inputs are kept. A deeper
+    boundary is computed from the deepest stored boundary in front of it.
 
     Args:
-        data: The data set; its splits are replaced by `splits`.
-        backbone: The backbone, whose stages are looked at when a phase begins.
+        data: The data set; use `splits` instead of its splits.
+        backbone: The backbone; its weights are read when a phase begins.
         store: Where activations are kept.
         batch_size: Samples per forward pass of the prefix.
-        mixes: Whether training batches are mixed, which is only right on raw inputs.
+        mixes: Whether training batches are mixed (mixup, CutMix), which is correct only on raw inputs.
         views: See `BoundarySplit`.
         how: Precision and memory format of the frozen stages.
-        off: Why nothing is stored, if so.
-        say: Told in one line why a split is not served from the store.
+        off: Why the cache is off; empty if it is on.
+        say: Receives a line with the reason why a split is not served from the store.
 
     Attributes:
-        splits: The splits, at the boundary of the phase entered last.
-        passes: How often frozen stages were run over a split; 0 if all was there already.
+        splits: The splits, at the boundary of the current phase.
+        passes: How often frozen stages were run over a split; 0 if everything was stored.
     """
 
     def __init__(
@@ -70,33 +70,33 @@ class FrozenPrefix:
         self._mixes = mixes
         self._off = off
         self._say = say
-        self._said: set[str] = set()
+        self._said_lines: set[str] = set()
         self._data = {"data": data.fingerprint.digest, "preprocessing": repr(data.preprocessing)}
         self._stages: list[dict[str, str]] = []
 
     def enter(self, phase: Phase) -> None:
-        """Moves every split to the phase's boundary, or as far as it can be served from the store."""
+        """Moves every split to the phase's boundary, or to raw inputs if the split cannot be stored there."""
         if self._off:
-            self._once(f"activation cache off: {self._off}")
+            self._say_once(f"activation cache off: {self._off}")
             return
-        boundaries = {name: self._boundary(name, phase) for name in _OF_A_PHASE if name in self.splits}
+        boundaries = {name: self._boundary(name, phase) for name in _PHASE_SPLITS if name in self.splits}
         prefix = self.backbone.stages[: max(boundaries.values())]
         self._stages = [{"code": code_of(stage), **digests(iter(stage.state_dict().items()))} for stage in prefix]
         for name, boundary in boundaries.items():
             self._move(name, boundary)
 
     def serves(self, name: SplitName) -> bool:
-        """Whether a split is read from the store alone, which needs no loader processes."""
+        """Whether a split is read only from the store, and so needs no loader processes."""
         return not self._off and self.splits[name].views > 0
 
     @property
     def yields_vectors(self) -> bool:
-        """Whether the batches of the phase are stored vectors, so that what is trained is all that a step costs."""
-        splits = [self.splits[name] for name in _OF_A_PHASE if name in self.splits]
+        """Whether all batches of the phase are stored vectors: a step then costs only the stages that are trained."""
+        splits = [self.splits[name] for name in _PHASE_SPLITS if name in self.splits]
         return all(split.activations and split.activations[0].are_vectors for split in splits)
 
     def _boundary(self, name: SplitName, phase: Phase) -> int:
-        """The boundary at which a split can be served in a phase."""
+        """Returns the boundary at which a split can be served in a phase."""
         if phase.boundary == 0:
             return 0
         reason = ""
@@ -109,17 +109,18 @@ class FrozenPrefix:
         elif not self.splits[name].views:
             reason = "its augmentation is random (cache.views=K would keep K views of each sample)"
         if reason:
-            self._once(f"activation cache off for {name}: {reason}")
+            self._say_once(f"activation cache off for {name}: {reason}")
         return 0 if reason else phase.boundary
 
-    def _once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+    def _say_once(self, text: str) -> None:
+        if text not in self._said_lines:
+            self._said_lines.add(text)
             self._say(text)
 
     def _move(self, name: SplitName, boundary: int) -> None:
-        """Opens what a split needs at a boundary; where it cannot be stored, the split yields raw inputs."""
+        """Opens or computes a split's entries at a boundary; if they cannot be stored, the split yields raw inputs."""
         split = self.splits[name]
+        # Back to raw inputs first: computing the new entries reads the split, and `return` leaves it in this state.
         split.boundary, split.activations = 0, ()
         if boundary == 0:
             split.inputs = split.inputs or self._inputs(name)
@@ -133,14 +134,14 @@ class FrozenPrefix:
         split.boundary, split.activations = boundary, tuple(views)
 
     def _inputs(self, name: SplitName) -> Stored | None:
-        """What `load` gives of every sample, where that is worth keeping."""
+        """Opens or computes the entry at boundary 0, the result of `load` for each sample; `None` if it has no key."""
         split = self.splits[name].parts
         key = {
             "data": self._data["data"],
             "split": name,
             "boundary": 0,
             "stages": [],
-            "load": split.load_key,  # which tells all of the preprocessing that it does
+            "load": split.load_key,  # covers the part of the preprocessing that `load` does
             "code": code_behind(split),
         }
 
@@ -152,7 +153,7 @@ class FrozenPrefix:
         return self.store.get(key, len(split), compute) if key["load"] else None
 
     def _activations(self, name: SplitName, boundary: int, view: int) -> Stored | None:
-        """The activations of one view of a split, started from the deepest boundary that is stored."""
+        """Opens or computes the activations of one view of a split, from the deepest boundary that is stored."""
 
         def compute() -> Iterator[Sequence[Value]]:
             source = BoundarySplit(self.splits[name].parts)
@@ -173,7 +174,10 @@ class FrozenPrefix:
         return self.store.get(self._key(name, boundary, view), len(self.splits[name].parts), compute)
 
     def _key(self, name: SplitName, boundary: int, view: int) -> dict[str, Any]:
-        """What activations depend on, code and versions too: another torch may round, or Pillow decode, differently."""
+        """Returns everything that activations depend on.
+
+        Code and versions are part of it, because another torch may round and another Pillow decode differently.
+        """
         split = self.splits[name]
         key = {
             **self._data,

@@ -1,4 +1,4 @@
-"""A split as the training sees it: raw inputs, or what is stored of them at a boundary."""
+"""A split as the training sees it: it yields raw inputs, or stored activations at a boundary."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tlresearch.modality.values import Value
 
 
 class BoundarySplit(Split):
-    """A split that yields batches at the boundary chosen last.
+    """A split that yields batches at the boundary that `FrozenPrefix` has set.
 
     Args:
-        split: The split itself.
-        views: Number of augmented views of each sample, so that epoch ``e`` shows view ``e % views``; 0 draws a new
-            one in every epoch.
+        split: The original split.
+        views: Number of augmented views of each sample: epoch ``e`` shows view ``e % views``. 0 draws a new view in
+            every epoch.
     """
 
     def __init__(self, split: Split, views: int = 0) -> None:
@@ -38,12 +38,12 @@ class BoundarySplit(Split):
 
     @property
     def load_key(self) -> str:
-        """What `load` depends on."""
+        """Key of what `load` depends on."""
         return self.split.load_key
 
     @property
     def augment_key(self) -> str:
-        """What a random `finish` depends on."""
+        """Key of what a random `finish` depends on."""
         return self.split.augment_key
 
     @property
@@ -60,7 +60,7 @@ class BoundarySplit(Split):
         return self.split.raw(index)
 
     def load(self, index: int) -> Value:
-        """Returns a sample as it is in every epoch, stored or not."""
+        """Returns a sample in front of anything random, from the store if it is there."""
         return self.split.load(index) if self.inputs is None else self.inputs[index]
 
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
@@ -68,7 +68,7 @@ class BoundarySplit(Split):
         return self.split.finish(values, keys)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """Assembles a whole batch at the boundary at once; its keys are of one epoch."""
+        """Assembles a whole batch at the boundary; all its keys have the same epoch."""
         keys = [self._view(key) for key in keys]
         if self.activations:
             stored = self.activations[keys[0].epoch if len(self.activations) > 1 else 0]
@@ -83,12 +83,12 @@ class BoundarySplit(Split):
 
 
 class AheadSplit(BoundarySplit):
-    """A split whose batches go through frozen stages at once, with nothing stored.
+    """A split whose batches go through frozen stages when they are loaded; nothing is stored.
 
     Args:
-        split: The split itself.
+        split: The original split.
         forward: The frozen stages.
-        boundary: Where they end.
+        boundary: The boundary at which they end.
     """
 
     def __init__(self, split: Split, forward: Callable[[Value], Value], boundary: int) -> None:
@@ -103,7 +103,7 @@ class AheadSplit(BoundarySplit):
 
 
 def _widened(value: Value) -> Value:
-    """Stored bfloat16 as float32, which every layer and loss takes."""
+    """Converts stored bfloat16 to float32, which every layer and loss accepts."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype == torch.bfloat16 else value
     return {name: leaf.float() if leaf.dtype == torch.bfloat16 else leaf for name, leaf in value.items()}

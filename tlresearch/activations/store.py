@@ -1,4 +1,4 @@
-"""Values on disk that are computed once: found by key, written in one step, checked on opening, bounded in size."""
+"""The activation cache on disk: entries by key, written in one step, checked when opened, limited in size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tlresearch.modality.values import Value
 
 log = logging.getLogger(__name__)
 
-ABANDONED = 24 * 3600  # seconds after which what a killed process was writing is removed
+ABANDONED = 24 * 3600  # seconds after which an incomplete entry of a killed process is removed
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Entry:
     """One stored entry.
 
     Attributes:
-        key: Its key.
+        name: Hash of the key, and name of the folder.
         path: Its folder.
-        about: What it holds, in words, for `tlresearch cache ls`.
+        key: What its values depend on, for `tlresearch cache ls`.
         size: Bytes on disk.
-        used: When it was last opened, in seconds since the epoch.
+        used: When it was last opened, in seconds since 1970.
     """
 
-    key: str
+    name: str
     path: Path
-    about: dict[str, Any]
+    key: dict[str, Any]
     size: int
     used: float
 
@@ -46,13 +46,15 @@ class Entry:
 class ActivationStore:
     """The values of splits by key: activations at a boundary, or decoded inputs.
 
-    An entry is a folder of memory-mapped files; it gets its name by one rename when it is complete, so that a killed
-    process leaves nothing that is taken for an entry. Several processes that want the same entry wait for the one
-    that computes it.
+    An entry is a folder of memory-mapped files. It gets its name by one rename when it is complete, so what a killed
+    process leaves is never taken for an entry. Processes that need the same entry wait for the one that computes it.
 
     Args:
         root: Folder of all entries.
-        max_bytes: Bound on their sum; the least recently used go first.
+        max_bytes: Bound on the size of all entries; the least recently used are removed first.
+
+    Attributes:
+        computed: Number of entries that this process computed; `reused`: that it read.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -64,30 +66,30 @@ class ActivationStore:
     def get(
         self, key: Mapping[str, Any], samples: int, compute: Callable[[], Iterable[Sequence[Value]]]
     ) -> Stored | None:
-        """Returns an entry, computed unless it is stored already.
+        """Returns an entry; computes it if it is not stored.
 
         Args:
             key: What the values depend on; equal keys mean equal content.
             samples: Number of samples.
-            compute: Yields their values in order, some samples at a time.
+            compute: Yields the values in order, some samples at a time.
 
         Returns:
-            The entry; ``None`` where it cannot be stored: too large, disk full, folder read-only. The reason is
-            logged, and the caller goes on without.
+            The entry; ``None`` if it cannot be stored (too large, disk full, folder read-only). The reason is logged,
+            and the caller goes on without an entry.
         """
         name = _name(key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with locked(self.root / ".locks" / name):
-                found = self._open(name)
-                if found is None:
+                stored = self._open(name)
+                if stored is None:
                     self._write(name, key, samples, compute)
-                    found = self._open(name)
+                    stored = self._open(name)
                     self.computed += 1
                 else:
                     self.reused += 1
-                os.utime(self.root / name)
-            return found
+                os.utime(self.root / name)  # the time of last use, by which `_make_room` chooses
+            return stored
         except TooLargeError as size:
             log.warning("cache: %s would take %s, more than cache.max_gb; going on without", _words(key), size)
         except OSError as error:
@@ -95,24 +97,24 @@ class ActivationStore:
         return None
 
     def peek(self, key: Mapping[str, Any]) -> Stored | None:
-        """Returns an entry if it is stored, without computing it."""
+        """Returns an entry if it is stored; ``None`` otherwise."""
         name = _name(key)
         return self._open(name) if (self.root / name).is_dir() else None
 
     def entries(self) -> list[Entry]:
-        """All entries, least recently used first."""
-        found = []
+        """Lists all entries, least recently used first."""
+        entries = []
         for path in self.root.glob("[!.]*"):
             try:
-                about = entries_on_disk.read_meta(path)["about"]
+                key = entries_on_disk.read_meta(path)["about"]
                 size = sum(file.stat().st_size for file in path.iterdir())
-                found.append(Entry(path.name, path, about, size, path.stat().st_mtime))
-            except (OSError, ValueError):
+                entries.append(Entry(path.name, path, key, size, path.stat().st_mtime))
+            except (OSError, ValueError):  # damaged, or removed by another process at this moment
                 continue
-        return sorted(found, key=lambda entry: entry.used)
+        return sorted(entries, key=lambda entry: entry.used)
 
     def verify(self, entry: Entry) -> bool:
-        """Whether the content still has the hash it was written with; an entry that has not is removed."""
+        """Returns whether every file still has its checksum; removes an entry that is damaged."""
         try:
             entries_on_disk.check(entry.path, entries_on_disk.read_meta(entry.path))
         except (OSError, ValueError):
@@ -121,17 +123,18 @@ class ActivationStore:
         return True
 
     def _open(self, name: str) -> Stored | None:
-        """Opens an entry; one that is damaged is removed. The whole content is checked once per process."""
+        """Opens an entry, and removes it if it is damaged. The checksums are compared once per process."""
         path = self.root / name
         try:
             meta = entries_on_disk.read_meta(path)
-            seen = (str(path), *((f.name, s.st_size, s.st_mtime_ns) for f in _files(path) for s in [f.stat()]))
-            if seen not in _verified:
+            # Sizes and times are part of the state, so an entry that changed is checked again.
+            state = (str(path), *((f.name, s.st_size, s.st_mtime_ns) for f in _files(path) for s in [f.stat()]))
+            if state not in _verified:
                 entries_on_disk.check(path, meta)
-                _verified.add(seen)
+                _verified.add(state)
             return entries_on_disk.open_entry(path, meta)
         except FileNotFoundError:
-            if path.is_dir():
+            if path.is_dir():  # an entry that lost a file
                 shutil.rmtree(path, ignore_errors=True)
             return None
         except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -142,13 +145,13 @@ class ActivationStore:
     def _write(
         self, name: str, key: Mapping[str, Any], samples: int, compute: Callable[[], Iterable[Sequence[Value]]]
     ) -> None:
-        temporary = self.root / f".{name}.{os.getpid()}"
+        temporary = self.root / f".{name}.{os.getpid()}"  # the dot keeps it out of `entries`
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             entries_on_disk.write(temporary, compute(), samples, dict(key), max_bytes=self.max_bytes)
             self._make_room(sum(file.stat().st_size for file in temporary.iterdir()))
-            shutil.rmtree(self.root / name, ignore_errors=True)
+            shutil.rmtree(self.root / name, ignore_errors=True)  # a folder can only replace an empty one
             temporary.rename(self.root / name)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -162,9 +165,9 @@ class ActivationStore:
                 break
             shutil.rmtree(entry.path, ignore_errors=True)
             total -= entry.size
-        for left in self.root.glob(".*.*"):  # what killed processes were writing
-            if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+        for incomplete in self.root.glob(".*.*"):  # the temporary folders of `_write`; some belong to killed processes
+            if incomplete.is_dir() and time.time() - incomplete.stat().st_mtime > ABANDONED:
+                shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def default_store(max_bytes: int = 0) -> ActivationStore:
@@ -173,7 +176,7 @@ def default_store(max_bytes: int = 0) -> ActivationStore:
 
 
 _verified: set[tuple[Any, ...]] = set()
-"""Entries this process has hashed: path, and name, size and time of change of each file."""
+"""Entries whose checksums this process has compared: path, and name, size and time of change of each file."""
 
 
 def _files(path: Path) -> list[Path]:

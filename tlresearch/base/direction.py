@@ -1,4 +1,4 @@
-"""Whether more or less of a metric is better. Every task declares it of its metrics; a run records what it declared."""
+"""Directions of metrics: whether more or less is better. A task declares them for its metrics; its run records them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Directions = Mapping[str, Direction]
 """Direction by the name of a metric without its split; ``*`` stands for any text, such as a class in ``map_*``."""
 
 SHARED: Directions = {"loss": "min", "drop": "min"}
-"""Metrics that are no single task's: every task has a loss, and a shifted test set what it loses against the source."""
+"""Metrics of every task: the loss, and on a shifted test set the drop against the source."""
 
 
 def direction_of(metric: str, declared: Directions) -> Direction | None:
-    """Returns the direction of a metric, by its whole name before any pattern; ``None`` where nobody declared it.
+    """Returns the direction of a metric; ``None`` if it is not declared. A whole name takes precedence over patterns.
 
     Args:
         metric: A metric, with or without its split: ``val/accuracy``, ``shift/rain/drop``.
-        declared: What the task declares.
+        declared: The task's directions.
     """
     split, _, name = metric.rpartition("/")
-    if split.startswith("gap"):  # between training and validation: neither more nor less of it is better
+    if split.startswith("gap"):  # the difference between training and validation has no better direction
         return None
-    known = {**SHARED, **declared}
-    if name in known:
-        return known[name]
-    return next((direction for pattern, direction in known.items() if fnmatchcase(name, pattern)), None)
+    directions = {**SHARED, **declared}
+    if name in directions:
+        return directions[name]
+    return next((direction for pattern, direction in directions.items() if fnmatchcase(name, pattern)), None)

@@ -1,4 +1,4 @@
-"""What a user can mend: errors that end a command with one clear text and exit code 2."""
+"""Errors that the user can correct: they end a command with one clear text and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tlresearch.base.redact import redact
 
 
 class UserError(Exception):
-    """A mistake in config, data, a file or the surroundings; its text names the place and the cure.
+    """A mistake in config, data, a file or the environment; its text names the place and the cure.
 
     The command line prints the text without a traceback and exits with code 2.
-    Anything that is not a `UserError` is a bug of ours and keeps its traceback.
+    Any other exception is a bug of ours and keeps its traceback.
 
     Args:
-        text: The text; passwords, tokens and values of variables that a config reads are hidden in it.
+        text: The text; passwords, tokens and the values of environment variables that a config reads are hidden.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """All problems of one config at once.
+    """All problems of a config together.
 
     Args:
         problems: One line per problem, each beginning with the full key path.
@@ -68,21 +68,21 @@ class MissingExtraError(UserError):
 
 
 class MissingFileError(UserError):
-    """A file or folder that a config names is not here; the text names the places it was looked for."""
+    """A file or folder that a config names does not exist; the text names the places that were searched."""
 
 
 class TrackingError(UserError):
-    """The MLflow store cannot be reached or does not hold what was asked for."""
+    """The MLflow store cannot be reached, refuses a request, or does not hold a run or model."""
 
 
 class RunFailedError(UserError):
-    """Something ended this run and no other: its loss, its memory, its data loader; a sweep goes on without it."""
+    """A failure of one run only, such as its loss, memory or data loader: a sweep goes on without the run."""
 
 
 def one_line(problem: str | BaseException, longest: int = 1000) -> str:
-    """A text, or that of an error, in one line of readable length and without secrets.
+    """Returns a text, or the text of an error, in one line of readable length and without secrets.
 
-    Of a `ConfigError` it gives the problems, without the file; an error without a text gives its name.
+    For a `ConfigError` that is its problems without the file, for an error without a text its class name.
     """
     if isinstance(problem, ConfigError):
         return _shortened("; ".join(problem.problems), longest)
@@ -91,10 +91,8 @@ def one_line(problem: str | BaseException, longest: int = 1000) -> str:
 
 
 def first_line(error: BaseException, longest: int = 400) -> str:
-    """The first line of an error of a library that follows it up with advice, a dump or a statement of SQL.
-
-    Without secrets; SQLAlchemy's advice stands in front of its error and is left out too.
-    """
+    """Returns the first line of a library's error, without secrets: advice, dumps and SQL statements follow it."""
+    # SQLAlchemy puts advice in front of the error instead.
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as a result of")]
     return one_line(lines[0] if lines else type(error).__name__, longest)
 
@@ -104,21 +102,23 @@ def _shortened(line: str, longest: int) -> str:
     return clean if len(clean) <= longest else f"{clean[:longest]}…"
 
 
-def nearest(word: str, known: Sequence[str], *, count: int = 1) -> str:
-    """Returns ``" (did you mean 'x'?)"`` for the known words closest to `word`, or an empty string."""
+def nearest(word: str, names: Sequence[str], *, count: int = 1) -> str:
+    """Returns ``" (did you mean 'x'?)"`` for the names closest to `word`, or an empty string."""
     import difflib
 
-    by_case = {name.lower(): name for name in reversed(known)}
-    close = [by_case[name] for name in difflib.get_close_matches(word.lower(), by_case, n=count, cutoff=0.5)]
+    # Reversed, so that of two names that differ only in case the first is proposed.
+    by_lower_case = {name.lower(): name for name in reversed(names)}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=count, cutoff=0.5)
+    close = [by_lower_case[name] for name in matches]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def load_object(path: str, key: str) -> Any:
-    """Imports an object of the user's own by dotted path, such as ``my_package.my_module.MyData``.
+    """Imports a user's object by dotted path, such as ``my_package.my_module.MyData``.
 
     Args:
         path: The dotted path.
-        key: The config key it stands in, for the error.
+        key: The config key that holds the path, for the error.
 
     Raises:
         UserError: If the module or the name in it does not exist.
@@ -140,16 +140,17 @@ def load_object(path: str, key: str) -> Any:
 
 
 def call_object(path: str, key: str, arguments: Mapping[str, Any]) -> Any:
-    """Imports an object of the user's own and calls it; arguments it does not take are the config's mistake.
+    """Imports a user's object by dotted path and calls it.
 
     Raises:
         UserError: If it cannot be imported or does not take the arguments.
     """
     target = load_object(path, key)
+    # Arguments that do not fit are a mistake in the config; a TypeError from within the call is a bug of the object.
     try:
         inspect.signature(target).bind(**arguments)
     except TypeError as error:
         section = key.rpartition(".")[0]
-        given = ", ".join(arguments) or "none"
-        raise UserError(f"{section}.options: {path} does not take these arguments ({given}): {error}") from None
+        names = ", ".join(arguments) or "none"
+        raise UserError(f"{section}.options: {path} does not take these arguments ({names}): {error}") from None
     return target(**arguments)

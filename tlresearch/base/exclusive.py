@@ -1,4 +1,4 @@
-"""A lock that all processes which share a database take there: of one machine, or of many."""
+"""A lock among all processes that share a database, on one machine or on many."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from tlresearch.base.errors import MissingExtraError
 from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 
-CONNECT_SECONDS = 8  # until a server that does not answer is an error
+CONNECT_SECONDS = 8  # after which a server that does not answer is an error
 
 
 @contextlib.contextmanager
 def exclusive(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock while the context lasts; it goes with the process that holds it.
+    """Holds a lock while the context lasts; the lock ends with the process that holds it.
 
-    For PostgreSQL it is an advisory lock of the server, so it covers every machine that uses the database, and it needs
-    no table; it lasts as long as its transaction, so it works through a connection pooler too. For SQLite it is a file
-    beside the database, for other servers one in our home: that covers one machine.
+    For PostgreSQL it is an advisory lock of the server, which needs no table and covers every machine that uses the
+    database. It belongs to a transaction, not to a session, so it also works through a connection pooler. For SQLite
+    the lock is a file next to the database, for other servers a file in our home: these cover one machine.
 
     Args:
         url: The database, as for SQLAlchemy.
-        name: What is locked; other names are other locks.
-        wait: Whether to wait for who holds it.
+        name: Name of the lock.
+        wait: Whether to wait for another holder.
 
     Yields:
-        Whether we hold it: always, if we waited.
+        Whether we hold the lock: always, if we waited.
 
     Raises:
         MissingExtraError: If the driver for PostgreSQL is not installed.
         sqlalchemy.exc.OperationalError: If the server cannot be reached.
-        FileNotFoundError: If there is no folder for the file.
+        FileNotFoundError: If the folder of the lock file does not exist.
     """
     if url.startswith("postgresql"):
         with _advisory(url, f"tlresearch {name}", wait=wait) as held:
@@ -44,7 +44,7 @@ def exclusive(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
     if url.startswith("sqlite:///") and ":memory:" not in url:
         database = Path(url.removeprefix("sqlite:///").partition("?")[0])
         folder, label = database.parent, f".{database.name}"
-        if not folder.is_dir():  # a lock would make it, and hide that the address is wrong
+        if not folder.is_dir():  # taking the lock would create the folder, and so hide that the address is wrong
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     else:
         folder, label = home(), ".database"
@@ -68,5 +68,5 @@ def _advisory(url: str, name: str, *, wait: bool) -> Iterator[bool]:
         answer = connection.scalar(sqlalchemy.text(f"SELECT {verb}(hashtextextended(:name, 0))"), {"name": name})
         yield wait or bool(answer)
     finally:
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # a server that went away has let go of it
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # a server that is gone holds no lock
             connection.close()

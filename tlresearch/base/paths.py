@@ -1,4 +1,4 @@
-"""Where files are looked up and kept: data, weights, experiments, sweeps, and the home of everything written."""
+"""Places of files: data, weights, experiments, sweeps, and the home folder for everything that is written."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_addressable(path: Path, key: str) -> None:
 
 
 def data_folder() -> Path:
-    """The data directory: ``TLRESEARCH_DATA``, else ``data`` in the current folder."""
+    """Returns the data folder: ``TLRESEARCH_DATA``, else ``data`` in the current folder."""
     return Path(os.environ.get("TLRESEARCH_DATA") or "data").expanduser().absolute()
 
 
@@ -98,7 +98,7 @@ def _find(name: str, key: str, folder: Path, variable: str) -> Path:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that no file can have, or a folder that may not be read
+    except OSError:  # a name that no file can have, or a folder that we may not read
         return False
 
 
@@ -138,8 +138,8 @@ def find_yaml(name: str, kind: str) -> Path:
     path = _yaml(name, kind)
     if path is not None:
         return path
-    known = yaml_names(kind)
-    raise UserError(f"there is no {kind[:-1]} '{name}'{nearest(name, known)}; by name there are {', '.join(known)}")
+    names = yaml_names(kind)
+    raise UserError(f"there is no {kind[:-1]} '{name}'{nearest(name, names)}; by name there are {', '.join(names)}")
 
 
 def _yaml(name: str, kind: str) -> Path | None:
@@ -156,6 +156,6 @@ def yaml_name(path: Path, kind: str) -> str:
 
 
 def topic(path: Path, kind: str) -> tuple[str, str]:
-    """Splits a YAML's place into the topic (its folder under `kind`) and its name."""
+    """Splits the path of a YAML file into its topic (the folder under `kind`) and its name."""
     folder, _, stem = yaml_name(path, kind).rpartition("/")
     return (folder or stem, stem)

@@ -1,4 +1,4 @@
-"""Libraries that say less while a block runs, and as much as before after it."""
+"""Suppresses log records and warnings of libraries while a block runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 @contextlib.contextmanager
 def quiet(*loggers: str, messages: Sequence[str] = (), categories: Sequence[type[Warning]] = ()) -> Iterator[None]:
-    """Lets some loggers through with errors only, and ignores some warnings.
+    """Suppresses everything below errors of some loggers, and some warnings, while the context lasts.
 
     Args:
         loggers: Names of the loggers.
-        messages: Regular expressions that the beginnings of ignored warnings match.
-        categories: Kinds of warnings that are ignored whatever they say.
+        messages: Warnings to ignore: regular expressions for the beginnings of their texts.
+        categories: Warnings to ignore: their classes.
     """
     levels = {name: logging.getLogger(name).level for name in loggers}
     with warnings.catch_warnings():

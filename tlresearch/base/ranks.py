@@ -1,4 +1,4 @@
-"""Which process of a distributed run this is, read from the environment before torch is loaded."""
+"""The rank of this process in a distributed run, read from the environment before torch is loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 
 SOCKET = "TLRESEARCH_RANK_SOCKET"
-"""Environment variable by which a rank knows the socket on which rank 0 tells it its run."""
+"""Environment variable with the socket on which rank 0 tells a rank which run to join."""
 
 
 def is_leader(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the process that records the run: rank 0, or the only one.
+    """Whether this is the process that records the run: rank 0, or the only process.
 
     Ranks above 0 are started with ``LOCAL_RANK`` set (`tlresearch.run.devices.processes`); torchrun sets ``RANK`` too.
     """

@@ -1,4 +1,4 @@
-"""What several values say together: mean, spread, bootstrap interval, and a test of paired differences. No torch."""
+"""Statistics of several values: mean, spread, bootstrap interval, and a test of paired differences. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 _RESAMPLES = 9999
-_BLOCK = 1_000_000  # values drawn at once: bounds the memory of a bootstrap over thousands of items
+_BLOCK = 1_000_000  # values drawn at a time, which limits the memory of a bootstrap over thousands of items
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Whether `a` and `b`, measured on the same seeds or items, differ.
+    """The test whether `a` and `b`, measured on the same seeds or items, differ.
 
     Attributes:
         difference: Mean of ``a - b``.
         low: Lower end of the bootstrap interval of that mean.
         high: Its upper end.
-        p_value: Two-sided probability of a difference this large if there were none; 1 for a single pair.
+        p_value: Two-sided probability of so large a difference if there is none in truth; 1 for a single pair.
         n: Number of pairs.
     """
 
@@ -54,11 +54,11 @@ class PairedTest:
 def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Returns the percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval.
 
-    With few values it is too narrow: it never leaves the range of the values, so that three seeds give at best the
-    range of the three. It is meant as a measure of what was seen, not as proof.
+    With few values the interval is too narrow, because it cannot exceed the range of the values: three seeds give at
+    most the range of the three. It describes the observed values and proves nothing.
 
     Args:
-        values: At least one; a single value is its own interval.
+        values: At least one value; a single value is its own interval.
         level: Share of the bootstrap means inside the interval.
         seed: Seed of the resampling.
 
@@ -70,10 +70,10 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, seed: in
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1 but got {level}.")
     data = np.asarray(values, dtype=float)
-    # Equal values, or ones that are not finite, have nothing to resample.
+    # Resampling equal values changes nothing, and a mean with a value that is not finite is not finite.
     if not np.isfinite(data).all() or data.min() == data.max():
         return float(data.min()), float(data.max())
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (data,),
         np.mean,
         confidence_level=level,
@@ -82,7 +82,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, seed: in
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -98,26 +98,27 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
-    """Tests whether two things differ that were measured on the same seeds or the same items, pair by pair.
+    """Tests whether `a` and `b`, measured on the same seeds or items, differ, pair by pair.
 
-    Pairing takes out what both share: a hard item is hard for both, an unlucky split unlucky for both.
+    Pairing removes what both share: a hard item is hard for both, an unlucky split is unlucky for both.
 
-    Where every value is 0 or 1 (an item right or wrong), it is McNemar's test in its exact form (McNemar 1947): only
-    the items on which the two disagree count, and which of them is right is then a fair coin. Otherwise, such as for
-    the accuracy of each seed, it is the sign-flip permutation test: without a difference, each pair could as well
-    have been the other way round. Nothing is assumed about the distribution, and up to 13 pairs every one of the
-    ``2^n`` ways is counted. So no difference of three seeds has a p-value below 2/8: it takes six to come below 0.05.
+    If every value is 0 or 1 (an item wrong or right), the test is McNemar's in its exact form (McNemar 1947): only
+    items on which the two disagree count, and without a difference either is right with probability one half.
+    Otherwise, such as for the accuracy of each seed, it is the sign-flip permutation test: without a difference, each
+    pair could as well have been the other way round. It assumes nothing about the distribution, and up to 13 pairs it
+    counts every one of the ``2^n`` sign patterns. So three seeds cannot give a p-value below 2/8; a p-value below 0.05
+    takes six.
 
     Args:
-        a: Values of the one.
-        b: Values of the other, in the same order of seeds or items.
+        a: Values of the first.
+        b: Values of the second, in the same order of seeds or items.
 
     Raises:
-        ValueError: If they are not equally many, or none.
+        ValueError: If their numbers differ, or there are none.
     """
     if len(a) != len(b) or not a:
         raise ValueError(
-            f"a paired test needs equally many values of both, at least one, but got {len(a)} and {len(b)}."
+            f"a paired test needs as many values of a as of b, at least one, but got {len(a)} and {len(b)}."
         )
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     differences = first - second
@@ -139,7 +140,9 @@ def _sign_flips(differences: np.ndarray) -> float:
         return 1.0
     if not np.isfinite(differences).all():
         return math.nan
-    found = stats.permutation_test(
+    # SciPy's permutations of a single sample are sign flips, and it counts all of them if they are fewer than
+    # n_resamples.
+    outcome = stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
@@ -148,4 +151,4 @@ def _sign_flips(differences: np.ndarray) -> float:
         batch=max(1, _BLOCK // len(differences)),
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(outcome.pvalue)

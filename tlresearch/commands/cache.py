@@ -19,7 +19,7 @@ EXAMPLE = "tlresearch cache ls\ntlresearch cache rm 3f2a9c1b\ntlresearch cache v
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("action", choices=["ls", "rm", "verify"], help="list, remove, or check the hashes")
-    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="beginnings of keys (default: all entries)")
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="beginnings of entry names (default: all entries)")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def command(options: argparse.Namespace) -> int:
         console.print(f"removed {len(entries)} entries, {sum(entry.size for entry in entries) / 1e9:.2f} GB")
         return 0
     if options.action == "verify":
-        damaged = [entry.key for entry in entries if not store.verify(entry)]
+        damaged = [entry.name for entry in entries if not store.verify(entry)]
         console.print(f"{len(entries) - len(damaged)} entries are sound, {len(damaged)} were damaged and removed")
         return 1 if damaged else 0
     show(console, _page(store, entries))
@@ -46,12 +46,12 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _entries(store: ActivationStore, beginnings: Sequence[str]) -> list[Entry]:
-    """The entries whose keys begin so, least recently used first; all of them if nothing is named."""
+    """Returns the entries whose names have these beginnings, least recently used first; without any, all entries."""
     entries = store.entries()
-    missing = [text for text in beginnings if not any(entry.key.startswith(text) for entry in entries)]
+    missing = [text for text in beginnings if not any(entry.name.startswith(text) for entry in entries)]
     if missing:
         raise UserError(f"cache: no entry begins with {', '.join(missing)}; `tlresearch cache ls` shows all")
-    return [entry for entry in entries if not beginnings or entry.key.startswith(tuple(beginnings))]
+    return [entry for entry in entries if not beginnings or entry.name.startswith(tuple(beginnings))]
 
 
 def _page(store: ActivationStore, entries: Sequence[Entry]) -> Page:
@@ -62,13 +62,13 @@ def _page(store: ActivationStore, entries: Sequence[Entry]) -> Page:
 
     rows = []
     for entry in entries:
-        facts = entry.about
+        facts = entry.key
         stages = facts["stages"]
         content = f"boundary {facts['boundary']}: {stages[0]} … {stages[-1]}" if stages else "decoded inputs"
         view = f", view {facts['view']}" if "view" in facts else ""
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         precision, size = facts.get("precision", ""), entry.size / 1e6
-        rows.append((entry.key[:8], size, facts["split"], content + view, precision, facts["data"][:8], used))
+        rows.append((entry.name[:8], size, facts["split"], content + view, precision, facts["data"][:8], used))
     columns = (
         Column("entry"),
         Column("size", ".1f", unit="MB"),

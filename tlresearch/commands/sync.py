@@ -18,7 +18,7 @@ def command(options: argparse.Namespace) -> int:
     """Delivers to MLflow what runs recorded while it was away."""
     from tlresearch.base.errors import TrackingError
     from tlresearch.base.redact import redact
-    from tlresearch.tracking.courier import deliver, summary
+    from tlresearch.tracking.courier import deliver, describe_deliveries
     from tlresearch.tracking.journal import is_written, journals
     from tlresearch.tracking.store import connect, resolve_uri
 
@@ -39,7 +39,7 @@ def command(options: argparse.Namespace) -> int:
         connect(uri)
         done = deliver(uri)
         if whole := [one for one in done if not one.problem]:
-            console.print(f"delivered to {label}: {summary(whole)}", highlight=False, soft_wrap=True)
+            console.print(f"delivered to {label}: {describe_deliveries(whole)}", highlight=False, soft_wrap=True)
         for one in done:
             if one.problem:
                 code = 1

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 
 def runs_url(base: str, experiment_id: str) -> str:
-    """Address of the table of runs; without the parameter MLflow 3 opens a page for language models."""
+    """Address of the table of runs. Without `workflowType` MLflow 3 opens its page for language models."""
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 

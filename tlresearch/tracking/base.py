@@ -1,4 +1,4 @@
-"""What the rest of the package sees of a run under way: the protocol `Run`, and the run in which nothing is written."""
+"""A run in progress as the rest of the package sees it: the protocol `Run`, and a run that writes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED", "SCHEDULED"]
 
 
 class Run(Protocol):
-    """A run that things are recorded of. Secrets are taken out of everything.
+    """A run in progress. Secrets are removed from everything that is recorded.
 
     Attributes:
         name: Its name.
@@ -31,7 +31,7 @@ class Run(Protocol):
 
     @property
     def reference(self) -> str:
-        """What `open_run` continues it by, known at once."""
+        """Id by which `open_run` continues the run; known before MLflow has the run."""
         ...
 
     @property
@@ -40,11 +40,11 @@ class Run(Protocol):
         ...
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Stores params. One that is stored already keeps its value: MLflow does not let it change."""
+        """Stores params. A param that is stored keeps its value: MLflow does not let it change."""
         ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Stores metrics, NaN and infinity too. Of two values for the same step the first one counts."""
+        """Stores metrics, NaN and infinity too. Of two values for the same step, the first is kept."""
         ...
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -71,8 +71,8 @@ class Run(Protocol):
         """Stores a figure as an artifact such as ``figures/curves.png``."""
         ...
 
-    def log_model(self, about: Mapping[str, Any], folder: Path) -> None:
-        """Stores a model; `tracking.model.log_model` says what of."""
+    def log_model(self, arguments: Mapping[str, Any], folder: Path) -> None:
+        """Stores a model; use `tracking.model.log_model`, which makes the arguments."""
         ...
 
     def log_dataset(
@@ -85,12 +85,12 @@ class Run(Protocol):
         schema: Mapping[str, str] | None = None,
         profile: Mapping[str, Any] | None = None,
     ) -> None:
-        """Records a split of the data the run used; no data is copied.
+        """Records a split of the data that the run used; the data itself is not copied.
 
         Args:
             name: Name of the data set.
-            digest: Its content hash; MLflow keeps 36 characters, the profile all of it.
-            source: Where it came from, such as a path or an address.
+            digest: Its content hash; MLflow keeps 36 characters, the profile all of them.
+            source: Its origin, such as a path or an address.
             context: ``train``, ``val`` or ``test``.
             schema: Type by column, such as ``{"image": "binary", "label": "string"}``.
             profile: Numbers such as samples per class.
@@ -98,7 +98,7 @@ class Run(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Has what was recorded on disk, next to a checkpoint; returns ``False`` if the disk fails."""
+        """Flushes all records to the disk, as before a checkpoint; returns ``False`` if the disk fails."""
         ...
 
     def mark_pruned(self, reason: str) -> None:
@@ -119,7 +119,7 @@ class Run(Protocol):
 
 
 class SilentRun:
-    """The run as ranks above 0, and workers elsewhere, see it: nothing is written.
+    """The run as ranks above 0 and workers on other machines see it: nothing is written.
 
     Args:
         run_id: Its id; empty if it is not known yet.
@@ -156,10 +156,10 @@ class SilentRun:
     def log_figure(self, figure: Figure, path: str) -> None:
         """Does nothing."""
 
-    def log_model(self, about: Mapping[str, Any], folder: Path) -> None:
+    def log_model(self, arguments: Mapping[str, Any], folder: Path) -> None:
         """Does nothing."""
 
-    def log_dataset(self, name: str, digest: str, **about: Any) -> None:
+    def log_dataset(self, name: str, digest: str, **fields: Any) -> None:
         """Does nothing."""
 
     def flush(self) -> bool:

@@ -1,10 +1,11 @@
 """Ships journals to MLflow: the only code that writes runs there.
 
-One courier per store and home leads, whichever process it is in, and ships the journals of all processes in the order
-in which their runs began; the others stand by until it ends. A run of its own has its courier in a thread, a sweep has
-one in a process beside it (`beside`), so that MLflow's work is not in the way of a training step. Both do the same.
+Every process that records runs has a courier. For each store and home one courier leads: it ships the journals of all
+processes, in the order in which their runs began. The others stand by and take over when it ends. A single run has its
+courier in a thread; a sweep has it in a separate process (`courier_process`), so that MLflow's work does not slow
+down training steps. Both run the same code.
 
-The courier waits with growing pauses while the store is away, and ends runs whose process was killed.
+While the store is away, the courier tries again with growing pauses. It also ends runs whose process was killed.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from tlresearch.tracking.store import Store, StoreAwayError, connect
 
 _log = logging.getLogger(__name__)
 
-PACE = 0.1  # seconds between two looks at the journals
+PACE = 0.1  # seconds between two rounds over the journals
 _FIRST_PAUSE = 1.0  # seconds until a store that is away is tried again; doubled each time
 _LONGEST_PAUSE = 20.0
-_REFUSED_PAUSE = 5.0  # seconds until a call that was refused is tried again: a disk may have space again
-_DEATHS = 3  # of processes that ship, one after another
-_PORTION = 100  # calls that may be merged into one request
+_REFUSED_PAUSE = 5.0  # seconds until a refused call is tried again: a full disk may have space by then
+_DEATHS = 3  # courier processes that may die before we give up
+_PORTION = 100  # calls that are read and merged at a time
 
 
 @dataclass(eq=False)
@@ -53,8 +54,12 @@ class _Shipment:
     Attributes:
         journal: The journal.
         target: The run, as far as it is known.
-        again: Whether the next call may have been made before: by another courier, or without an answer.
-        left: Whether an earlier process left it.
+        offset: Bytes of the journal that MLflow holds.
+        ended: Whether the last call that was made is the run's end.
+        again: Whether the next call may have been made before: by another courier, or by us without an answer.
+        inherited: Whether an earlier process left the journal.
+        retry_at: Time (monotonic) before which a refused call is not tried again.
+        shipped: How many metric values and files were shipped, for the report on inherited journals.
     """
 
     journal: Journal
@@ -62,7 +67,7 @@ class _Shipment:
     offset: int
     ended: bool
     again: bool
-    left: bool
+    inherited: bool
     retry_at: float = 0.0
     shipped: Counter[str] = field(default_factory=Counter)
 
@@ -78,7 +83,7 @@ class Courier:
 
     Args:
         uri: Address of the store; it is opened with the first journal, so that leading needs no MLflow.
-        born: Seconds since 1970; what began earlier was left by another process. ``None`` is now.
+        born: Seconds since 1970; a journal that began earlier was left by another process. ``None`` is now.
     """
 
     def __init__(self, uri: str, born: float | None = None) -> None:
@@ -97,7 +102,7 @@ class Courier:
             return connect(self._uri, check=False)
         except StoreAwayError:
             raise
-        except TrackingError as error:  # it could be opened when the run began
+        except TrackingError as error:  # the store worked when the run began, so this passes: wait instead of failing
             raise StoreAwayError(str(error)) from None
 
     def lead(self) -> bool:
@@ -106,17 +111,18 @@ class Courier:
             self._lead = take_lock(_lead_file(self.label), 0)
             if self._lead is None:
                 return False
-            _away_file(self.label).unlink(missing_ok=True)
+            _outage_file(self.label).unlink(missing_ok=True)  # written by an earlier leader; we have not tried yet
             self._shipments = {}
             for journal in journals(self.label):
-                self._meet(journal, again=True)
+                # The earlier leader may have died between a call and the note that says so.
+                self._adopt(journal, again=True)
         return True
 
     def step_down(self) -> None:
-        """Leaves the lead to whoever stands by."""
+        """Gives up the lead, so that a courier that stands by can take it."""
         self._failed_at = None
         if self._lead is not None:
-            _away_file(self.label).unlink(missing_ok=True)
+            _outage_file(self.label).unlink(missing_ok=True)
             self._lead.release()
             self._lead = None
 
@@ -137,27 +143,32 @@ class Courier:
         for journal in listed:
             shipment = self._shipments.get(journal.reference)
             if shipment is None or shipment.journal != journal:  # the run goes on with a new journal
-                self._meet(journal, again=False)
+                self._adopt(journal, again=False)
         try:
             for journal in listed:
                 shipment = self._shipments[journal.reference]
                 with contextlib.suppress(FileNotFoundError):  # its writer has just removed it
                     self._ship(shipment, hurry=hurry)
         except StoreAwayError as error:
-            self._say_away(str(error))
+            self._note_outage(str(error))
             return False
-        self._say_back()
+        self._note_return()
         return True
 
     def deliveries(self) -> list[Delivered]:
-        """What became of the journals that earlier processes left, since this was asked last."""
-        told, self._delivered = self._delivered, []
-        return told
+        """Returns what became of the journals that earlier processes left, since the last call."""
+        delivered, self._delivered = self._delivered, []
+        return delivered
 
-    def _meet(self, journal: Journal, *, again: bool) -> None:
-        progress, left = journal.progress(), journal.began < self._born
+    def _adopt(self, journal: Journal, *, again: bool) -> None:
+        progress = journal.progress()
         self._shipments[journal.reference] = _Shipment(
-            journal, journal.target(), progress.offset, progress.ended, again=again, left=left
+            journal,
+            journal.target(),
+            progress.offset,
+            progress.ended,
+            again=again,
+            inherited=journal.began < self._born,
         )
 
     def _ship(self, shipment: _Shipment, *, hurry: bool) -> None:
@@ -169,14 +180,14 @@ class Courier:
             if not shipment.ended and self._end_killed(shipment):
                 self._ship_portion(shipment)
         except StoreAwayError:
-            shipment.again = True  # the call may have been made, and the answer lost
+            shipment.again = True  # the store may have made the call before the answer was lost
             raise
         except TrackingError as error:
             self._refuse(shipment, error)
         except FileNotFoundError:
             raise
         except Exception as error:
-            # A mistake of ours must not take the other runs along, nor leave whoever waits for this one waiting.
+            # A bug in shipping one run must not stop the other runs. Whoever waits for this run gets the error.
             _log.exception("run %s could not be shipped", shipment.journal.name)
             self._refuse(shipment, TrackingError(f"{type(error).__name__}: {one_line(error)}"))
         else:
@@ -186,28 +197,34 @@ class Courier:
     def _ship_portion(self, shipment: _Shipment) -> bool:
         """Makes the next calls; returns whether there were any."""
         calls = shipment.journal.calls(shipment.offset)
-        read = list(islice(takewhile(lambda item: not self._names_unmade(item[0]), calls), _PORTION))
+        portion = list(islice(takewhile(lambda item: not self._must_wait(item[0]), calls), _PORTION))
         done = 0
         try:
-            for call, made in merged(call for call, _ in read):
+            for call, completed in merged(call for call, _ in portion):
                 perform(self._store, shipment.target, call, again=shipment.again)
-                done += made
-                if made:
-                    shipment.offset, shipment.ended = read[done - 1][1], call.what == "end"
+                done += completed
+                if completed:
+                    shipment.offset, shipment.ended = portion[done - 1][1], call.kind == "end"
         finally:
             if done:
+                # The note comes before the copies go: a courier that dies in between finds the files unneeded.
                 shipment.note()
-                shipment.shipped += counted(call for call, _ in read[:done])
-                for call, _ in read[:done]:
+                shipment.shipped += count_items(call for call, _ in portion[:done])
+                for call, _ in portion[:done]:
                     if call.file is not None:
                         shutil.rmtree(call.file.parent, ignore_errors=True)
         shipment.again = False
-        return bool(read)
+        return bool(portion)
 
-    def _names_unmade(self, call: Call) -> bool:
-        """Whether a tag names a run by its reference that MLflow is about to give an id: the call waits for that."""
-        named = {self._shipments.get(value) for value in call.about.get("tags", {}).values() if is_local(value)}
-        return any(other is not None and other.target.run_id is None and not other.retry_at for other in named)
+    def _must_wait(self, call: Call) -> bool:
+        """Whether a tag of the call holds the reference of a run that has no id in MLflow yet.
+
+        Runs are shipped in the order in which they began, so that run gets its id in this round or the next. A run
+        that the store refuses may never get one: nothing waits for it.
+        """
+        references = [value for value in call.arguments.get("tags", {}).values() if is_local(value)]
+        shipments = [self._shipments[reference] for reference in references if reference in self._shipments]
+        return any(shipment.target.run_id is None and not shipment.retry_at for shipment in shipments)
 
     def _end_killed(self, shipment: _Shipment) -> bool:
         """Ends a run whose process was killed; returns whether there is one to end."""
@@ -221,25 +238,26 @@ class Courier:
             self._forget(shipment)
             return False
         else:
-            shipment.target.resumed = True  # what the killed process has stored is read back
-            writer.append(as_end("KILLED", {}, tags={FAILURE: "its process was killed"}))
+            # The hashes of the stored files died with the process; `resumed` has them computed from the store.
+            shipment.target.resumed = True
+            writer.append(end_call("KILLED", {}, tags={FAILURE: "its process was killed"}))
             writer.release()
         return True
 
     def _refuse(self, shipment: _Shipment, error: TrackingError) -> None:
         journal = shipment.journal
         if not journal.progress().refused:
-            _log.warning("run %s: %s; what it records is kept in %s", journal.name, error, folder())
+            _log.warning("run %s: %s; its records are kept in %s", journal.name, error, folder())
         shipment.again, shipment.retry_at = True, time.monotonic() + _REFUSED_PAUSE
         shipment.note(refused=str(error))
-        if shipment.left:
-            self._tell(shipment, f"{error}; it is kept in {journal.path}")
+        if shipment.inherited:
+            self._add_delivery(shipment, f"{error}; it is kept in {journal.path}")
 
     def _finish(self, shipment: _Shipment) -> None:
         """Removes a journal of which MLflow holds the end, unless a process goes on with the run."""
         writer = Writer.take_over(shipment.journal)
         if writer is None:
-            return  # its process is about to let it go, or to go on
+            return  # its process still holds the lock: it removes the journal itself, or continues the run
         if next(shipment.journal.calls(shipment.offset), None) is not None:
             writer.release()
             return
@@ -247,42 +265,40 @@ class Courier:
         self._forget(shipment)
 
     def _forget(self, shipment: _Shipment) -> None:
-        if shipment.left and (shipment.shipped["points"] or shipment.shipped["files"]):
-            self._tell(shipment, "")
+        if shipment.inherited and (shipment.shipped["points"] or shipment.shipped["files"]):
+            self._add_delivery(shipment, "")
         self._shipments.pop(shipment.journal.reference, None)
 
-    def _tell(self, shipment: _Shipment, problem: str) -> None:
+    def _add_delivery(self, shipment: _Shipment, problem: str) -> None:
         shipped, shipment.shipped = shipment.shipped, Counter()
         self._delivered.append(
             Delivered(shipment.journal.name, shipment.target.id, shipped["points"], shipped["files"], problem)
         )
 
-    def _say_away(self, reason: str) -> None:
+    def _note_outage(self, reason: str) -> None:
         if self._failed_at is None:
-            _log.warning(
-                "%s; the training goes on, and what it records waits in %s until the store is back", reason, folder()
-            )
+            _log.warning("%s; training goes on, and its records wait in %s until the store is back", reason, folder())
             self._pause = _FIRST_PAUSE
         else:
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         self._failed_at = time.monotonic()
-        write(_away_file(self.label), json.dumps(asdict(Away(reason, time.time()))))
+        write(_outage_file(self.label), json.dumps(asdict(Outage(reason, time.time()))))
 
-    def _say_back(self) -> None:
+    def _note_return(self) -> None:
         if self._failed_at is not None:
-            _away_file(self.label).unlink(missing_ok=True)
-            _log.warning("the MLflow store %s is back: what waited was delivered", self.label)
+            _outage_file(self.label).unlink(missing_ok=True)
+            _log.warning("the MLflow store %s is back: the waiting records were delivered", self.label)
             self._failed_at = None
 
 
-def as_end(status: str, files: Mapping[str, str], tags: Mapping[str, str] | None = None) -> Call:
-    """The last call of a run: its status, now, with the hashes of its files and its last tags."""
-    about = {"status": status, "files": dict(files), "tags": dict(tags or {}), "time": int(time.time() * 1000)}
-    return Call("end", about)
+def end_call(status: str, files: Mapping[str, str], tags: Mapping[str, str] | None = None) -> Call:
+    """Makes the last call of a run: status, time of the end (now), hashes of its files, last tags."""
+    end_time = int(time.time() * 1000)
+    return Call("end", {"status": status, "files": dict(files), "tags": dict(tags or {}), "time": end_time})
 
 
 @dataclass(frozen=True)
-class Away:
+class Outage:
     """A store that cannot be used.
 
     Attributes:
@@ -294,10 +310,10 @@ class Away:
     tried: float
 
 
-def away(label: str) -> Away | None:
-    """What the courier of a store, in whichever process, said of it if it found the store away."""
+def outage(label: str) -> Outage | None:
+    """Returns the outage that the leading courier, in whichever process, has noted; ``None`` if the store works."""
     try:
-        return Away(**json.loads(_away_file(label).read_text(encoding="utf-8")))
+        return Outage(**json.loads(_outage_file(label).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
@@ -309,12 +325,12 @@ def is_led(label: str) -> bool:
 
 
 def waiting(label: str) -> list[Journal]:
-    """Journals of a store that no process writes any more, and that its courier can deliver."""
+    """Lists journals of a store that no process writes any more and whose calls the store does not refuse."""
     return [journal for journal in journals(label) if not journal.progress().refused and not is_written(journal)]
 
 
 class CourierThread:
-    """A courier in this process, as long as runs of it are open or wait for the store.
+    """A courier in a thread of this process, as long as the process has open runs.
 
     Args:
         uri: Address of the store.
@@ -323,64 +339,64 @@ class CourierThread:
     def __init__(self, uri: str) -> None:
         self._courier = Courier(uri)
         self._changed = threading.Condition()
-        self._open = self._looks = 0
+        self._open = self._rounds = 0
         self._hurry = False
         self._error = ""
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """A run is about to be opened; what earlier processes have left is shipped first."""
+        """Announces a run that is about to be opened; ships first what earlier processes have left."""
         with self._changed:
             self._open += 1
             if self._thread is None:
                 self._error = ""
                 self._thread = threading.Thread(target=self._work, name="tlresearch-courier", daemon=True)
                 self._thread.start()
-            looks = self._looks
-            self._changed.wait_for(lambda: self._looks > looks or self._error)
+            rounds = self._rounds
+            self._changed.wait_for(lambda: self._rounds > rounds or self._error)
 
     def check(self) -> None:
         """Makes sure that runs are shipped.
 
         Raises:
-            TrackingError: If they cannot be.
+            TrackingError: If the thread has failed.
         """
         if self._error:
             raise TrackingError(self._error)
 
     def close(self) -> None:
-        """A run is closed."""
+        """Announces that a run is closed."""
         with self._changed:
             self._open -= 1
             self._changed.notify_all()
 
     def hurry(self) -> None:
-        """Ships now, also to a store that was away when it was tried last."""
+        """Ships now, even if the store was away at the last try."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
 
     def _work(self) -> None:
         try:
-            while self._look():
+            while self._work_round():
                 pass
         except Exception as error:
             if not isinstance(error, OSError):
                 _log.exception("runs can no longer be shipped")
             with self._changed:
-                self._error = f"what is recorded cannot be delivered from {folder()}: {one_line(error)}"
+                self._error = f"the records in {folder()} cannot be delivered: {one_line(error)}"
                 self._thread = None
                 self._changed.notify_all()
 
-    def _look(self) -> bool:
+    def _work_round(self) -> bool:
         """Ships once and pauses; returns whether to go on: runs are open."""
         with self._changed:
             hurry, self._hurry = self._hurry, False
         if self._courier.lead():
             self._courier.round(hurry=hurry)
-        tell(self._courier)
+        log_deliveries(self._courier)
         with self._changed:
-            self._looks += 1
+            self._rounds += 1
             self._changed.notify_all()
             if self._open or self._hurry:
                 self._changed.wait_for(lambda: self._hurry, PACE)
@@ -391,7 +407,7 @@ class CourierThread:
 
 
 class CourierProcess:
-    """A courier in a process of its own, unless another process ships already; one that dies is replaced.
+    """A courier in a separate process, unless another process leads already. A process that dies is replaced.
 
     Args:
         uri: Address of the store.
@@ -402,20 +418,20 @@ class CourierProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def open(self) -> None:
-        """A run is about to be opened."""
+        """Announces a run that is about to be opened."""
         self.check()
 
     def close(self) -> None:
-        """A run is closed."""
+        """Does nothing: the process ships until `finish`."""
 
     def hurry(self) -> None:
-        """It looks often enough by itself."""
+        """Does nothing: the process starts a round every `PACE` seconds."""
 
     def check(self) -> None:
         """Makes sure that runs are shipped.
 
         Raises:
-            TrackingError: If processes that ship die one after another.
+            TrackingError: If courier processes die one after another.
         """
         if self._process is not None and self._process.poll() is not None:
             self.finish()
@@ -423,49 +439,53 @@ class CourierProcess:
             self._deaths += 1
         if self._process is None and not is_led(redact(self._uri)):
             if self._deaths >= _DEATHS:
-                raise TrackingError(f"the process that writes to MLflow keeps dying; what waits is kept in {folder()}")
+                raise TrackingError(
+                    f"the process that writes to MLflow keeps dying; undelivered records are kept in {folder()}"
+                )
             self._start()
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "tlresearch.tracking.courier"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         assert self._process.stdin is not None
-        # Not on the command line: it may hold a password. The pipe stays open until this process is done, or killed.
+        # The address may hold a password, so it is not on the command line. The pipe closes when this process is done
+        # or killed, which tells the courier to finish.
         self._process.stdin.write(f"{json.dumps([self._uri, self._born])}\n".encode())
         self._process.stdin.flush()
 
     def finish(self) -> None:
-        """Waits until it has shipped what it can."""
+        """Tells the process to finish, and waits until it has shipped what it can."""
         if self._process is not None:
             assert self._process.stdin is not None
-            self._process.stdin.close()  # which tells it
+            self._process.stdin.close()
             self._process.wait()
 
 
 _couriers: dict[tuple[int, str], CourierThread | CourierProcess] = {}
 
 
-def courier(uri: str) -> CourierThread | CourierProcess:
-    """The courier of this process for a store: the process beside it, else a thread."""
+def courier_for(uri: str) -> CourierThread | CourierProcess:
+    """Returns this process's courier for a store: inside `courier_process` the separate process, else a thread."""
+    # By process id: a forked child inherits the dict, but not the thread.
     return _couriers.setdefault((os.getpid(), uri), CourierThread(uri))
 
 
 @contextlib.contextmanager
-def beside(uri: str) -> Iterator[None]:
-    """Has the runs of this process shipped by another one while the context lasts.
+def courier_process(uri: str) -> Iterator[None]:
+    """Ships the runs of this process from a separate process while the context lasts.
 
-    None is started where one ships already, as for the workers of a sweep on the machine of the sweep.
+    If another process ships already, none is started: the workers of a sweep share the sweep's courier.
 
-    Leaving the context waits until everything that nobody writes any more is delivered, or the store is away.
+    Leaving the context waits until all journals without a writer are delivered, or the store is away.
 
     Args:
         uri: Address of the store.
 
     Raises:
-        TrackingError: If the store refused something, or the processes that ship die.
+        TrackingError: If the store refused something, or courier processes die one after another.
     """
     key = (os.getpid(), uri)
-    before = _couriers.get(key)
+    outer = _couriers.get(key)
     process = CourierProcess(uri)
     _couriers[key] = process
     process.check()
@@ -475,16 +495,16 @@ def beside(uri: str) -> Iterator[None]:
         failed = False
     finally:
         try:
-            settle(uri)
+            wait_until_delivered(uri)
             process.finish()
             _raise_refused(redact(uri))
         except TrackingError:
-            if not failed:  # else the error that is on its way is the one to see
+            if not failed:  # otherwise the error of the context's body matters more
                 raise
         finally:
             _couriers.pop(key)
-            if before is not None:
-                _couriers[key] = before
+            if outer is not None:
+                _couriers[key] = outer
 
 
 def _raise_refused(label: str) -> None:
@@ -492,11 +512,11 @@ def _raise_refused(label: str) -> None:
         if (refused := journal.progress().refused) and not is_written(journal):
             raise TrackingError(refused)
     if waiting(label):
-        _log.warning("%s", told(label))
+        _log.warning("%s", describe_waiting(label))
 
 
-def settle(uri: str) -> None:
-    """Waits until everything that no process writes any more is delivered, or the store is away.
+def wait_until_delivered(uri: str) -> None:
+    """Waits until all journals without a writer are delivered, or the store is away.
 
     Args:
         uri: Address of the store.
@@ -505,8 +525,8 @@ def settle(uri: str) -> None:
         TrackingError: If nothing can be shipped any more.
     """
     label = redact(uri)
-    while waiting(label) and away(label) is None:
-        courier(uri).check()
+    while waiting(label) and outage(label) is None:
+        courier_for(uri).check()
         time.sleep(PACE / 2)
 
 
@@ -517,7 +537,7 @@ class Delivered:
     Attributes:
         name: Name of the run; `run_id`: its id in MLflow, or its reference.
         points: Metric values that were delivered; `files`: files.
-        problem: Why it was not delivered, or not all of it; empty if it was.
+        problem: Why it was not, or not completely, delivered; empty if it was.
     """
 
     name: str
@@ -528,7 +548,7 @@ class Delivered:
 
 
 def deliver(uri: str, patience: float = 5.0) -> list[Delivered]:
-    """Delivers what waits for a store; what other processes write is left to them.
+    """Delivers the waiting journals of a store, except those that other processes write.
 
     Args:
         uri: Address of the store.
@@ -536,58 +556,59 @@ def deliver(uri: str, patience: float = 5.0) -> list[Delivered]:
 
     Raises:
         StoreAwayError: If the store cannot be used now; what it took before that is delivered.
-        TrackingError: If another process goes on delivering.
+        TrackingError: If another process is still delivering when `patience` is over.
     """
-    own = Courier(uri)
+    courier = Courier(uri)
     deadline = time.monotonic() + patience
-    while not own.lead():
-        if not waiting(own.label):
+    while not courier.lead():
+        if not waiting(courier.label):
             return []
         if time.monotonic() > deadline:
-            raise TrackingError(f"{own.label}: another process delivers what waits for this store")
+            raise TrackingError(f"{courier.label}: another process is delivering to this store")
         time.sleep(PACE)
     try:
-        for _ in journals(own.label):  # a call that names another run waits for that one: once more for each at most
-            if not own.round(hurry=True):
-                reason = away(own.label)
-                raise StoreAwayError(reason.reason if reason else f"MLflow store {own.label} is away")
-            if not waiting(own.label):
+        # A call that names another run waits until that run has an id, so there may be a round per journal.
+        for _ in journals(courier.label):
+            if not courier.round(hurry=True):
+                noted = outage(courier.label)
+                raise StoreAwayError(noted.reason if noted else f"MLflow store {courier.label} is away")
+            if not waiting(courier.label):
                 break
-        return own.deliveries()
+        return courier.deliveries()
     finally:
-        own.step_down()
+        courier.step_down()
 
 
-def tell(own: Courier) -> None:
-    """Says what was delivered of journals that earlier processes had left."""
-    if whole := [item for item in own.deliveries() if not item.problem]:
-        _log.warning("delivered to the MLflow store %s what had waited: %s", own.label, summary(whole))
+def log_deliveries(courier: Courier) -> None:
+    """Logs what was delivered of journals that earlier processes had left."""
+    if complete := [item for item in courier.deliveries() if not item.problem]:
+        _log.warning("delivered to the MLflow store %s: %s", courier.label, describe_deliveries(complete))
 
 
-def summary(delivered: list[Delivered]) -> str:
-    """Delivered runs in a line."""
+def describe_deliveries(delivered: list[Delivered]) -> str:
+    """Says in one line what was delivered."""
     points, files = sum(item.points for item in delivered), sum(item.files for item in delivered)
     runs = _names([item.name for item in delivered])
     return f"{_number(points, 'metric value')} and {_number(files, 'file')} of {runs}"
 
 
-def told(label: str) -> str:
-    """One line about what waits for a store: how much, of which runs, and who delivers it."""
-    left = [journal for journal in journals(label) if journal.waiting()]
-    counts = counted(call for journal in left for call in journal.waiting())
+def describe_waiting(label: str) -> str:
+    """Says in one line what waits for a store: how much, of which runs, and which command delivers it."""
+    undelivered = [journal for journal in journals(label) if journal.waiting()]
+    counts = count_items(call for journal in undelivered for call in journal.waiting())
     return (
         f"not delivered to the MLflow store {label}: {_number(counts['points'], 'metric value')}, "
-        f"{_number(counts['files'], 'file')} and the end of {_names([journal.name for journal in left])}; "
-        f"kept in {folder()}, and delivered by: tlresearch sync"
+        f"{_number(counts['files'], 'file')} and the end of {_names([journal.name for journal in undelivered])}; "
+        f"kept in {folder()}; to deliver, run: tlresearch sync"
     )
 
 
-def counted(calls: Iterable[Call]) -> Counter[str]:
-    """How many metric values (``points``) and ``files`` calls store."""
+def count_items(calls: Iterable[Call]) -> Counter[str]:
+    """Counts the metric values (``points``) and ``files`` that calls store."""
     counts: Counter[str] = Counter()
     for call in calls:
-        counts["points"] += len(call.about.get("points", ()))
-        counts["files"] += (call.file is not None) + len(call.about.get("texts", ()))
+        counts["points"] += len(call.arguments.get("points", ()))
+        counts["files"] += (call.file is not None) + len(call.arguments.get("texts", ()))
     return counts
 
 
@@ -596,33 +617,35 @@ def _names(names: list[str]) -> str:
     return f"{_number(len(names), 'run')} ({shown})"
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _lead_file(label: str) -> Path:
     return folder() / f".{hashlib.sha256(label.encode()).hexdigest()[:12]}.courier"
 
 
-def _away_file(label: str) -> Path:
+def _outage_file(label: str) -> Path:
     return _lead_file(label).with_suffix(".away")
 
 
 def main() -> None:
-    """Ships until the process that started this one closes the pipe; then what is left."""
-    # Ctrl-C and a scheduler's signal reach the whole group; the runs are ended by their own processes.
+    """Ships until the process that started this one closes the pipe, then delivers the rest and ends."""
+    # Ctrl-C and a scheduler's signal reach the whole process group, but this process must outlive the training
+    # processes: they still record how their runs ended. It ends when the pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     protect_output()
-    os.nice(5)  # the training comes first; at a lower priority a busy machine would let a sweep wait for its records
-    own = Courier(*json.loads(sys.stdin.readline()))
+    os.nice(5)  # training comes first; with a lower priority, a sweep on a busy machine would wait for its records
+    courier = Courier(*json.loads(sys.stdin.readline()))
     while True:
-        over = bool(select.select([sys.stdin], [], [], PACE)[0])  # nothing is sent: it can only be the end
-        there = own.lead() and own.round(hurry=over)
-        tell(own)
-        if over and (not there or not waiting(own.label)):
+        # Nothing more is sent through the pipe, so it is readable only once it is closed.
+        closed = bool(select.select([sys.stdin], [], [], PACE)[0])
+        shipped = courier.lead() and courier.round(hurry=closed)
+        log_deliveries(courier)
+        if closed and (not shipped or not waiting(courier.label)):
             break
-    own.step_down()
+    courier.step_down()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Databases under MLflow and Optuna: whether a server answers, asked in seconds."""
+"""Databases under MLflow and Optuna: checks within seconds that a server answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SECONDS = 8
 
 
 def connect_arguments(uri: str) -> dict[str, Any]:
-    """Arguments of the driver with which a connection is given up in time; a driver's default is to wait for ever."""
+    """Returns driver arguments that limit the time of connecting; by default drivers wait for ever."""
     return {"connect_timeout": SECONDS} if uri.startswith(("postgresql", "mysql")) else {}
 
 
 def check_reachable(uri: str) -> None:
-    """Connects once.
+    """Connects once and closes the connection.
 
     Raises:
-        Exception: SQLAlchemy's error, if the database does not answer or refuses us.
+        Exception: SQLAlchemy's error, if the database does not answer or refuses the login.
     """
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool

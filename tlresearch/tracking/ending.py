@@ -1,4 +1,4 @@
-"""Ends of a process that must not leave a run RUNNING: termination signals and forgotten runs."""
+"""Ends the runs of a process that is terminated or exits, so that none stays RUNNING."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ class Closable(Protocol):
 class TerminationGuard:
     """Turns SIGTERM (a scheduler, `kill`, `docker stop`) into `SystemExit` while a run is open.
 
-    Only where nobody else handles it: Lightning does during its fit, an outer run does for nested ones.
+    Only if nothing else handles the signal: Lightning does during its fit, and an outer run does for nested runs.
     """
 
     def __init__(self) -> None:
         self._installed = False
         self._deferring = False
-        self._came = False
+        self._received = False  # whether SIGTERM came while the run was being closed
 
     def install(self) -> None:
-        """Handles SIGTERM from now on, if this is the main thread and nobody else does."""
+        """Handles SIGTERM from now on, if this is the main thread and nothing else handles it."""
+        # Python sets signal handlers only in the main thread.
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._handle)
@@ -42,7 +43,7 @@ class TerminationGuard:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Holds a signal back while a run is being closed, then hands the signal back to the system."""
+        """Postpones SIGTERM while a run is being closed, then restores the default handler."""
         self._deferring = True
         try:
             yield
@@ -52,18 +53,18 @@ class TerminationGuard:
                 self._installed = False
                 if signal.getsignal(signal.SIGTERM) == self._handle:
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                if self._came:
+                if self._received:
                     raise SystemExit(_EXIT_CODE)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._deferring:
-            self._came = True
+            self._received = True
         else:
             raise SystemExit(_EXIT_CODE)
 
 
 class OpenRuns:
-    """The runs of this process that are not closed yet."""
+    """The open runs of this process. Those that are still open when the process exits are closed as failed."""
 
     def __init__(self) -> None:
         import atexit
@@ -81,7 +82,7 @@ class OpenRuns:
         self._runs.discard(run)
 
     def _close_all(self) -> None:
-        # A forked process shares the runs of its parent, which are not its to close.
+        # A forked process inherits the list of its parent's open runs, but the parent still writes them.
         if os.getpid() == self._process:
             for run in list(self._runs):
                 run.abandon()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     Points = Sequence[tuple[float, float]]
 
-# Okabe and Ito's palette: distinguishable with every kind of colour blindness, and in print.
+# Okabe and Ito's palette: its colours differ for every kind of colour blindness, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SPLIT_COLOURS = {"train": COLOURS[0], "val": COLOURS[1], "test": COLOURS[2]}
 FROZEN = "#D9D9D9"
-_MOST_NUMBERS = 25  # a confusion matrix with more classes shows colours only
+_MOST_NUMBERS = 25  # classes up to which a confusion matrix shows numbers, not only colours
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class PhaseSpan:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure, in inches. It belongs to no window and no global list, so threads may draw too."""
+    """Makes a figure; sizes are in inches. Unlike pyplot's, it is in no global list, so any thread may draw."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def style(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Title, labels and a light frame."""
+    """Sets title and labels, and removes the upper and right border."""
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -57,7 +57,7 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def learning_curves(history: Mapping[str, Points], phases: Sequence[PhaseSpan] = ()) -> Figure:
-    """One panel per metric with a line per split.
+    """Draws one panel per metric with a line per split.
 
     Args:
         history: Points (epoch, value) by metric name, such as ``val/accuracy``.
@@ -95,7 +95,10 @@ def learning_curves(history: Mapping[str, Points], phases: Sequence[PhaseSpan] =
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]] | NDArray[Any], classes: Sequence[str]) -> Figure:
-    """Rows are true classes, columns predictions; colour is the share of the row, numbers are samples."""
+    """Draws a confusion matrix: true classes as rows, predictions as columns.
+
+    Colours are shares of the true class (of the row), numbers are samples.
+    """
     import numpy as np
 
     counts = np.asarray(matrix)
@@ -140,16 +143,16 @@ def sample_grid(
     title: str = "Wrongly classified samples, surest first",
     columns: int = 5,
 ) -> Figure:
-    """Images, or sounds as waves, with true class, prediction and its probability.
+    """Draws images, or sounds as waves, with true class, prediction and its probability.
 
     Args:
         images: uint8 tensors or arrays ``(channels, height, width)``, or ``(height, width, channels)``; sounds
             ``(samples,)``.
-        true: True class of each.
-        predicted: Predicted class of each.
-        confidence: Probability of the prediction.
+        true: True class of each sample.
+        predicted: Predicted class of each sample.
+        confidence: Probability of each prediction.
         title: Title of the figure.
-        columns: Images in a row.
+        columns: Images per row.
     """
     columns = min(columns, max(2, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
@@ -177,7 +180,7 @@ def schedule(
     rates: Sequence[Sequence[float | None]],
     title: str = "Freeze schedule",
 ) -> Figure:
-    """The freeze schedule as a picture: stage by epoch, coloured by learning rate, frozen in grey.
+    """Draws the freeze schedule: stage by epoch, coloured by learning rate, frozen in grey.
 
     Args:
         phases: Phases with their epochs.
@@ -191,7 +194,7 @@ def schedule(
     from matplotlib.patches import Patch
 
     grid = np.array([[np.nan if rate is None else rate for rate in row] for row in rates], dtype=float)
-    grid[grid <= 0] = np.nan
+    grid[grid <= 0] = np.nan  # a rate of 0 trains nothing, and has no place on a logarithmic scale
     epochs = grid.shape[1]
     names = shortened(stages)
     longest = 0.075 * max(map(len, names), default=0)  # inches of the labels
@@ -202,7 +205,7 @@ def schedule(
     trained = grid[np.isfinite(grid)]
     low, high = (trained.min(), trained.max()) if trained.size else (1e-4, 1e-3)
     if low == high:
-        low, high = low / 2, high * 2
+        low, high = low / 2, high * 2  # LogNorm needs a range
     mesh = axes.pcolormesh(
         np.arange(epochs + 1),
         np.arange(len(stages) + 1),
@@ -228,38 +231,39 @@ def schedule(
 
 
 def _phase_borders(axes: Axes, phases: Sequence[PhaseSpan], *, width: float) -> None:
-    """Draws where phases begin and names them, level where every name fits over its phase and slanted elsewhere.
+    """Draws the borders of phases and their names: horizontal if every name fits over its phase, else slanted.
 
     Args:
         axes: The axes, with epochs from left to right.
         phases: The phases.
-        width: Width of the axes in inches, about: the layout is not known before drawing.
+        width: Approximate width of the axes in inches: the layout is known only after drawing.
     """
     if not phases:
         return
     for phase in phases[1:]:
         axes.axvline(phase.start, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
     inches = width / max(max(phase.end for phase in phases), 1)
-    character = 0.068  # inches, at font size 8
-    level = all(len(phase.name) * character <= (phase.end - phase.start) * inches for phase in phases)
-    place, last = axes.get_xaxis_transform(), -1.0
-    names = [phase.name if level else _short(phase.name, 14) for phase in phases]
+    character = 0.068  # mean width in inches at font size 8
+    horizontal = all(len(phase.name) * character <= (phase.end - phase.start) * inches for phase in phases)
+    above, last = axes.get_xaxis_transform(), -1.0  # x in epochs, y as a share of the height
+    names = [phase.name if horizontal else _short(phase.name, 14) for phase in phases]
     for phase, name in zip(phases, names, strict=True):
-        if level:
+        if horizontal:
             middle = (phase.start + phase.end) / 2
-            axes.text(middle, 1.01, name, transform=place, ha="center", va="bottom", fontsize=8)
-        elif phase.start * inches - last >= 0.17:  # closer together slanted names would touch
+            axes.text(middle, 1.01, name, transform=above, ha="center", va="bottom", fontsize=8)
+        elif phase.start * inches - last >= 0.17:  # slanted names closer together would touch
             last = phase.start * inches
             axes.text(
-                phase.start, 1.01, name, transform=place, ha="left", va="bottom", fontsize=8,
+                phase.start, 1.01, name, transform=above, ha="left", va="bottom", fontsize=8,
                 rotation=45, rotation_mode="anchor",
             )  # fmt: skip
-    pad = 18 if level else 14 + 72 * 0.72 * character * max(map(len, names))
+    # The title goes above the names: in points, 72 to the inch; names at 45 degrees are 0.72 of their length high.
+    pad = 18 if horizontal else 14 + 72 * 0.72 * character * max(map(len, names))
     axes.set_title(axes.get_title(loc="left"), fontsize=11, loc="left", fontweight="bold", pad=pad)
 
 
 def class_legend(figure: Figure, names: Sequence[str], colours: Sequence[Any]) -> None:
-    """Names the classes below a figure, as many beside one another as its width allows; of many only the first 20."""
+    """Adds a legend of classes below a figure, in as many columns as fit; of many classes only the first 20."""
     from matplotlib.patches import Patch
 
     shown = shortened(names[:20])
@@ -275,13 +279,14 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     import numpy as np
 
     pixels = np.asarray(image)
+    # Channels first, unless the last axis is as short as channels are, too.
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)
     return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
 def _short(name: str, most: int = 24) -> str:
-    """A name without its middle: names that are alike differ at their ends."""
+    """Shortens a name in its middle, because similar names usually differ at their ends."""
     if len(name) <= most:
         return name
     end = (most - 1) // 2
@@ -289,7 +294,7 @@ def _short(name: str, most: int = 24) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 24) -> list[str]:
-    """Names of at most so many characters that stay different: without their middle, their end, or their beginning."""
+    """Shortens names to `most` characters, in the middle, at the end or at the beginning: where most stay different."""
     ways = (
         [_short(name, most) for name in names],
         [name if len(name) <= most else f"{name[: most - 1]}…" for name in names],
@@ -299,6 +304,6 @@ def shortened(names: Sequence[str], most: int = 24) -> list[str]:
 
 
 def _split_order(key: str) -> int:
-    known = list(SPLIT_COLOURS)
+    splits = list(SPLIT_COLOURS)
     split = key.split("/", 1)[0]
-    return known.index(split) if split in known else len(known)
+    return splits.index(split) if split in splits else len(splits)

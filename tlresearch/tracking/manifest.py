@@ -1,4 +1,4 @@
-"""SHA-256 of every artifact of a run, written at its end as an artifact itself, so that damage is found later."""
+"""The manifest of a run: SHA-256 of every artifact, itself written as an artifact, so that damage can be detected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "artifacts.json"
 
 @dataclass
 class Manifest:
-    """Hashes of what a run left.
+    """Hashes of a run's artifacts.
 
     Attributes:
         files: SHA-256 of each artifact by its path.
@@ -35,22 +35,22 @@ class Manifest:
     models: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, source: Path, place: str) -> None:
-        """Takes a file that is stored as `place`, or a folder whose content is stored below `place`."""
+        """Adds a file that is stored as `place`, or a folder whose content is stored below `place`."""
         self.files |= hashes(source, place)
 
     def add_text(self, text: str, place: str) -> None:
-        """Takes text that is stored as `place`."""
+        """Adds a text that is stored as `place`."""
         self.files[place] = hashlib.sha256(text.encode()).hexdigest()
 
-    def missing(self, store: Store, run_id: str) -> None:
-        """Takes the artifacts that an earlier process of a continued run stored."""
-        if NAME in (paths := set(_stored(store, run_id))):
-            before = read_manifest(store, run_id)
-            self.files = {**before.files, **self.files} if before else self.files
-            self.models = {**before.models, **self.models} if before else self.models
-        place = store.client.get_run(run_id).info.artifact_uri
+    def add_stored(self, store: Store, run_id: str) -> None:
+        """Adds the artifacts that an earlier process of a continued run stored; hashes what it left no hash of."""
+        if NAME in (paths := set(_stored_paths(store, run_id))):
+            earlier = read_manifest(store, run_id)
+            self.files = {**earlier.files, **self.files} if earlier else self.files
+            self.models = {**earlier.models, **self.models} if earlier else self.models
+        root = store.client.get_run(run_id).info.artifact_uri
         for path in paths - set(self.files) - {NAME}:
-            with local(store, f"{place}/{path}") as file:
+            with local(store, f"{root}/{path}") as file:
                 self.add(file, path)
 
     def write(self, store: Store, run_id: str) -> None:
@@ -63,13 +63,13 @@ class Manifest:
 
 
 def read_manifest(store: Store, run_id: str) -> Manifest | None:
-    """Returns the hashes a run recorded; `None` if it has none."""
+    """Reads the manifest of a run; `None` if it has none."""
     content = read_json(store, run_id, NAME)
     return Manifest(content["files"], content["models"]) if content else None
 
 
 def read_json(store: Store, run_id: str, path: str) -> dict[str, Any] | None:
-    """Returns a JSON artifact of a run; `None` if it is not there or cannot be read."""
+    """Reads a JSON artifact of a run; `None` if it is missing or cannot be read."""
     try:
         content = json.loads(read_text(store, run_id, path) or "")
     except ValueError:
@@ -78,7 +78,7 @@ def read_json(store: Store, run_id: str, path: str) -> dict[str, Any] | None:
 
 
 def read_text(store: Store, run_id: str, path: str) -> str | None:
-    """Returns a text artifact of a run; `None` if it is not there or cannot be read."""
+    """Reads a text artifact of a run; `None` if it is missing or cannot be read."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -90,33 +90,37 @@ def read_text(store: Store, run_id: str, path: str) -> str | None:
 
 @contextlib.contextmanager
 def local(store: Store, address: str) -> Iterator[Path]:
-    """A stored file or folder on this machine: itself where the store is here, else a copy for a while."""
+    """Yields the local path of a stored file or folder; of a remote store, the path of a temporary copy."""
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as scratch:
         here = "://" not in address or address.startswith("file:")
+        # Without a destination MLflow returns the path of a local artifact itself and copies nothing.
         yield Path(download_artifacts(address, dst_path=None if here else scratch, tracking_uri=store.uri))
 
 
 def damaged(store: Store, run: Run, manifest: Manifest) -> list[str]:
-    """Returns one line per artifact that is missing or not what was stored."""
-    found = [
-        _state(store, f"{run.info.artifact_uri}/{path}", expected, path) for path, expected in manifest.files.items()
+    """Checks all artifacts of a run; returns a line for each that is missing or has changed."""
+    lines = [
+        _damage(store, f"{run.info.artifact_uri}/{path}", expected, path) for path, expected in manifest.files.items()
     ]
     for model, files in manifest.models.items():
-        place = model_address(store, model)
-        found += [_state(store, f"{place}/{path}", expected, f"model/{path}") for path, expected in files.items()]
-    return [line for line in found if line]
+        root = model_address(store, model)
+        lines += [_damage(store, f"{root}/{path}", expected, f"model/{path}") for path, expected in files.items()]
+    return [line for line in lines if line]
 
 
 def model_address(store: Store, model_id: str) -> str:
-    """Where the files of a logged model lie."""
+    """Address of the folder with the files of a logged model."""
     with store.errors():
         return str(store.client.get_logged_model(model_id).artifact_location)
 
 
-def _state(store: Store, address: str, expected: str, shown: str) -> str:
-    """Says what is wrong with an artifact; each is fetched by itself, so that one that is missing hides no other."""
+def _damage(store: Store, address: str, expected: str, shown: str) -> str:
+    """Says what is wrong with an artifact; empty if it is whole.
+
+    Artifacts are fetched singly: when a folder is fetched, one missing file makes the whole request fail.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -127,17 +131,17 @@ def _state(store: Store, address: str, expected: str, shown: str) -> str:
 
 
 def hashes(source: Path, place: str) -> dict[str, str]:
-    """SHA-256 of a file, or of each file below a folder, by its path as an artifact."""
+    """Returns the SHA-256 of a file, or of each file below a folder, by artifact path."""
     if source.is_file():
         return {place: sha256(source)}
     files = sorted(path for path in source.rglob("*") if path.is_file())
     return {f"{place}/{path.relative_to(source).as_posix()}".lstrip("/"): sha256(path) for path in files}
 
 
-def _stored(store: Store, run_id: str, folder: str | None = None) -> Iterator[str]:
+def _stored_paths(store: Store, run_id: str, folder: str | None = None) -> Iterator[str]:
     for item in store.client.list_artifacts(run_id, folder):
         if item.is_dir:
-            yield from _stored(store, run_id, item.path)
+            yield from _stored_paths(store, run_id, item.path)
         else:
             yield item.path
 
@@ -156,10 +160,10 @@ def add_to_ended_run(
     Args:
         store: The store.
         run_id: The run.
-        tags: Tags; one that is there is replaced.
-        texts: Content of each text artifact by path.
-        files: Files, or folders with all they hold, by the path they are stored as.
-        metrics: Metrics; a value that is there gets a newer one beside it.
+        tags: Tags; they replace existing values.
+        texts: Text artifacts by path.
+        files: Files, or folders with their content, by artifact path.
+        metrics: Metrics; an existing metric gets a newer point.
     """
     from mlflow.entities import Metric
 
@@ -176,7 +180,7 @@ def add_to_ended_run(
         if not texts and not files:
             return
         manifest = Manifest()
-        manifest.missing(store, run_id)
+        manifest.add_stored(store, run_id)
         with tempfile.TemporaryDirectory() as scratch:
             for place, text in (texts or {}).items():
                 file = Path(scratch) / Path(place).name

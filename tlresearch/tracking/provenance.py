@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, hardware and command line; collected once per process."""
+"""Provenance of a run: code, packages, hardware and command line, collected once per process."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ PACKAGES = (
     "timm",
     "transformers",
 )
-"""Packages that a number can depend on."""
+"""Packages whose version can change a result."""
 VERSION = "tlresearch.version"
-"""Tag that comes last of what a run begins with: see `Provenance.log`."""
+"""The tag that is recorded last at the beginning of a run: see `Provenance.log`."""
 _LONGEST_DIFF = 4_000_000  # characters
 _TIMEOUT = 10  # seconds; a repository on a slow network disk must not hold up a training
 
@@ -49,9 +49,9 @@ class Code:
     Attributes:
         commit: Full hash of the commit checked out; empty in a repository without one.
         branch: Its branch; empty if none is checked out.
-        dirty: Whether files differ from the commit, untracked ones included.
-        diff: What differs in tracked files, without secrets; may be cut.
-        untracked: Files git does not know, at most a hundred.
+        dirty: Whether files differ from the commit, untracked files included.
+        diff: Diff of tracked files, without secrets; may be truncated.
+        untracked: Untracked files, at most a hundred.
     """
 
     commit: str
@@ -63,7 +63,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run ran on; no name of the machine.
+    """The machine of a run, without its name.
 
     Attributes:
         system: Operating system and architecture, such as ``Linux x86_64``.
@@ -82,12 +82,12 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything besides config and data that says where a run comes from.
+    """Everything that determined a run, except config and data.
 
     Attributes:
         command: Command line without secrets.
         code: The repository, or `None` outside one.
-        packages: Version by package, for those installed.
+        packages: Version by package, for installed packages.
         python: Version of Python.
         hardware: The machine.
     """
@@ -99,7 +99,7 @@ class Provenance:
     hardware: Hardware
 
     def tags(self) -> dict[str, str]:
-        """The short form, for the table of runs; MLflow shows the commit in its own column."""
+        """Returns the short form for the table of runs; MLflow shows the commit in its own column."""
         tags = {
             "mlflow.source.name": self.command or "tlresearch",
             "mlflow.source.type": "LOCAL",
@@ -113,7 +113,7 @@ class Provenance:
         return {name: value for name, value in tags.items() if value}
 
     def environment(self) -> dict[str, object]:
-        """The whole record but the diff, as plain values."""
+        """Returns the whole record except the diff, as plain values."""
         record = asdict(self)
         if record["code"]:
             del record["code"]["diff"]
@@ -122,7 +122,7 @@ class Provenance:
     def log(self, run: Run) -> None:
         """Writes the artifacts ``provenance/environment.json`` and ``provenance/diff.patch``, then tags.
 
-        Whoever finds the tags knows that the rest is there: see `JournalRun.begun`.
+        The tags come last, so a run that has them has the rest too: see `JournalRun.begun`.
         """
         # Through JSON, so that tuples become lists.
         run.log_dict(json.loads(json.dumps(self.environment())), "provenance/environment.json")
@@ -135,11 +135,11 @@ def collect(command_line: Sequence[str] | None = None) -> Provenance:
     """Collects the provenance of this process; git and hardware are asked once.
 
     Args:
-        command_line: Words of the command; those of this process unless given.
+        command_line: Words of the command; by default those of this process.
     """
     words = list(sys.argv if command_line is None else command_line)
     if words:
-        # The program's folder is a matter of the machine, not of the run.
+        # The folder of the program says something about the machine, not about the run.
         words[0] = Path(words[0]).name
     return Provenance(
         command=redact_command(words),
@@ -157,7 +157,7 @@ def _code(folder: str) -> Code | None:
         return None
     commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or ""
     branch = _git(folder, "symbolic-ref", "--short", "--quiet", "HEAD") or ""
-    # External diff programs and colours of the user's own settings would spoil the patch.
+    # The user's git settings may name an external diff program or colours; neither gives a patch that applies.
     diff = _git(top.strip(), "diff", "--no-ext-diff", "--no-color", "HEAD") if commit.strip() else ""
     status = _git(top.strip(), "status", "--porcelain") or ""
     untracked = tuple(line[3:] for line in status.splitlines() if line.startswith("??"))
@@ -168,6 +168,7 @@ def _code(folder: str) -> Code | None:
 
 
 def _git(folder: str, *arguments: str) -> str | None:
+    # `git status` takes a lock to refresh the index; without it we cannot disturb a git command of the user.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         answer = subprocess.run(
@@ -185,13 +186,13 @@ def _git(folder: str, *arguments: str) -> str | None:
 
 @functools.cache
 def _packages() -> tuple[tuple[str, str], ...]:
-    found = []
+    versions = []
     for name in PACKAGES:
         try:
-            found.append((name, metadata.version(name)))
+            versions.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:
             continue
-    return tuple(found)
+    return tuple(versions)
 
 
 @functools.cache
@@ -221,7 +222,7 @@ def _processor() -> str:
 def _gpus() -> tuple[str, ...]:
     torch = sys.modules.get("torch")
     if torch is not None:
-        # Importing torch only to ask this would cost seconds; asking does not start CUDA's context.
+        # Importing torch only for this would take seconds. Reading properties starts no CUDA context.
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return tuple(torch.cuda.get_device_properties(index).name for index in range(count))
     try:

@@ -1,7 +1,7 @@
-"""What a run records: params, metrics, tags, artifacts, data. Each becomes a call in the run's journal.
+"""A run that records params, metrics, tags, artifacts and data: each becomes a call in the run's journal.
 
-A metric's way to MLflow: `JournalRun.log_metrics` appends to the journal (`tracking.journal`), the courier of the store
-ships it (`tracking.courier`), `tracking.calls` makes the request.
+A metric's way to MLflow: `JournalRun.log_metrics` appends it to the journal (`tracking.journal`), the courier of the
+store ships it (`tracking.courier`), `tracking.calls` makes the request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from tlresearch.tracking import values
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.base import Status
 from tlresearch.tracking.calls import FAILURE, REASON, STATE, Call, is_local, new_local_id, resolve, stored_steps
-from tlresearch.tracking.courier import CourierProcess, CourierThread, as_end, away, courier, told, waiting
+from tlresearch.tracking.courier import (
+    CourierProcess,
+    CourierThread,
+    courier_for,
+    describe_waiting,
+    end_call,
+    outage,
+    waiting,
+)
 from tlresearch.tracking.ending import OpenRuns, TerminationGuard
 from tlresearch.tracking.journal import Progress, Writer, folder, journal_of
 from tlresearch.tracking.manifest import Manifest
@@ -39,9 +47,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PRUNED_MARK = "✂ "  # in front of the name: the UI cuts long names at their end
+PRUNED_MARK = "✂ "  # in front of the name, because the UI cuts long names at their end
 _NOTE = "mlflow.note.content"
-_LOOK = 0.01  # seconds between two looks at what the courier has done
+_POLL = 0.01  # seconds between two reads of the courier's progress
 _open_runs = OpenRuns()
 
 
@@ -60,33 +68,32 @@ def open_run(
     """Starts a run, or continues one.
 
     Args:
-        config: Where and how much is recorded.
+        config: The store, and what is recorded.
         experiment: MLflow experiment, unless the config names one.
         name: Name of the run.
-        params: Params; any length, secrets are hidden.
-        tags: Tags, beside those of the config.
+        params: Params of any length; secrets are hidden.
+        tags: Tags in addition to those of the config.
         description: Markdown shown on top of the run's page.
-        parent: Run id of the run this one is nested in.
-        run_id: Id or reference of the run to continue: it is RUNNING again, and points it holds already are not stored
-            twice.
-        deferred: Whether nobody waits for the store, neither at the start nor at the end, as for a trial of a sweep.
+        parent: Id of the run in which this run is nested.
+        run_id: Id or reference of the run to continue: it becomes RUNNING again, and no point is stored twice.
+        deferred: Whether to wait for the store neither at the start nor at the end, as for a trial of a sweep.
 
-    A run of its own needs the store now. A nested run is opened also while the store is away.
+    A single run needs the store now. A nested run can also be opened while the store is away.
 
     Raises:
         TrackingError: If the store cannot be reached, or does not hold `run_id`.
     """
     uri = resolve_uri(config.uri)
-    ship = None
+    courier = None
     if not deferred:
         connect(config.uri, check=parent is None)
-        ship = courier(uri)
-        ship.open()
+        courier = courier_for(uri)
+        courier.open()
     try:
-        run = JournalRun(uri, name, run_id, nested=parent is not None, ship=ship)
+        run = JournalRun(uri, name, run_id, nested=parent is not None, courier=courier)
     except BaseException:
-        if ship is not None:
-            ship.close()
+        if courier is not None:
+            courier.close()
         raise
     tags = {**config.tags, **tags}
     if parent:
@@ -108,7 +115,7 @@ class JournalRun:
         name: Its name.
         run_id: Id or reference of the run to continue.
         nested: Whether it belongs to another run.
-        ship: The courier that is waited for, at the start and at the end; ``None`` if nobody waits for the store.
+        courier: The courier to wait for at the start and at the end; ``None`` waits for nothing.
 
     Attributes:
         name: Its name; `description`: Markdown of its page.
@@ -116,20 +123,22 @@ class JournalRun:
         manifest: Hashes of its artifacts.
 
     Raises:
-        TrackingError: If another process writes the run, or the disk does not take what it records.
+        TrackingError: If another process writes the run, or the journal cannot be written.
     """
 
     def __init__(
-        self, uri: str, name: str, run_id: str | None, *, nested: bool, ship: CourierThread | CourierProcess | None
+        self, uri: str, name: str, run_id: str | None, *, nested: bool, courier: CourierThread | CourierProcess | None
     ) -> None:
-        left = journal_of(run_id) if run_id else None
-        reference = left.reference if left else run_id or new_local_id()
-        known = None if is_local(reference) else reference
+        journal = journal_of(run_id) if run_id else None
+        reference = journal.reference if journal else run_id or new_local_id()
+        mlflow_id = None if is_local(reference) else reference
         self._uri, self._label = uri, redact(uri)
-        with _kept(self._label):
-            self._writer = Writer(reference, store=self._label, name=name, run_id=known, continues=run_id is not None)
-        self._run_id, self._experiment_id = known, ""
-        self._nested, self._ship = nested, ship
+        with _disk_errors(self._label):
+            self._writer = Writer(
+                reference, store=self._label, name=name, run_id=mlflow_id, continues=run_id is not None
+            )
+        self._run_id, self._experiment_id = mlflow_id, ""
+        self._nested, self._courier = nested, courier
         self.name = name
         self.description = ""
         self.status: Status | Literal["RUNNING"] = "RUNNING"
@@ -142,46 +151,47 @@ class JournalRun:
         _open_runs.add(self)
 
     def begin(self, experiment: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
-        """Records what the run begins with, and waits until MLflow has it, unless it is deferred.
+        """Records the beginning of the run, and waits until MLflow has it, unless the run is deferred.
 
         Raises:
-            TrackingError: If the store is away and this is a run of its own, or the store refuses it.
+            TrackingError: If the store is away and the run is not nested, or the store refuses it.
         """
         calls = []
         if self._writer.fresh and is_local(self.reference):
             now = int(time.time() * 1000)
-            about = {"experiment": experiment, "name": redact(self.name), "tags": dict(tags), "time": now}
-            calls.append(Call("create", about))
+            fields = {"experiment": experiment, "name": redact(self.name), "tags": dict(tags), "time": now}
+            calls.append(Call("create", fields))
+        # A journal that is not fresh goes on after a kill; its `create` may be shipped already or still wait in it.
         if self._writer.journal.continues or not self._writer.fresh:
             calls.append(Call("reopen", {"tags": dict(tags)}))
         self._append(*calls)
-        if self._ship is not None:
+        if self._courier is not None:
             try:
-                self._await_begin(self._ship)
+                self._await_begin(self._courier)
             except BaseException:
                 self._give_up()
                 raise
         self.log_params(params)
 
-    def _await_begin(self, ship: CourierThread | CourierProcess) -> None:
+    def _await_begin(self, courier: CourierThread | CourierProcess) -> None:
         size = self._writer.journal.size
-        progress = self._wait(ship, lambda now: now.offset >= size)
+        progress = self._wait(courier, lambda now: now.offset >= size)
         if progress is None and not self._nested:
-            reason = away(self._label)
-            raise StoreAwayError(reason.reason if reason else f"MLflow store {self._label} is away")
+            noted = outage(self._label)
+            raise StoreAwayError(noted.reason if noted else f"MLflow store {self._label} is away")
         if progress is not None:
             self._tags = progress.tags
 
     def _give_up(self) -> None:
-        """Leaves a run that could not be opened; one that goes on keeps what waits of it."""
+        """Closes a run that could not be opened. Only a fresh journal is removed: another one holds earlier records."""
         _open_runs.discard(self)
         self.status = "FAILED"
         if self._writer.fresh:
             self._writer.remove()
         else:
             self._writer.release()
-        if self._ship is not None:
-            self._ship.close()
+        if self._courier is not None:
+            self._courier.close()
 
     @property
     def store(self) -> Store:
@@ -190,19 +200,19 @@ class JournalRun:
 
     @property
     def reference(self) -> str:
-        """What `open_run` continues it by, known at once."""
+        """Id by which `open_run` continues the run; known before MLflow has the run."""
         return self._writer.journal.reference
 
     @property
     def run_id(self) -> str:
         """Its id in MLflow; until that is known, its `reference`, which MLflow's run holds as a tag."""
-        self._look()
+        self._update_ids()
         return self._run_id or self.reference
 
     @property
     def experiment_id(self) -> str:
         """The experiment it belongs to; empty until MLflow has the run."""
-        self._look()
+        self._update_ids()
         return self._experiment_id
 
     @property
@@ -210,8 +220,8 @@ class JournalRun:
         """Address of the run in the UI; empty until MLflow has it."""
         return run_url(self.store.ui, self.experiment_id, self.run_id) if self.experiment_id else ""
 
-    def _look(self) -> None:
-        """Takes over what the courier has come to know."""
+    def _update_ids(self) -> None:
+        """Reads the ids that MLflow gave the run from the courier's progress, or from the store after delivery."""
         if self._run_id and self._experiment_id:
             return
         progress = self._writer.journal.progress()
@@ -225,7 +235,7 @@ class JournalRun:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier process has recorded what the run began with, its provenance last."""
+        """Whether an earlier process recorded the whole beginning of the run: its provenance comes last."""
         return VERSION in self._tags
 
     def start_system_metrics(self) -> None:
@@ -237,8 +247,10 @@ class JournalRun:
     def last_step(self, metric: str) -> int:
         """The largest step of a metric, stored or waiting; -1 if there is none."""
         key, journal = values.metric_key(metric), self._writer.journal
-        steps = {point[3] for call, _ in journal.calls() for point in call.about.get("points", ()) if point[0] == key}
-        if journal.continues and away(self._label) is None:
+        steps = {
+            point[3] for call, _ in journal.calls() for point in call.arguments.get("points", ()) if point[0] == key
+        }
+        if journal.continues and outage(self._label) is None:
             target = journal.target()
             if target.run_id is not None:
                 with self.store.errors():
@@ -246,19 +258,19 @@ class JournalRun:
         return max(steps, default=-1)
 
     def _append(self, *calls: Call) -> None:
-        with _kept(self._label):
+        with _disk_errors(self._label):
             self._writer.append(*calls)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Stores params. One that is stored already keeps its value: MLflow does not let it change."""
-        short, whole = values.params(params)
+        """Stores params. A param that is stored keeps its value: MLflow does not let it change."""
+        short, long = values.params(params)
         self._append(Call("batch", {"params": short}))
-        if whole:
-            self._long_params.update(whole)
+        if long:
+            self._long_params.update(long)
             self.log_dict(self._long_params, "config/long_params.json")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Stores metrics, NaN and infinity too. Of two values for the same step the first one counts."""
+        """Stores metrics, NaN and infinity too. Of two values for the same step, the first is kept."""
         now = int(time.time() * 1000)
         points = [[values.metric_key(key), float(value), now, int(step)] for key, value in metrics.items()]
         self._append(Call("batch", {"points": points}))
@@ -298,9 +310,9 @@ class JournalRun:
             figure.savefig(file, dpi=150)
             self.log_file(file, str(Path(path).parent))
 
-    def log_model(self, about: Mapping[str, Any], folder: Path) -> None:
-        """Stores a model; `tracking.model.log_model` says what of."""
-        self._append(Call("model", about, folder))
+    def log_model(self, arguments: Mapping[str, Any], folder: Path) -> None:
+        """Stores a model; use `tracking.model.log_model`, which makes the arguments."""
+        self._append(Call("model", arguments, folder))
 
     def log_dataset(
         self,
@@ -313,16 +325,22 @@ class JournalRun:
         profile: Mapping[str, Any] | None = None,
     ) -> None:
         """Records a split of the data the run used; see `Run`."""
-        about = {"name": name, "digest": digest, "source": redact(source), "context": context}
-        whole = {**about, "schema": dict(schema or {}), "profile": dict(profile or {})}
-        self._append(Call("datasets", {"datasets": [whole]}))
+        dataset = {
+            "name": name,
+            "digest": digest,
+            "source": redact(source),
+            "context": context,
+            "schema": dict(schema or {}),
+            "profile": dict(profile or {}),
+        }
+        self._append(Call("datasets", {"datasets": [dataset]}))
 
     def flush(self) -> bool:
-        """Has what was recorded on disk, next to a checkpoint; returns ``False`` if the disk fails."""
+        """Flushes all records to the disk, as before a checkpoint; returns ``False`` if the disk fails."""
         try:
             self._writer.sync()
         except OSError as error:
-            _log.warning("what run %s records cannot be kept in %s: %s", self.name, folder(), error)
+            _log.warning("the records of run %s cannot be kept in %s: %s", self.name, folder(), error)
             return False
         return True
 
@@ -335,11 +353,12 @@ class JournalRun:
     def close(self, status: Status = "FINISHED") -> None:
         """Ends the run; a second call does nothing.
 
-        A deferred run is on disk then: no kill and no power cut can take it. Another one waits until MLflow has it. If
-        the store is away, a run of its own tries once more and says what `tlresearch sync` is to deliver.
+        A deferred run is on the disk afterwards: neither a kill nor a power cut can lose it. Any other run waits until
+        MLflow has it. If the store is away, a run that is not nested has it tried once more, and then logs what
+        `tlresearch sync` will deliver.
 
         Raises:
-            TrackingError: If the disk does not take it, or the store refused something.
+            TrackingError: If the journal cannot be written, or the store refused something.
         """
         if self.status != "RUNNING":
             return
@@ -348,65 +367,66 @@ class JournalRun:
         if self._system is not None:
             self._system.stop()
         try:
-            self._append(as_end(status, self.manifest.files))
-            with _kept(self._label):
+            self._append(end_call(status, self.manifest.files))
+            with _disk_errors(self._label):
                 self._writer.sync()
-            delivered = self._ship is not None and self._deliver(self._ship)
+            delivered = self._courier is not None and self._await_delivery(self._courier)
         except BaseException:
-            self._let_go(delivered=False)
+            self._release(delivered=False)
             raise
-        self._let_go(delivered=delivered)
+        self._release(delivered=delivered)
 
-    def _deliver(self, ship: CourierThread | CourierProcess) -> bool:
+    def _await_delivery(self, courier: CourierThread | CourierProcess) -> bool:
         """Waits until MLflow has the run, or the store is away; returns whether it has."""
         size = self._writer.journal.size
 
         def done(progress: Progress) -> bool:
-            # A run of its own also waits for the runs nested in it, which have ended by now.
+            # A run that is not nested also waits for the runs nested in it, which have ended by now.
             return progress.offset >= size and (self._nested or not waiting(self._label))
 
-        delivered = self._wait(ship, done) is not None
-        self._look()
+        delivered = self._wait(courier, done) is not None
+        self._update_ids()  # while the journal is there: it is removed next
         if not delivered and not self._nested:
-            _log.warning("%s", told(self._label))
+            _log.warning("%s", describe_waiting(self._label))
         return delivered
 
-    def _let_go(self, *, delivered: bool) -> None:
+    def _release(self, *, delivered: bool) -> None:
         if delivered:
             self._writer.remove()
         else:
             self._writer.release()
-        if self._ship is not None:
-            self._ship.close()
+        if self._courier is not None:
+            self._courier.close()
 
-    def _wait(self, ship: CourierThread | CourierProcess, until: Callable[[Progress], bool]) -> Progress | None:
+    def _wait(self, courier: CourierThread | CourierProcess, done: Callable[[Progress], bool]) -> Progress | None:
         """Waits for the courier.
 
         Args:
-            ship: The courier of this process.
-            until: What is waited for.
+            courier: The courier of this process.
+            done: Says of the courier's progress whether the wait is over.
 
         Returns:
-            How far the courier has come; ``None`` if the store is away. A run of its own has it tried once more.
+            The courier's progress; ``None`` if the store is away. For a run that is not nested, an outage from before
+            this call does not count: the store is tried once more.
 
         Raises:
-            TrackingError: If the store refuses what the run records.
+            TrackingError: If the store refuses a call of the run.
         """
         began = time.time()
         if not self._nested:
-            ship.hurry()
-        while not until(progress := self._writer.journal.progress()):
+            courier.hurry()
+        while not done(progress := self._writer.journal.progress()):
             if progress.refused:
                 raise TrackingError(progress.refused)
-            ship.check()
-            gone = away(self._label)
-            if gone is not None and (self._nested or gone.tried > began):
+            courier.check()
+            noted = outage(self._label)
+            if noted is not None and (self._nested or noted.tried > began):
                 return None
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         return progress
 
     def abandon(self) -> None:
-        """Closes a run nobody closed before the process ended."""
+        """Closes a run that was still open when the process ended."""
         try:
             self.set_tags({FAILURE: "the process ended without closing the run"})
             self.close("FAILED")
@@ -426,7 +446,7 @@ class JournalRun:
                 self._note_failure(error)
                 self.close(self._status_after(error))
             except TrackingError as trouble:
-                # The error that ended the run is the one to see.
+                # The error that ended the run matters more: report trouble with the store beside it, once.
                 if error is None:
                     raise
                 if str(trouble) != str(error):
@@ -450,15 +470,13 @@ class JournalRun:
 
 
 @contextlib.contextmanager
-def _kept(label: str) -> Iterator[None]:
-    """Says in one line that the disk does not take what is recorded.
+def _disk_errors(label: str) -> Iterator[None]:
+    """Turns an error of the disk into one line.
 
     Raises:
-        TrackingError: If it does not.
+        TrackingError: If the journal cannot be written.
     """
     try:
         yield
     except OSError as error:
-        raise TrackingError(
-            f"what is recorded for the MLflow store {label} cannot be kept in {folder()}: {error}"
-        ) from None
+        raise TrackingError(f"records for the MLflow store {label} cannot be kept in {folder()}: {error}") from None

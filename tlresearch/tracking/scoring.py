@@ -22,17 +22,18 @@ def serve_model(
         store: The store that holds the model.
         model_id: The logged model.
         host: Address to listen on.
-        port: Port; 0 takes a free one.
-        ready: Called with the server's address and the predictor when requests are taken.
+        port: Port; 0 chooses a free one.
+        ready: Called with the server's address and the predictor when the server accepts requests.
 
     Raises:
-        TrackingError: If the port is taken, or the model is not whole.
+        TrackingError: If the port is in use, or the model is incomplete.
     """
+    # The port is opened first: loading a model takes seconds, and a port in use should be an error at once.
     listening = _listen(host, port)
     with listening:
         model = load_model(store, model_id)
         with warnings.catch_warnings():
-            # Of libraries of the server about each other, when they are imported.
+            # The server's libraries warn about one another when they are imported.
             warnings.simplefilter("ignore")
             import uvicorn
             from mlflow.pyfunc import scoring_server
@@ -44,7 +45,7 @@ def serve_model(
         try:
             uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).run(sockets=[listening])
         except KeyboardInterrupt:
-            return  # uvicorn has shut down, and hands the signal on
+            return  # uvicorn has shut down, and then raises the signal again
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Models from code: MLflow runs this file to rebuild a stored model. It holds no weights and no pickle."""
+"""MLflow's "model from code": MLflow runs this file to rebuild a stored model. No weights and no pickle are in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class ServedModel(PythonModel):
-    """Answers raw samples with a table; which samples and which columns, its predictor says."""
+    """Answers raw samples with a table; its predictor decides which samples it takes and which columns it returns."""
 
-    # MLflow would warn that the input has no type it can check; the predictor checks it.
+    # Otherwise MLflow warns that the input has no type hint; the predictor checks the input.
     _skip_type_hint_validation = True
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class ServedModel(PythonModel):
         Args:
             context: Unused; MLflow's signature.
             model_input: A data frame with the column ``image``, ``audio`` or ``text``, or a list. A sample is a path,
-                the bytes of a file (or these as base64 text), an array; a text is itself.
+                the bytes of a file (or these bytes as base64 text), or an array; a text is the string itself.
             params: Unused; MLflow's signature.
 
         Raises:
-            MlflowException: If a sample cannot be read; a server passes its text on to whoever asks.
+            MlflowException: If a sample cannot be read; a server returns its text to the client.
         """
         from pandas import DataFrame
 

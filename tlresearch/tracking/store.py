@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, that it can be used, its experiments."""
+"""The MLflow store: its address, opening it, its experiments, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # None of MLflow's own: it would make a run twice if the answer was lost. `tracking.courier` tries again.
+    # MLflow's own retries would make a run twice if the first answer was lost. `tracking.courier` tries again safely.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -54,7 +54,7 @@ class Store:
         uri: Its address, credentials included: never print it, print `label`.
         client: The one client of this process for it.
         artifacts: Folder of the artifacts; `None` where a server decides.
-        experiments: Ids of the experiments by the name under which they were found.
+        experiments: Experiment ids by name, as far as this process has used them.
     """
 
     uri: str
@@ -77,39 +77,41 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         with self.errors():
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 location = str(self.artifacts / folder_of(name)) if self.artifacts else None
-                # Says that these are trained models, not traces of language models.
+                # Without it MLflow 3 may show the experiment as traces of language models.
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 try:
                     return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
                 except MlflowException as error:
-                    found = self.client.get_experiment_by_name(name)
-                    if found is None:
+                    experiment = self.client.get_experiment_by_name(name)
+                    if experiment is None:  # no other process created it meanwhile: the error is a real one
                         raise error
-            if found.lifecycle_stage == "deleted":
+            if experiment.lifecycle_stage == "deleted":
                 _log.warning("experiment '%s' was deleted in MLflow; it is restored with its runs", name)
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+                self.client.restore_experiment(experiment.experiment_id)
+            return str(experiment.experiment_id)
 
-    def create_run(self, experiment: str, **about: Any) -> Run:
-        """Creates a run in the experiment that is, or was in this process, called `experiment`.
+    def create_run(self, experiment: str, **fields: Any) -> Run:
+        """Creates a run in an experiment.
 
         Args:
-            experiment: Its name. One that does not exist is made, one that was deleted is restored.
-            about: What MLflow's client takes.
+            experiment: Name of the experiment. A missing experiment is created, a deleted one is restored. One that
+                was renamed since this process used it is still the same.
+            fields: Arguments of `MlflowClient.create_run`.
         """
         from mlflow.exceptions import MlflowException
 
         if experiment in self.experiments:
             try:
-                return self.client.create_run(self.experiments[experiment], **about)
+                return self.client.create_run(self.experiments[experiment], **fields)
             except MlflowException as error:
-                if away(error):
+                if is_outage(error):
                     raise
+        # The first run, or the experiment was deleted after the last one.
         self.experiments[experiment] = self.experiment_id(experiment)
-        return self.client.create_run(self.experiments[experiment], **about)
+        return self.client.create_run(self.experiments[experiment], **fields)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -117,7 +119,7 @@ class Store:
 
         Raises:
             StoreAwayError: If the store cannot be used now.
-            TrackingError: If it refuses what it was asked for.
+            TrackingError: If it refuses the request.
         """
         from mlflow.exceptions import MlflowException
 
@@ -126,15 +128,15 @@ class Store:
         except TrackingError:
             raise
         except Exception as error:
-            gone = away(error)
-            if not gone and not isinstance(error, (MlflowException, OSError)):
+            away = is_outage(error)
+            if not away and not isinstance(error, (MlflowException, OSError)):
                 raise
-            kind = StoreAwayError if gone else TrackingError
-            raise kind(f"MLflow store {self.label}: {_reason(error, gone=gone)}{_through(self.uri)}") from None
+            kind = StoreAwayError if away else TrackingError
+            raise kind(f"MLflow store {self.label}: {_reason(error, away=away)}{_proxy_hint(self.uri)}") from None
 
 
 class StoreAwayError(TrackingError):
-    """The store cannot be used now: it does not answer, or answers that it cannot."""
+    """The store cannot be used now: it does not answer, or answers that it is overloaded or broken."""
 
 
 _OUTAGES = (
@@ -147,13 +149,14 @@ _OUTAGES = (
 )
 
 
-def away(error: BaseException) -> bool:
-    """Whether an error means that the store cannot be used now, rather than that it refuses what it was given."""
+def is_outage(error: BaseException) -> bool:
+    """Whether an error means that the store cannot be used now; any other error means that it refuses the request."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return error.error_code in _OUTAGES
-    response = getattr(error, "response", None)  # of requests, when an artifact is stored
+    # Storing an artifact raises errors of requests and urllib3 as they are; a database raises those of SQLAlchemy.
+    response = getattr(error, "response", None)
     if response is not None:
         return response.status_code >= 500 or response.status_code in (408, 429)
     return type(error).__module__.partition(".")[0] in ("requests", "urllib3", "sqlalchemy")
@@ -171,19 +174,19 @@ _PLAIN_REASONS = {
     "error code 503": "it answers with error 503",
     "error code 504": "it answers with error 504",
 }
-"""What an outage is called, by what its long text contains."""
+"""Plain words for an outage, by what the library's error text contains."""
 
 
-def _reason(error: BaseException, *, gone: bool) -> str:
-    found = [plain for part, plain in _PLAIN_REASONS.items() if part in str(error)] if gone else []
-    return found[0] if found else first_line(error)
+def _reason(error: BaseException, *, away: bool) -> str:
+    reasons = [plain for part, plain in _PLAIN_REASONS.items() if part in str(error)] if away else []
+    return reasons[0] if reasons else first_line(error)
 
 
 def resolve_uri(configured: str | None = None) -> str:
-    """The tracking URI: the configured one, else ``MLFLOW_TRACKING_URI``, else SQLite in our home.
+    """Returns the tracking URI: the configured one, else ``MLFLOW_TRACKING_URI``, else SQLite in our home.
 
     Raises:
-        TrackingError: If it names a folder: MLflow no longer supports stores made of files.
+        TrackingError: If it names a folder: MLflow 3 no longer supports file stores.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
     scheme = uri.split("://")[0] if "://" in uri else ""
@@ -202,11 +205,11 @@ def resolve_uri(configured: str | None = None) -> str:
 
 
 def connect(configured: str | None = None, *, check: bool = True) -> Store:
-    """Opens the store once per process; creates a local database that is not there yet.
+    """Opens the store once per process; creates a local database that does not exist.
 
     Args:
         configured: Its address, if the config names one.
-        check: Whether a server has to answer now.
+        check: Whether to make a request now, so that a server that does not answer is an error.
 
     Raises:
         TrackingError: Within seconds, if the store cannot be reached or used.
@@ -215,6 +218,7 @@ def connect(configured: str | None = None, *, check: bool = True) -> Store:
         os.environ.setdefault(variable, value)
     uri = resolve_uri(configured)
     with _opening:
+        # By process id: a forked process must not share the connections of its parent.
         key = (os.getpid(), uri)
         if key not in _open:
             _open[key] = _connect(uri, check=check)
@@ -227,7 +231,8 @@ def _connect(uri: str, *, check: bool) -> Store:
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a hundred lines for what we say in one
+    # A database that cannot be used fills a hundred lines with tracebacks; our error says it in one.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     database = uri.split("://")[0].split("+")[0] in _DATABASES
     artifacts = home() / "artifacts" if database else None
     try:
@@ -236,16 +241,17 @@ def _connect(uri: str, *, check: bool) -> Store:
             artifacts = path.parent / "artifacts"
             with locked(path.parent / f".{path.name}.lock"):
                 with contextlib.closing(sqlite3.connect(path)) as connection:
-                    # Readers and several writers at once, and fewer syncs; the setting stays in the file.
+                    # WAL allows readers beside a writer and needs fewer syncs. The setting stays in the file.
                     connection.execute("PRAGMA journal_mode=WAL")
                 client = MlflowClient(uri, registry_uri=uri)
                 client.search_experiments(max_results=1)
                 with contextlib.closing(sqlite3.connect(path)) as connection:
                     follow(connection, artifacts)
         elif database:
-            # MLflow would try for 100 s to reach one that is down.
+            # MLflow itself would try for 100 s to reach a database that is down.
             check_reachable(uri)
-            # Two processes that create the tables at once fail, also those of two machines.
+            # Two processes that create the tables at the same time fail, even on different machines: a lock in the
+            # database itself keeps them apart.
             with exclusive(uri, "mlflow tables"):
                 client = MlflowClient(uri, registry_uri=uri)
                 client.search_experiments(max_results=1)
@@ -256,10 +262,10 @@ def _connect(uri: str, *, check: bool) -> Store:
                     client.search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(f"cannot use the MLflow store {redact(uri)}: {_cure(uri, error)}") from None
-    except Warning:
+    except Warning:  # a warning that was made an error, as in tests
         raise
     except Exception as error:
-        # SQLAlchemy and requests raise errors of their own: a missing driver, a bad address, a database that is down.
+        # SQLAlchemy's and requests' own errors: a missing driver, a bad address, a database that is down.
         raise TrackingError(f"cannot open the MLflow store {redact(uri)}: {first_line(error)}") from None
     return Store(uri, client, artifacts)
 
@@ -271,41 +277,42 @@ def _cure(uri: str, error: MlflowException) -> str:
     if "out-of-date database schema" in str(error).lower() or "detected out-of-date" in str(error).lower():
         return f"it was written by an older MLflow; run: mlflow db upgrade {redact(uri)}"
     if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return f"it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{_through(uri)}"
-    # MLflow raises its own error while it handles that of requests.
+        return f"it refuses us; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{_proxy_hint(uri)}"
+    # MLflow raises its own error while it handles the error of requests, which is therefore the context.
     if isinstance(error.__context__, (ConnectionError, Timeout)):
-        return f"it does not answer; is the server running (mlflow server), and is the address right?{_through(uri)}"
-    return f"{text}{_through(uri)}"
+        return f"it does not answer; is the server running (mlflow server), and is the address right?{_proxy_hint(uri)}"
+    return f"{text}{_proxy_hint(uri)}"
 
 
-def _through(uri: str) -> str:
-    """Says so if requests to a server go through a proxy that the environment names: its answers look like ours."""
+def _proxy_hint(uri: str) -> str:
+    """Returns a sentence on the proxy of the environment, if one is used: its errors look like those of the server."""
     from requests.utils import get_environ_proxies, select_proxy
 
     proxy = select_proxy(uri, get_environ_proxies(uri)) if uri.startswith("http") else None
     if proxy is None:
         return ""
     host = urlsplit(uri).hostname
-    return f" It was asked through the proxy {redact(proxy)} of the environment; to ask it directly set NO_PROXY={host}"
+    return f" The request went through the proxy {redact(proxy)} of the environment; to avoid it, set NO_PROXY={host}"
 
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Keeps the warnings of one logger of MLflow back."""
+    """Suppresses the warnings of one logger of MLflow while the context lasts."""
     target = logging.getLogger(logger)
-    before = target.level
+    level = target.level
     target.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        target.setLevel(before)
+        target.setLevel(level)
 
 
 @contextlib.contextmanager
 def _quick_requests() -> Iterator[None]:
-    before = {key: os.environ[key] for key in _CHECK}
+    """Limits MLflow's requests to one try of a few seconds while the context lasts."""
+    settings = {key: os.environ[key] for key in _CHECK}  # set by `connect` at the latest
     os.environ.update(_CHECK)
     try:
         yield
     finally:
-        os.environ.update(before)
+        os.environ.update(settings)

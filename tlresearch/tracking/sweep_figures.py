@@ -19,7 +19,7 @@ Direction = Literal["maximize", "minimize"]
 
 _MARKS = {"pruned": "x", "failed": "s", "running": "^"}
 _MARK_COLOUR = "#767676"
-_WIDE = 30.0  # values that span more than this factor are shown on a logarithmic axis
+_WIDE = 30.0  # a dimension whose values span more than this factor gets a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TrialPoint:
 
 
 def depth_lr_map(points: Sequence[TrialPoint], metric: str, direction: Direction = "maximize") -> Figure:
-    """Every trial by unfreeze depth and learning rate, coloured by the objective, the best one starred."""
+    """Draws every trial by unfreeze depth and learning rate, coloured by the objective; a star marks the best."""
     from matplotlib.lines import Line2D
 
     done = [point for point in points if point.state == "complete" and point.value is not None]
@@ -103,7 +103,7 @@ def depth_lr_map(points: Sequence[TrialPoint], metric: str, direction: Direction
 def history(
     values: Sequence[tuple[int, float | None, State]], metric: str, direction: Direction = "maximize"
 ) -> Figure:
-    """Objective of each trial in the order they were started, and the best so far.
+    """Draws the objective of each trial in the order of their start, and the best so far.
 
     Args:
         values: Number, objective (or last reported value) and state of each trial.
@@ -132,7 +132,7 @@ def history(
             axes.scatter(xs, ys, marker=mark, color=_MARK_COLOUR, s=28, label=state)
         without = [number for number, value in marked if value is None]
         if without:
-            # Trials that never reported stand on the axis, so that none is missing from the picture.
+            # Trials that reported no value are drawn on the x axis, so that none is missing.
             place = axes.get_xaxis_transform()
             label = None if valued else state
             axes.scatter(
@@ -150,7 +150,7 @@ def history(
 
 
 def importance(shares: Mapping[str, float], metric: str) -> Figure:
-    """How much of the objective's variation each dimension of the search space explains."""
+    """Draws how much of the objective's variation each dimension of the search space explains."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = new_figure(7.0, max(2.2, 1.3 + 0.42 * len(ordered)))
     axes = figure.add_subplot()
@@ -164,10 +164,10 @@ def importance(shares: Mapping[str, float], metric: str) -> Figure:
 
 
 def parallel_axes(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str, *, maximize: bool) -> Figure:
-    """Trials as lines over parallel axes, one axis per dimension of the search space; the better ones darker, on top.
+    """Draws trials as lines over parallel axes, one per dimension of the search space; better trials darker, on top.
 
     Args:
-        trials: Values by dimension, and the objective of each.
+        trials: Values by dimension, and the objective, of each trial.
         metric: Name of the objective, the last axis.
         maximize: Whether more of it is better.
     """
@@ -183,7 +183,7 @@ def parallel_axes(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str
     for values, result in sorted(trials, key=lambda trial: trial[1], reverse=not maximize):
         places = [scale(values[n]) if n in values else None for n, scale in zip(names, scales, strict=True)]
         places.append(results(result))
-        # A dimension that this trial did not have is passed over.
+        # A trial may lack a dimension, when that depends on the value of another.
         points = [(number, place) for number, place in enumerate(places) if place is not None]
         axes.plot(
             *zip(*points, strict=True), color=colours(ranks[result] / max(1, len(ranks) - 1)), linewidth=1.7, alpha=0.9
@@ -209,9 +209,9 @@ def _best(done: Sequence[TrialPoint], direction: Direction) -> TrialPoint:
 
 
 def _spread(points: Sequence[TrialPoint], point: TrialPoint) -> float:
-    # Trials at the very same place would hide one another: they stand side by side.
-    same = [other for other in points if other.depth == point.depth and other.lr == point.lr]
-    number = next(index for index, other in enumerate(same) if other is point)
+    # Trials with equal depth and rate would hide one another, so they are drawn side by side.
+    same = [candidate for candidate in points if candidate.depth == point.depth and candidate.lr == point.lr]
+    number = next(index for index, candidate in enumerate(same) if candidate is point)
     return point.depth + 0.09 * (number - (len(same) - 1) / 2)
 
 
@@ -222,7 +222,7 @@ def _ticks(axes: Axes, depths: Sequence[float]) -> None:
 
 
 class _Scale:
-    """Places of values between 0 and 1: numbers linear or logarithmic, other values side by side."""
+    """Maps values of a dimension to 0 … 1: numbers linearly or logarithmically, other values by alphabet."""
 
     def __init__(self, values: Sequence[Any], *, log: bool = True) -> None:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

@@ -1,4 +1,4 @@
-"""Processor, memory, disk and GPU use of a run, measured by MLflow, written with its other metrics."""
+"""System metrics of a run (processor, memory, disk, GPU): MLflow's sensors, recorded like the run's other metrics."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 1.0  # seconds; short runs get a few points too
+_FIRST_PAUSE = 1.0  # seconds, so that short runs get a few points too
 _LONGEST_PAUSE = 15.0
 
 
 class SystemMetrics:
-    """Measures until stopped, often at first and then ever more rarely.
+    """Measures in a thread until stopped, with pauses that grow.
 
     Args:
         run_id: The run that is measured.
         uri: Tracking URI of its store.
-        log: Takes metrics and their step.
+        log: Records metrics at a step.
         first_step: Step of the first measurement.
     """
 
@@ -30,7 +30,7 @@ class SystemMetrics:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends measuring; returns when the last measurement is handed over."""
+        """Stops measuring; returns when the last measurement is recorded."""
         self._stop.set()
         self._thread.join()
 
@@ -38,7 +38,7 @@ class SystemMetrics:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         try:
-            # Only the sensors are used: its own thread writes point by point and reads the run before each.
+            # Only MLflow's sensors are used, not its thread: that writes point by point and reads the run before each.
             monitor: Any = SystemMetricsMonitor(self._run_id, tracking_uri=self._uri)  # type: ignore[no-untyped-call]
             pause = _FIRST_PAUSE
             while not self._stop.wait(pause):
@@ -50,5 +50,5 @@ class SystemMetrics:
                 self._step += 1
                 pause = min(pause * 1.5, _LONGEST_PAUSE)
         except Exception as error:
-            # A sensor that fails must not end a training.
+            # A failing sensor must not end the training.
             _log.warning("system metrics stopped: %s: %s", type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""Figures of texts: those that were predicted wrong, one beneath another."""
+"""The figure of wrongly predicted texts, as a list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 110
-"""Characters in a line."""
+"""Characters per line."""
 
 
 def wrong_texts(
@@ -23,20 +23,21 @@ def wrong_texts(
     *,
     title: str = "Wrongly classified samples, surest first",
 ) -> Figure:
-    """Texts with what is true, what was predicted, and how surely.
+    """Lists texts with their true class, prediction and its probability.
 
     Args:
-        texts: The texts; of a long one the beginning is shown.
-        true: What is true of each.
-        predicted: What was predicted of each.
-        confidence: Probability of the prediction.
+        texts: The texts; only the beginning of a long text is shown.
+        true: True class of each text.
+        predicted: Prediction for each text.
+        confidence: Probability of each prediction.
         title: Title of the figure.
     """
     shown = [textwrap.wrap(" ".join(_drawable(text).split()), WIDTH, max_lines=3, placeholder=" …") for text in texts]
     heads = [
-        _short(f"true: {_drawable(right)}    predicted: {_drawable(answer)} ({sure:.0%})")
-        for right, answer, sure in zip(true, predicted, confidence, strict=True)
+        _short(f"true: {_drawable(label)}    predicted: {_drawable(prediction)} ({probability:.0%})")
+        for label, prediction, probability in zip(true, predicted, confidence, strict=True)
     ]
+    # Placed by hand in inches (a line is 0.19 high): layout engines know axes, and this figure has none.
     lines = sum(len(text) + 1.6 for text in shown)
     height = 0.6 + 0.19 * max(lines, 1)
     figure = new_figure(9.5, height)
@@ -57,11 +58,11 @@ def _short(line: str) -> str:
 
 
 def _drawable(text: str) -> str:
-    """A text in characters that the figure's font has; of others there would be boxes and a warning for each."""
+    """Replaces characters that the figure's font lacks: each would become a box and a warning."""
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
-    known = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    glyphs = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
     return "".join(
-        letter if ord(letter) in known or letter.isspace() else "\N{REPLACEMENT CHARACTER}" for letter in text
+        letter if ord(letter) in glyphs or letter.isspace() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )

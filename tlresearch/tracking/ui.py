@@ -1,6 +1,6 @@
-"""Serves MLflow's UI for the local store, the light way: one worker, no job runner, this machine only.
+"""Serves MLflow's UI for the local store with few resources: one worker, no job runner, this machine only.
 
-It opens at what came last: the table of the newest study's trials, else the page of the newest run.
+It opens at the newest record: the table of trials of the newest study, or the page of the newest run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATIENCE = 60  # seconds until the server answers
 
 
 def serve(*, port: int = 5000, host: str = "127.0.0.1", browser: bool = False) -> int:
-    """Serves the UI until interrupted; of a store that is a server, prints the server's address.
+    """Serves the UI until interrupted. If the store is a server, only prints the server's address.
 
     Args:
         port: Port to listen on.
@@ -43,7 +43,7 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1", browser: bool = False) -
     print("Tables of runs:", flush=True)
     for name, address in saved_views(store, base):
         print(f"  {name:<32} {address}", flush=True)
-    # With more workers every request takes 44 ms; the jobs are for language models and cost 2 GB of memory.
+    # With more workers every request takes 44 ms. The job runner serves language models and takes 2 GB of memory.
     command = [
         sys.executable,
         "-m",
@@ -56,13 +56,14 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1", browser: bool = False) -
         "--port",
         str(port),
     ]
-    # By the environment: a command line can be read by everybody on the machine.
+    # The address may hold a password, and everybody on the machine can read a command line, so it goes through the
+    # environment.
     settings = {
         "MLFLOW_BACKEND_STORE_URI": store.uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PYTHONWARNINGS": "ignore",  # what the server's own libraries have deprecated
+        "PYTHONWARNINGS": "ignore",  # the server's libraries warn of their own deprecations
     }
-    # In a session of its own, so that Ctrl-C reaches this process alone, which ends the server without its complaints.
+    # In a new session, so that Ctrl-C reaches only this process: it ends the server without a traceback of the server.
     server = subprocess.Popen(command, env={**os.environ, **settings}, start_new_session=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if browser and newest is not None and _has_desktop():

@@ -1,4 +1,4 @@
-"""Names and values as MLflow takes them: its characters, its lengths, and no secrets."""
+"""Names and values in the form that MLflow accepts: allowed characters, limited lengths, no secrets."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import yaml
 
 from tlresearch.base.redact import HIDDEN, is_secret, redact, redact_assignments, redactor
 
-LONGEST_PARAM = 6000  # MLflow cuts what is longer
+LONGEST_PARAM = 6000  # characters; MLflow truncates longer values silently
 LONGEST_TAG = 8000
 _SHOWN_OF_LONG = 200
-_REFERENCE = re.compile(r"\$\{oc\.env:[^{}]+\}")  # says where a secret is, not what it is
+_REFERENCE = re.compile(r"\$\{oc\.env:[^{}]+\}")  # names the variable that holds a secret, so it may be recorded
 
 
 def metric_key(name: str) -> str:
-    """A metric's name in the characters MLflow takes: ``precision@5`` becomes ``precision_at_5``."""
+    """Returns a metric's name in the characters MLflow accepts: ``precision@5`` becomes ``precision_at_5``."""
     return key(name.replace("@", "_at_"))
 
 
 def key(name: str) -> str:
-    """A name of a param, tag or metric in the characters and length MLflow takes."""
+    """Returns the name of a param, tag or metric in the characters and length that MLflow accepts."""
     return re.sub(r"[^\w ./:-]", "_", name)[:250]
 
 
 def text(value: object) -> str:
-    """A param's value as text: as in YAML and JSON, so that it can be read back."""
+    """Returns a param's value as text that YAML and JSON can read back."""
     if isinstance(value, str):
         return value
     if isinstance(value, Enum):
@@ -40,7 +40,7 @@ def text(value: object) -> str:
 
 
 def clean(name: str, value: object) -> Any:
-    """A value without secrets, also within lists and mappings; `name` is the key it stands under."""
+    """Removes secrets from a value, also within lists and mappings; `name` is the key of the value."""
     return _clean(name, value, redactor())
 
 
@@ -57,7 +57,7 @@ def _clean(name: str, value: object, hide: Callable[[str], str]) -> Any:
 
 
 def clean_yaml(text: str) -> str:
-    """A YAML file without secrets; as it stands if nothing in it sounds like one."""
+    """Removes secrets from the text of a YAML file; a file without secrets keeps its comments and layout."""
     plain = redact(text)
     if redact_assignments(plain) == plain:
         return plain
@@ -65,24 +65,24 @@ def clean_yaml(text: str) -> str:
 
 
 def params(values: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]]:
-    """Splits values into params MLflow can hold and the whole text of those it cannot.
+    """Turns values into params, and shortens those that are too long for MLflow.
 
     Returns:
-        All params, where a long one says that it is shortened, and the long ones whole.
+        All params, long ones shortened with a note, and the long ones in full.
     """
     short: dict[str, str] = {}
-    whole: dict[str, str] = {}
+    long: dict[str, str] = {}
     for name, value in clean("", values).items():
         shown = text(value)
         if len(shown) > LONGEST_PARAM:
-            whole[key(name)] = shown
+            long[key(name)] = shown
             shown = f"<{len(shown)} characters, whole in config/long_params.json> {shown[:_SHOWN_OF_LONG]}…"
         short[key(name)] = shown
-    return short, whole
+    return short, long
 
 
 def tags(values: Mapping[str, str]) -> dict[str, str]:
-    """Tags in MLflow's names and length, without secrets."""
+    """Returns tags with names and lengths that MLflow accepts, without secrets."""
     cleaned = {key(name): str(value) for name, value in clean("", values).items()}
     return {
         name: value if len(value) <= LONGEST_TAG else value[: LONGEST_TAG - 1] + "…" for name, value in cleaned.items()

@@ -1,4 +1,4 @@
-"""A prepared view of the table of runs: MLflow shows no metric or param of its own accord."""
+"""Prepared views of MLflow's table of runs, which by default has no column for any metric or param."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def save_view(
     state: dict[str, object] = {"selectedColumns": columns, "searchFilter": query}
     if best_first:
         state |= {"orderByKey": f"metrics.`{best_first}`", "orderByAsc": falling}
-    # The format of the UI's own "Share" button.
+    # The undocumented format in which the UI's "Share" button stores a view: a tag of the experiment.
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     try:
         with store.errors():
             store.client.set_experiment_tag(experiment_id, f"{_PREFIX}{name}", f"deflate;{packed}")
     except StoreAwayError as error:
-        _log.warning("the view of the table of runs is not saved: %s", error)  # no reason to end a run
+        _log.warning("the view of the table of runs is not saved: %s", error)
     return _view(store.ui, experiment_id, name)
 
 
 def saved_views(store: Store, base: str) -> list[tuple[str, str]]:
-    """Returns name and address of every table of runs, newest experiment first: its prepared views, else the plain one.
+    """Lists name and address of every table of runs, newest experiment first: its prepared views, else the plain table.
 
     Args:
         store: The store.
@@ -66,19 +66,19 @@ def saved_views(store: Store, base: str) -> list[tuple[str, str]]:
     """
     with store.errors():
         experiments = store.client.search_experiments(order_by=["last_update_time DESC"])
-    found = []
+    views = []
     for experiment in experiments:
         keys = [tag.removeprefix(_PREFIX) for tag in experiment.tags if tag.startswith(_PREFIX)]
         for key in sorted(keys, key=lambda key: key != _PLAIN):
             name = experiment.name if key == _PLAIN else f"sweep {key}"
-            found.append((name, _view(base, experiment.experiment_id, key)))
+            views.append((name, _view(base, experiment.experiment_id, key)))
         if not keys and experiment.name != "Default":
-            found.append((experiment.name, runs_url(base, experiment.experiment_id)))
-    return found
+            views.append((experiment.name, runs_url(base, experiment.experiment_id)))
+    return views
 
 
 def latest(store: Store, base: str) -> tuple[str, str] | None:
-    """Returns name and address of what came last: a study's table of trials, or a run; ``None`` without any run.
+    """Returns name and address of the newest record: a study's table of trials, or a run; ``None`` if there is none.
 
     Args:
         store: The store.

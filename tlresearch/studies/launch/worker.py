@@ -23,14 +23,14 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
     from tlresearch.studies.sweeps.progress import SweepProgress
     from tlresearch.studies.sweeps.trials import Worker
     from tlresearch.tracking.base import SilentRun
-    from tlresearch.tracking.courier import beside
+    from tlresearch.tracking.courier import courier_process
     from tlresearch.tracking.store import resolve_uri
 
     def alone() -> bool:
         return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
 
     try:
-        with studies.quiet_optuna(), beside(resolve_uri(brief.subject.tracking.uri)):
+        with studies.quiet_optuna(), courier_process(resolve_uri(brief.subject.tracking.uri)):
             study = studies.open_study(brief.config, brief.space, worker=brief.worker)
             parent = SilentRun(brief.parent, brief.config.name)
             quiet = SweepProgress(None, study, brief.config, 0, others=False)

@@ -26,7 +26,7 @@ from tlresearch.studies.sweeps.joining import Plan, check, join, opened
 from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.result import SweepResult, log_study, write_figures
 from tlresearch.studies.sweeps.trials import Worker
-from tlresearch.tracking.courier import beside, settle
+from tlresearch.tracking.courier import courier_process, wait_until_delivered
 from tlresearch.tracking.records import close_lost
 from tlresearch.tracking.store import connect, resolve_uri
 
@@ -124,13 +124,13 @@ def _run(plan: Plan, console: Console | None) -> SweepResult:
     with (
         studies.quiet_optuna(),
         _one_at_a_time(config),
-        beside(resolve_uri(subject.tracking.uri)),
+        courier_process(resolve_uri(subject.tracking.uri)),
         opened(plan) as (study, parent),
         SweepProgress(console, study, config, studies.give_back(study, Identity.own())) as progress,
     ):
         worker = Worker(config, subject, plan.space, study, parent, progress)
         LAUNCHERS[config.launcher](worker)
-        settle(parent.store.uri)
+        wait_until_delivered(parent.store.uri)
         close_lost(parent.store, parent.run_id, studies.given_back(study))
         worker.check_complete()
         confirmed = confirm(config, subject.base, study, parent, progress) if isinstance(subject, Experiment) else []
@@ -172,7 +172,7 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     plan = check(sweep)
     identity = Identity.own()
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
-    with studies.quiet_optuna(), beside(resolve_uri(plan.subject.tracking.uri)):
+    with studies.quiet_optuna(), courier_process(resolve_uri(plan.subject.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
         with SweepProgress(console, study, plan.config, retried, others=False) as progress:
