@@ -177,12 +177,12 @@ def _points(database: sqlite3.Connection, run_id: str) -> dict[str, list[tuple[i
 
 def finished(trials: Sequence[Any]) -> dict[int, tuple[str, float | None, str]]:
     """Trials that have ended and count, by number: state, value and parameters."""
-    from tlresearch.studies.sweeps.study import counts
+    from tlresearch.studies.sweeps.study import is_counted
 
     return {
         trial.number: (trial.state.name, trial.value, json.dumps(trial.params, sort_keys=True))
         for trial in trials
-        if trial.state.is_finished() and counts(trial)
+        if trial.state.is_finished() and is_counted(trial)
     }
 
 

@@ -20,7 +20,7 @@ from tlresearch.config.load import load_text
 from tlresearch.finetuning.callback import EpochReport
 from tlresearch.modality.image import Preprocessing
 from tlresearch.run.devices import processes
-from tlresearch.run.devices.processes import RankDiedError, others
+from tlresearch.run.devices.processes import RankDiedError, start_ranks
 from tlresearch.run.fit import Role, RunResult, fit
 from tlresearch.studies.seeds import fit_group
 from tlresearch.tracking.calls import STATE
@@ -160,7 +160,7 @@ def test_a_trial_over_two_devices_is_pruned_on_both(tables: None, started: list[
 @pytest.mark.slow
 def test_a_rank_that_dies_before_it_joins_is_named_and_ends_the_run() -> None:
     named = pytest.raises(RankDiedError, match=r"rank 1 of the run ended with exit code 1: data.root")
-    with named, others(2, {"experiment": "datum: {}", "final": True}) as ranks:
+    with named, start_ranks(2, {"experiment": "datum: {}", "final": True}) as ranks:
         ranks.meet()
     assert "LOCAL_RANK" not in os.environ
 

@@ -62,7 +62,7 @@ def texts(table: Table) -> list[tuple[str, ...]]:
     rows = []
     for number, row in enumerate(table.rows):
         notes = [as_cell(entry).note for entry in row]
-        cells = (table.main(number, position) for position in range(len(row)))
+        cells = (table.text(number, position) for position in range(len(row)))
         rows.append(tuple(f"{cell} ({note})" if note else cell for cell, note in zip(cells, notes, strict=True)))
     return rows
 

@@ -1,4 +1,4 @@
-"""Precision and memory format, chosen by timing this network on this machine; what `auto` in a config becomes."""
+"""Chooses precision and memory format for `auto` in a config, by timing this network on this machine."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ from tlresearch.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 8  # of a timed step, at most
-PER_THREAD = 2  # of a processor's: with no more, six networks ranked the ways as with batches of 32
-SECONDS = 0.05  # each way of computing is timed for this long, its first step aside
-STEPS = 1  # and for so many steps at least
-GAIN = 0.9  # what is not preferred must take less than this share of the time of what is
-PREFERRED = ("32-true", "channels_last")  # the safer precision; the order convolutions gain from in larger batches
-HOPELESS = (1.5, 1.25)  # after so many steps, what takes that much longer than the fastest is not timed on
+SAMPLES = 8  # in a timed step, at most
+# Samples per CPU thread in a timed step. Two suffice: on six networks the ranking was the same as with batches of 32.
+PER_THREAD = 2
+SECONDS = 0.05  # time for which each way of computing is timed, without its first step
+STEPS = 1  # number of steps for which it is timed at least
+GAIN = 0.9  # a way that is not preferred must take less than this share of the time of the preferred way
+PREFERRED = ("32-true", "channels_last")  # the safer precision; the format that is faster in larger batches
+HOPELESS = (1.5, 1.25)  # after one step, and after more: a way that is slower than the fastest by this factor drops out
 
-Way = tuple[str, str]  # precision and memory format
+Way = tuple[str, str]  # a way of computing: precision and memory format
 Times = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a run computes.
+    """The chosen ways of computing.
 
     Attributes:
         step: Precision and memory format of the training step.
-        prefix: The same for frozen stages that run ahead.
-        times: Seconds of what was timed, such as ``{"step bf16-mixed channels_last": 0.21}``.
+        prefix: Precision and memory format of frozen stages that run as inference.
+        times: Measured seconds, such as ``{"step from stage 3 bf16-mixed channels_last": 0.21}``.
     """
 
     step: Way
@@ -57,11 +58,11 @@ class Tuned:
 
     @property
     def inference(self) -> Inference:
-        """How frozen stages run ahead."""
+        """Precision and memory format of frozen stages."""
         return Inference(*self.prefix)
 
     def settings(self) -> dict[str, str]:
-        """The options with which another run computes in the same way, by full key."""
+        """Returns the options, by full key, with which another run computes in the same way."""
         return {
             "trainer.precision": self.step[0],
             "trainer.memory_format": self.step[1],
@@ -71,18 +72,19 @@ class Tuned:
 
 
 def tune(config: ExperimentConfig, task: Task, data: Data, schedule: FreezeSchedule, device: torch.device) -> Tuned:
-    """Replaces every ``auto`` among precision and memory format by what is fastest here.
+    """Replaces ``auto`` in precision and memory format by the fastest way on this machine.
 
-    A step is timed where most of the work is: at the deepest unfreezing of the schedule. Frozen stages are timed as
-    inference of the whole backbone, whatever the depth, so that all trials of a sweep share their activations. What
-    was timed is remembered under the home folder: the same experiment computes in the same way the next time.
+    A step is timed at the deepest unfreezing of the schedule, where it costs most. Frozen stages are timed as
+    inference of the whole backbone, independently of the depth, so that all trials of a sweep choose the same way and
+    share their activations. The times are stored under the home folder, so that the same experiment computes in the
+    same way the next time.
 
     Args:
         config: The experiment.
-        task: The task; it is left as it is.
-        data: Where the samples of a step are taken from.
+        task: The task; it is not changed.
+        data: The data; its first training samples are used.
         schedule: The freeze schedule.
-        device: Where it will run.
+        device: The device of the run.
     """
     trainer, cache = config.trainer, config.cache
     deepest = min(schedule.phases, key=lambda phase: phase.boundary)
@@ -92,14 +94,14 @@ def tune(config: ExperimentConfig, task: Task, data: Data, schedule: FreezeSched
     def choose(name: str, ways: Sequence[Way], measure: Callable[[Way], Callable[[], None]] | None) -> Way:
         if len(ways) == 1 or measure is None:
             return ways[0]
-        found = bench.times(name, ways, measure)
-        times.update({f"{name} {' '.join(way)}": found[way] for way in ways})
-        return _fastest(found)
+        measured = bench.times(name, ways, measure)
+        times.update({f"{name} {' '.join(way)}": measured[way] for way in ways})
+        return _fastest(measured)
 
     head_only = deepest.boundary == len(task.backbone.stages)
     step_ways = _ways(trainer.precision, trainer.memory_format, device)
     step = choose(f"step from stage {deepest.boundary}", step_ways, None if head_only else bench.step(deepest))
-    # Where a precision is given for training, the frozen stages keep to it.
+    # If the precision of training is fixed and that of the cache is `auto`, frozen stages use the fixed one.
     precision = trainer.precision if cache.precision == "auto" else cache.precision
     ahead = cache.enabled and any(phase.boundary for phase in schedule.phases)
     prefix = choose("frozen stages", _ways(precision, cache.memory_format, device), bench.inference if ahead else None)
@@ -107,7 +109,7 @@ def tune(config: ExperimentConfig, task: Task, data: Data, schedule: FreezeSched
 
 
 def _ways(precision: str, memory_format: str, device: torch.device) -> list[Way]:
-    """All ways that the options leave open, the safest first."""
+    """Lists all ways that the options leave open, the safest first."""
     bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
     precisions = (["32-true", "bf16-mixed"] if bf16 else ["32-true"]) if precision == "auto" else [precision]
     formats = ["contiguous", "channels_last"] if memory_format == "auto" else [memory_format]
@@ -115,12 +117,12 @@ def _ways(precision: str, memory_format: str, device: torch.device) -> list[Way]
 
 
 def _fastest(times: Mapping[Way, float]) -> Way:
-    """The fastest way; one that is not preferred must be clearly faster."""
-    return min(times, key=lambda way: times[way] * GAIN ** sum(one in PREFERRED for one in way))
+    """Returns the fastest way; a way that is not preferred must be clearly faster."""
+    return min(times, key=lambda way: times[way] * GAIN ** sum(option in PREFERRED for option in way))
 
 
 class _Bench:
-    """Times ways of computing one task on samples of its own data."""
+    """Times ways of computing a task on samples of its own data."""
 
     def __init__(self, task: Task, data: Data, device: torch.device) -> None:
         self._task = task
@@ -130,8 +132,8 @@ class _Bench:
         self._batches: dict[int, Batch] = {}
 
     def times(self, name: str, ways: Sequence[Way], measure: Callable[[Way], Callable[[], None]]) -> dict[Way, float]:
-        """Seconds of each way; remembered for the same network, input, threads, machine and version of torch."""
-        about = [
+        """Returns the seconds of each way, stored per network, input, number of threads, machine and torch version."""
+        conditions = [
             name,
             *(code_of(stage) for stage in self._task.backbone.stages),
             repr(self._data.preprocessing),
@@ -141,18 +143,18 @@ class _Bench:
             self._samples,
             torch.__version__,
         ]
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:32]
         file = home() / "cache" / "timings" / f"{key}.json"
-        with locked(file.with_suffix(".lock")):  # two processes that time at once would time each other
+        with locked(file.with_suffix(".lock")):  # two processes that time at once would slow each other down
             try:
-                known = {tuple(way.split()): float(value) for way, value in json.loads(file.read_text()).items()}
+                times = {tuple(way.split()): float(value) for way, value in json.loads(file.read_text()).items()}
             except (OSError, ValueError):
-                known = {}
-            if not set(ways) <= known.keys():
+                times = {}
+            if not set(ways) <= times.keys():
                 with torch.random.fork_rng(), evaluating(self._task):
-                    known |= _time_all({way: measure(way) for way in ways}, self._device)
-                write(file, json.dumps({" ".join(way): value for way, value in known.items()}))
-        return {way: known[way] for way in ways}
+                    times |= _time_all({way: measure(way) for way in ways}, self._device)
+                write(file, json.dumps({" ".join(way): value for way, value in times.items()}))
+        return {way: times[way] for way in ways}
 
     def step(self, phase: Phase) -> Callable[[Way], Callable[[], None]]:
         """Prepares forward and backward pass of the stages that a phase trains."""
@@ -188,7 +190,7 @@ class _Bench:
         return run
 
     def _batch(self, boundary: int) -> Batch:
-        """The first training samples, brought to a boundary once."""
+        """Returns the first training samples at a boundary; computed once per boundary."""
         if boundary not in self._batches:
             split = self._data.splits["train"]
             keys = [SampleKey(index, 0) for index in range(min(self._samples, len(split)))]
@@ -200,14 +202,15 @@ class _Bench:
 
 
 def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> dict[Way, float]:
-    """Best time of each; by turns, so that what else the machine does meets all of them."""
+    """Returns the best time of each run. Runs take turns, so that other work on the machine affects all of them."""
     best = dict.fromkeys(runs, float("inf"))
     spent = dict.fromkeys(runs, 0.0)
-    for step in itertools.count():  # the first one, with what a first call prepares, only tells the hopeless
+    # Step 0 includes work that libraries do once (choosing kernels, allocating); it only rules out hopeless ways.
+    for step in itertools.count():
         running = [way for way in runs if step <= STEPS or spent[way] < SECONDS]
         if step:
             limit = HOPELESS[min(step, len(HOPELESS)) - 1] * min(best.values())
-            # A short first step may be long for reasons that are not its own, and timing it on costs nothing.
+            # Nothing below SECONDS is ruled out: chance decides over so short a step, and timing it again is cheap.
             running = [way for way in running if best[way] <= max(limit, SECONDS)]
         if not running:
             return best
@@ -220,7 +223,7 @@ def _time_all(runs: Mapping[Way, Callable[[], None]], device: torch.device) -> d
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # kernels are queued: the clock must see earlier ones finished, and ours
     began = time.perf_counter()
     run()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What ends a run from outside, told in one line: memory that does not suffice, a data loader process that died."""
+"""Faults outside of the run's code, told in one line: too little memory, or a data loader process that died."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlresearch.run.training import BatchWatch, settle
 from tlresearch.tracking.base import Run
 
 OUT_OF_MEMORY = "tlresearch.out_of_memory"
-"""Tag of a run: which batches it had no memory for, and how it went on."""
+"""Tag of a run: the batch size for which memory was too small, and the one with which the run went on."""
 
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
 _LOADER = re.compile(r"DataLoader worker \(pid\(?s?\)?,? ?[\d, ]+\) (?P<end>[^\n]*)")
@@ -30,23 +30,24 @@ class OutOfMemoryError(RunFailedError):
 
 
 class SmallerBatchError(OutOfMemoryError):
-    """There is not enough memory for this batch size; the run folder asks for a smaller one, with which to go on."""
+    """There is not enough memory for this batch size; the run folder holds a smaller size for the next start."""
 
 
 @contextlib.contextmanager
 def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[BatchWatch]:
-    """Turns what ends a run from outside into an error that says what helps.
+    """Turns such a fault into an error that names the cure.
 
-    With ``trainer.on_oom: halve`` the run folder keeps a smaller batch size for the next start, and the run a tag.
+    With ``trainer.on_oom: halve`` a smaller batch size is written to the run folder for the next start, and recorded
+    as a tag.
 
     Yields:
-        Whoever computes batches tells it which.
+        A watch, to be told whether training or evaluation batches are being computed.
 
     Raises:
-        SmallerBatchError: If the run can go on with smaller batches.
-        OutOfMemoryError: If it cannot.
+        SmallerBatchError: If memory ran out, and the run can go on with smaller batches.
+        OutOfMemoryError: If memory ran out, and the run cannot go on.
         RunFailedError: If a loader process died.
-        UserError: What a loader process found wrong.
+        UserError: If a loader process raised it, such as for a damaged file.
     """
     watch = BatchWatch()
     try:
@@ -54,7 +55,7 @@ def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[Bat
     except UserError as error:
         if _IN_WORKER not in str(error):
             raise
-        # What follows in the text is the traceback of the other process, and the sentence at its end.
+        # torch raises the error again with the loader process's traceback as its text; our sentence is the end of it.
         raise UserError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
     except Exception as error:
         if out_of_memory(error):
@@ -69,7 +70,7 @@ def named(config: ExperimentConfig, folder: RunFolder, run: Run) -> Iterator[Bat
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or outside."""
+    """Whether memory ran out, on the GPU or in main memory."""
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or is_oom_error(error)
@@ -78,31 +79,31 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _loader_end(error: BaseException) -> str | None:
-    """How a loader process ended, if that is what an error is about."""
-    said = _LOADER.search(str(error))
-    if said is not None:
-        return said["end"].split(". ")[0].rstrip(". ")
-    # A batch that is fetched just then: the socket through which its memory is handed over is gone.
+    """Returns how a loader process ended, if the error says so; otherwise `None`."""
+    match = _LOADER.search(str(error))
+    if match is not None:
+        return match["end"].split(". ")[0].rstrip(". ")
+    # If the process dies while a batch is fetched, the socket through which its memory is shared is gone.
     fetching = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
     return "exited unexpectedly" if fetching and isinstance(error, (OSError, EOFError)) else None
 
 
 def release(error: BaseException) -> None:
-    """Lets go of what the frames of an error hold, so that its memory can be used again."""
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
+    """Frees the memory of tensors in the frames of an error, so that the next start can use it."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
     gc.collect()
     if torch.cuda.is_available():
         garbage_collection_cuda()
 
 
 def halved(config: ExperimentConfig, *, training: bool = True, evaluation: bool = True) -> dict[str, int]:
-    """Returns settings with smaller batches, of which as many samples as before make one step; empty if there are none.
+    """Returns settings for smaller batches with as many samples per step as before; empty if there are none.
 
-    The training batch is divided by its smallest factor and ``trainer.accumulate`` multiplied by it; evaluation, whose
-    result does not depend on it, takes half its batch.
+    The training batch is divided by its smallest factor, and ``trainer.accumulate`` is multiplied by it. The
+    evaluation batch, which does not change the result, is halved.
     """
     batch, evaluated = config.data.batch_size, config.data.eval_batch_size
     smaller: dict[str, int] = {}
@@ -123,10 +124,10 @@ def _smaller(watch: BatchWatch, config: ExperimentConfig, folder: RunFolder, run
     smaller = halved(config, training=not evaluating, evaluation=watch.batches != "training") if halve else {}
     if not smaller:
         cure = "lower it" if halve or evaluating else "lower it and raise trainer.accumulate as much"
-        other = "" if halve else f" (trainer.on_oom=halve does {'it' if evaluating else 'both'})"
-        return OutOfMemoryError(f"out of memory with {now}: {cure}{other}, or set trainer.precision=bf16-mixed")
+        automatic = "" if halve else f" (trainer.on_oom=halve does {'it' if evaluating else 'both'})"
+        return OutOfMemoryError(f"out of memory with {now}: {cure}{automatic}, or set trainer.precision=bf16-mixed")
     folder.write(settings={**folder.read().get("settings", {}), **smaller})
-    went = " ".join(f"{key}={value}" for key, value in smaller.items())
-    text = f"out of memory with {now}: going on with {went}"
+    listing = " ".join(f"{key}={value}" for key, value in smaller.items())
+    text = f"out of memory with {now}: going on with {listing}"
     run.set_tags({OUT_OF_MEMORY: text, **{f"resolved.{key}": str(value) for key, value in smaller.items()}})
     return SmallerBatchError(text)

@@ -24,7 +24,7 @@ from tlresearch.finetuning.regularize import set_stochastic_depth
 from tlresearch.finetuning.resume import RunFolder
 from tlresearch.run import continuing, faults, process, results, training
 from tlresearch.run.autotune import Tuned, tune
-from tlresearch.run.devices.processes import others
+from tlresearch.run.devices.processes import start_ranks
 from tlresearch.run.member import current
 from tlresearch.run.progress import RunProgress
 from tlresearch.run.shared import Shared
@@ -176,7 +176,7 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
         _open_run(loaded, role, folder) as tracked,
         process.prepared(config),
         faults.named(config, folder, tracked) as watch,
-        others(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
+        start_ranks(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
     ):
         _record_beginning(tracked, loaded, role, folder, config.trainer.monitor)
         built = _build(config, role)

@@ -1,4 +1,4 @@
-"""What a run sets for the whole process while it lasts, and sets back: a notebook goes on as it was."""
+"""Settings that a run makes for the whole process and restores at its end, so that a notebook goes on unchanged."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tlresearch.run.devices.memory import keep_freed_memory
 from tlresearch.run.training import device
 
 _ADVICE = (".*does not have many workers.*", ".*treespec, LeafSpec.*")
-"""Advice on settings we chose, and Lightning's own use of what torch has deprecated."""
+"""Lightning's advice on settings that we chose on purpose, and its own use of a deprecated part of torch."""
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set by Lightning for deterministic algorithms
 
 
 @contextlib.contextmanager
 def prepared(config: ExperimentConfig) -> Iterator[None]:
-    """Quiets libraries, and sets threads, determinism and the seed, for the time of a run.
+    """Silences libraries, and sets threads, determinism and the seed, for the time of a run.
 
-    Freed memory is kept for good (`keep_freed_memory`): the C library does not say what it did before, and no result
-    depends on it.
+    Only `keep_freed_memory` is not undone: the C library does not tell its earlier settings, and no result depends on
+    them.
     """
     with (
         quiet("lightning.pytorch", "lightning.fabric", messages=_ADVICE),
-        _torch_as_before(),
+        _torch_settings_restored(),
         torch.random.fork_rng(devices=_used_gpus()),
     ):
         on_cpu = device(config.trainer).type == "cpu"
@@ -40,15 +40,16 @@ def prepared(config: ExperimentConfig) -> Iterator[None]:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // config.trainer.devices)))
         torch.use_deterministic_algorithms(config.trainer.deterministic)
-        # Filling new memory would cost time and only shows bugs of reading what was never written.
+        # With deterministic algorithms torch fills new memory, which takes time and only reveals reads of memory that
+        # was never written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         seed_all(config.seed)
         yield
 
 
 @contextlib.contextmanager
-def _torch_as_before() -> Iterator[None]:
-    """Sets back what a run, or Lightning for it, sets in torch."""
+def _torch_settings_restored() -> Iterator[None]:
+    """Restores the settings of torch that a run, or Lightning in its fit, changes."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -67,6 +68,6 @@ def _torch_as_before() -> Iterator[None]:
 
 
 def _used_gpus() -> Sequence[int]:
-    """GPUs whose random numbers the process may have drawn already; asking for their state would start the others."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return range(torch.cuda.device_count()) if started else ()
+    """Lists the GPUs whose random state must be restored: none before CUDA is initialized, which asking would do."""
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count()) if initialized else ()

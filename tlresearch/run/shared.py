@@ -1,4 +1,4 @@
-"""What runs of one process have in common and no run changes: built by the first, used by all."""
+"""Data and backbones that the runs of a process share, because no run changes them: built once, used by all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tlresearch.tasks.watched import metric_names
 
 @dataclass
 class Shared:
-    """The last data and the last frozen backbone that were built; held by whoever starts the runs.
+    """The last data and the last frozen backbone that were built. The code that starts several runs holds it.
 
-    The trials of a sweep share one: with a head on stored activations, most of a trial's set-up would go into copying a
-    network that never runs.
+    The trials of a worker share one. With a head on stored activations, a trial's set-up would otherwise be spent
+    mostly on copying a network that never runs.
     """
 
     _data: dict[str, Data] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Shared:
     _metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def data(self, config: ExperimentConfig, backbone: StagedBackbone) -> Data:
-        """The data of a config, read and checked once."""
+        """Returns the data of a config, read and checked once."""
         key = f"{config.data} {backbone.preprocessing} {config.seed}"
         if key not in self._data:
             built = build_data(config.data, preprocessing=backbone.preprocessing, seed=config.seed)
@@ -36,11 +36,11 @@ class Shared:
         return self._data[key]
 
     def backbone(self, config: ExperimentConfig, build: Callable[[], StagedBackbone]) -> StagedBackbone:
-        """The backbone of a config: the same one again if this run and those before leave it as it is."""
+        """Returns the backbone of a config: the shared one, if neither earlier runs nor this one change it."""
         key = f"{config.backbone} {config.task.name}"
-        kept = self._backbones.get(key)
-        if kept is not None and leaves_as_it_is(config, kept):
-            return kept.train()  # as a fresh one is; a run sets the modes of each stage itself
+        shared = self._backbones.get(key)
+        if shared is not None and leaves_as_it_is(config, shared):
+            return shared.train()  # like a fresh backbone; a run sets the mode of each stage itself
         built = build()
         if leaves_as_it_is(config, built):
             self._backbones = {key: built}
@@ -54,18 +54,18 @@ class Shared:
         return self._metrics[key]
 
     def forget(self) -> None:
-        """Drops everything: a run that failed may have left it in any state."""
+        """Drops everything: a failed run may have left data or backbone in any state."""
         self._data.clear()
         self._backbones.clear()
 
 
 def leaves_as_it_is(config: ExperimentConfig, backbone: StagedBackbone) -> bool:
-    """Whether a run changes nothing of a backbone but its memory format and device, which every run sets anew."""
+    """Whether a run changes nothing in a backbone except memory format and device, which every run sets again."""
     schedule, trainer, regularize = build_schedule(config, backbone.stage_names), config.trainer, config.regularize
     frozen = all(
         phase.boundary == len(backbone.stage_names) and phase.frozen_norm == "eval" for phase in schedule.phases
     )
-    # Code of the user's own may do anything, and random weights depend on the run's seed.
+    # A user's own task or backbone may change anything, and random weights depend on the run's seed.
     ours = "/" in config.backbone.name and config.task.name in TASKS and not backbone.weights.random_stages
     plain = not (schedule.adapters or trainer.gradient_checkpointing or regularize.l2_sp)
     return frozen and ours and plain and trainer.devices == 1 and regularize.stochastic_depth is None

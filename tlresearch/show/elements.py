@@ -1,6 +1,6 @@
-"""What a page is made of, as plain values: text, tables with typed columns, figures, notes, commands to type next.
+"""The elements of a page as plain values: text, tables with typed columns, figures, notes, commands to type next.
 
-Nothing here knows how a page looks; `terminal`, `markdown` and `html` draw it, and `page.Page` puts it together.
+Nothing here knows how a page looks: `terminal`, `markdown` and `html` render it. `page.Page` combines the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 Tone = Literal["plain", "good", "bad", "warning", "faint", "strong"]
-"""What a text means to the reader; each renderer has a colour for it, and none relies on the colour alone."""
+"""The meaning of a text. Each renderer has a colour for it, and none relies on the colour alone."""
 
 Better = Literal["higher", "lower"]
 Value = str | int | float | None
@@ -23,15 +23,15 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value with what belongs to it.
+    """A value of a table, with notes and marks.
 
     Attributes:
         value: The value; a number is written in the format of its column, None as a dash.
         spread: Standard deviation, written behind ±.
-        note: Smaller, beside or below the value: an interval, or the epoch of the best value.
-        tone: What the value means.
-        starred: Whether a star marks it, as the best of its column or as the table's note says.
-        format: Of this cell alone, instead of that of the column.
+        note: Faint text next to or below the value: an interval, or the epoch of the best value.
+        tone: The meaning of the value.
+        starred: Whether a star marks it: as the best of its column, unless the table's note says otherwise.
+        format: Format of this cell alone, instead of the column's.
     """
 
     value: Value
@@ -47,14 +47,14 @@ Entry = Value | Cell
 
 @dataclass(frozen=True)
 class Column:
-    """What the cells of a column are.
+    """A column of a table: its head, and how its cells are written.
 
     Attributes:
-        title: The head.
-        format: How numbers are written, such as ``.4f``; empty for texts.
-        unit: Written behind the title.
-        better: Which direction is better; written behind the title as an arrow.
-        align: Where cells stand; numbers stand right and texts left unless given.
+        title: The text of the head.
+        format: Format of numbers, such as ``.4f``; empty for texts.
+        unit: Unit, written behind the title.
+        better: Which direction is better, written behind the title as an arrow.
+        align: Alignment of the cells; by default right for numbers, left for texts.
         code: Whether cells are code: keys, commands.
     """
 
@@ -68,12 +68,13 @@ class Column:
     @property
     def head(self) -> str:
         """Title, unit and direction."""
-        arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", None: ""}[self.better]  # no line begins with an arrow
+        # A no-break space, so that no line begins with the arrow.
+        arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", None: ""}[self.better]
         return f"{self.title}{f' ({self.unit})' if self.unit else ''}{arrow}"
 
     @property
     def side(self) -> Literal["left", "right"]:
-        """Where the cells stand."""
+        """Alignment of the cells."""
         return self.align or ("right" if self.format else "left")
 
 
@@ -82,13 +83,13 @@ class Table:
     """A table; the first column names the rows.
 
     Attributes:
-        columns: The columns, the most telling first: a narrow terminal leaves out the last ones.
+        columns: The columns, the most important first: a narrow terminal leaves out the last ones.
         rows: The rows, each with an entry per column.
-        title: Above it.
-        note: Explanations below it.
-        marked: Position of a row that stands out.
+        title: Title above the table.
+        note: Explanation below the table.
+        marked: Position of a highlighted row.
         rules: Positions of rows with a line above them.
-        more: How columns are seen that a terminal had no room for, such as a command.
+        more: How to see columns for which a terminal has no room, such as a command.
     """
 
     columns: tuple[Column, ...]
@@ -105,15 +106,15 @@ class Table:
                 raise ValueError(f"a row of {len(row)} entries in a table of {len(self.columns)} columns: {row}")
 
     def filled(self) -> Table:
-        """The table without columns that are empty in every row."""
-        there = [
+        """Returns the table without columns that are empty in every row."""
+        filled = [
             at for at in range(len(self.columns)) if any(as_cell(row[at]).value not in ("", None) for row in self.rows)
         ]
-        rows = tuple(tuple(row[at] for at in there) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[at] for at in there), rows=rows)
+        rows = tuple(tuple(row[at] for at in filled) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[at] for at in filled), rows=rows)
 
-    def main(self, row: int, column: int) -> str:
-        """The value of a cell as text: number in the format of its column, spread behind it."""
+    def text(self, row: int, column: int) -> str:
+        """Returns the value of a cell as text, with its spread."""
         cell = as_cell(self.rows[row][column])
         form = cell.format or self.columns[column].format
         if cell.value is None:
@@ -123,7 +124,7 @@ class Table:
 
 
 def as_cell(entry: Entry) -> Cell:
-    """An entry of a row with nothing beside its value."""
+    """Returns an entry as a cell; a plain value becomes a cell without notes and marks."""
     return entry if isinstance(entry, Cell) else Cell(entry)
 
 
@@ -136,7 +137,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Note:
-    """One line that is worth knowing beside a table."""
+    """One line of information, such as about a table."""
 
     text: str
     tone: Tone = "plain"
@@ -144,18 +145,18 @@ class Note:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values, one a line."""
+    """Names with their values, a line each."""
 
     pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to type next.
+    """A command to type next.
 
     Attributes:
         command: The command line.
-        purpose: What it does, in a word or two.
+        purpose: Its purpose, in a word or two.
     """
 
     command: str
@@ -180,9 +181,9 @@ class Figure:
     """A picture.
 
     Attributes:
-        caption: What it shows.
-        png: Its content, for a page that holds it.
-        file: Where it lies, for a page that names it.
+        caption: Its caption.
+        png: Its content, for a page that embeds it.
+        file: Its path, for a page that links to it.
     """
 
     caption: str
@@ -191,13 +192,13 @@ class Figure:
 
     @property
     def source(self) -> str:
-        """The picture as an address that holds it."""
+        """The picture as a data URI."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A text of many lines that folds away where that can be done, such as a config.
+    """A text of many lines, such as a config; collapsed where the renderer can do so.
 
     Attributes:
         name: Its name, such as ``config.yaml``.
@@ -216,8 +217,8 @@ class Section:
     """A part of a page.
 
     Attributes:
-        title: Its heading; a page's first part has none.
-        elements: What stands in it; an empty section is not shown.
+        title: Its heading; a page's first section has none.
+        elements: Its elements; an empty section is not shown.
     """
 
     title: str
@@ -226,7 +227,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Badge:
-    """A verdict, or how a run ended, in a word or two."""
+    """A verdict, or the status of a run, in a word or two."""
 
     text: str
     tone: Tone = "plain"
@@ -234,12 +235,12 @@ class Badge:
 
 @dataclass(frozen=True)
 class Number:
-    """One of the results on top of a page.
+    """A result on top of a page.
 
     Attributes:
-        name: Such as ``test/accuracy``.
-        value: As shown.
-        note: Such as an interval; may be empty.
+        name: Name of the metric, such as ``test/accuracy``.
+        value: The value as it is shown.
+        note: A note such as an interval; may be empty.
     """
 
     name: str
@@ -249,16 +250,16 @@ class Number:
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands on a page, from top to bottom.
+    """The contents of a page, from top to bottom.
 
     Attributes:
         title: Name of the run, the study or the question.
         sections: The body.
-        kind: What the page is about, such as ``study``.
-        description: What its author wrote about it.
-        badges: How it ended, and verdicts.
+        kind: Kind of the page's subject, such as ``study``.
+        description: The author's description of the subject.
+        badges: Status and verdicts.
         numbers: Its results.
-        footer: Where the page comes from.
+        footer: The origin of the page.
     """
 
     title: str
@@ -271,15 +272,15 @@ class Contents:
 
     @property
     def shown(self) -> tuple[Section, ...]:
-        """The sections that hold something."""
+        """The sections that have elements."""
         return tuple(section for section in self.sections if section.elements)
 
     @property
     def elements(self) -> tuple[Element, ...]:
-        """Everything in the sections, in order."""
+        """The elements of all sections, in order."""
         return tuple(element for section in self.sections for element in section.elements)
 
 
 def numbers(titles: Iterable[str], form: str) -> tuple[Column, ...]:
-    """Columns of numbers in one format."""
+    """Makes columns of numbers in one format."""
     return tuple(Column(title, form) for title in titles)

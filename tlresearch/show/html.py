@@ -1,4 +1,4 @@
-"""A page as HTML: a file that needs nothing else, or a part of a notebook."""
+"""A page as HTML: a single self-contained file, or a fragment for a notebook."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tlresearch.show.elements import Contents, as_cell
 
 
 def document(page: Contents) -> str:
-    """One HTML file with its figures in it; whatever names and descriptions hold, it is text to the browser."""
+    """Returns one HTML file with embedded figures. Everything in names and descriptions is escaped."""
     return str(_template().render(page=page, whole=True, as_cell=as_cell))
 
 
 def fragment(page: Contents) -> str:
-    """The page without a frame, for a notebook."""
+    """Returns the page without the frame of a document, for a notebook."""
     return str(_template().render(page=page, whole=False, as_cell=as_cell))
 
 
@@ -24,5 +24,5 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     text = files("tlresearch.show").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    surroundings = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return surroundings.from_string(text)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text)

@@ -27,7 +27,7 @@ def render(page: Contents, *, level: int = 1) -> str:
 
     Args:
         page: The page.
-        level: Level of its title; 0 leaves title and description out, for a part of another document.
+        level: Level of its heading; 0 omits title and description, for a part of another document.
     """
     blocks: list[str] = []
     if level:
@@ -39,15 +39,15 @@ def render(page: Contents, *, level: int = 1) -> str:
     for part in page.shown:
         blocks += section(part, level=level + 1)
     blocks += [page.footer] if page.footer else []
-    return "\n\n".join(_inert(block) for block in blocks) + "\n"
+    return "\n\n".join(_escape_tags(block) for block in blocks) + "\n"
 
 
 def section(part: Section, *, level: int) -> list[str]:
-    """The blocks of one section, headed by its title."""
+    """Returns the blocks of a section, its title first."""
     blocks = [f"{'#' * level} {part.title}"] if part.title else []
     items: list[str] = []
     for element in part.elements:
-        if isinstance(element, Note | Facts | Command):  # successive ones become one list
+        if isinstance(element, Note | Facts | Command):  # successive elements of these kinds become one list
             items += _items(element)
             continue
         blocks += ["\n".join(items)] if items else []
@@ -57,7 +57,7 @@ def section(part: Section, *, level: int) -> list[str]:
 
 
 def table(element: Table) -> str:
-    """A table alone: head, line of alignment, and the rows."""
+    """Returns a table alone: head, line of alignment, and rows."""
     return "\n".join(_table(element))
 
 
@@ -90,7 +90,7 @@ def _table(element: Table) -> Iterator[str]:
     for number, row in enumerate(element.rows):
         texts = []
         for position, entry in enumerate(row):
-            cell, text = as_cell(entry), element.main(number, position)
+            cell, text = as_cell(entry), element.text(number, position)
             text = f"`{text}`" if element.columns[position].code and text else text
             text = f"{text} ({cell.note})" if cell.note and text else text or cell.note
             text = f"★ {text}" if cell.starred else text
@@ -102,6 +102,6 @@ def _row(texts: list[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|").replace("\n", "<br>") for text in texts) + " |"
 
 
-def _inert(block: str) -> str:
-    """Names and descriptions that were recorded are no HTML; code shows as it is, and line breaks of cells are ours."""
+def _escape_tags(block: str) -> str:
+    """Escapes HTML tags in recorded names and descriptions; code, and the line breaks that we put in cells, stay."""
     return _CODE_OR_TAG.sub(lambda match: match["code"] or "&lt;", block)

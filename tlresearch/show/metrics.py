@@ -1,4 +1,4 @@
-"""Metrics by name as they are shown: intervals beside their values, values by class folded to the worst few."""
+"""How metrics are shown: intervals next to their values, values by class folded to the worst few."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Mapping, Sequence
 from tlresearch.show.elements import Cell, typed
 
 MOST_CLASSES = 10
-"""With more classes than this, a metric by class is folded."""
+"""Number of classes above which a metric by class is folded."""
 _WORST = 3
 _NO_CLASSES = ("low", "high", "50", "75")
-"""Endings of names such as ``accuracy_low`` and ``map_50``, which stand for no class."""
+"""Endings that are no classes, in names such as ``accuracy_low`` and ``map_50``."""
 
 
 def measured(values: Mapping[str, float], key: str, form: str = "") -> Cell:
-    """A metric with its interval, where it has one, as ``key_low`` and ``key_high``."""
+    """Makes a cell of a metric, with its interval if there are ``key_low`` and ``key_high``."""
     return Cell(values.get(key), note=interval(values, key), format=form)
 
 
 def interval(values: Mapping[str, float], key: str) -> str:
-    """The interval of a metric as text; empty if it has none."""
+    """Returns the interval of a metric as text; empty if it has none."""
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def without_ends(values: Mapping[str, float]) -> list[str]:
-    """The names of metrics without the ends of their intervals, which stand beside them."""
+    """Returns the names of metrics without the ends of their intervals, which are shown with the metric."""
     ends = {f"{key}{end}" for key in values for end in ("_low", "_high") if interval(values, key)}
     return [key for key in values if key not in ends]
 
 
 def folded(values: Mapping[str, float], keep: str = "") -> tuple[list[str], list[str]]:
-    """Of a metric that many classes have, such as ``dice_cell`` beside ``dice``, keeps the classes with the least.
+    """Hides values by class, such as ``dice_cell`` of ``dice``, of many classes except for the worst few.
 
     Args:
-        values: Metrics of one split by name, without the split. Metrics by class are all better when higher.
-        keep: A name that stays whatever it is: that of the monitored metric.
+        values: Metrics of one split by name, without the split. All metrics by class are better when higher.
+        keep: A name that is never hidden: the monitored metric.
 
     Returns:
-        The names that are shown, in their order, and a line for each metric that was folded.
+        The names to show, in their order, and a line for each metric whose classes are partly hidden.
     """
     hidden: set[str] = set()
     lines = []
@@ -55,10 +55,10 @@ def folded(values: Mapping[str, float], keep: str = "") -> tuple[list[str], list
 def _is_of_class(name: str, metric: str, values: Mapping[str, float]) -> bool:
     if not name.startswith(f"{metric}_") or name.removeprefix(f"{metric}_") in _NO_CLASSES:
         return False
-    # `mask_map_car` belongs to `mask_map`, and the longest metric that a name begins with is its own.
+    # A name belongs to the longest metric that it begins with: `mask_map_car` to `mask_map`, not to `mask`.
     return not any(len(longer) > len(metric) and name.startswith(f"{longer}_") for longer in _families(values))
 
 
 def _families(values: Mapping[str, float]) -> Sequence[str]:
-    """Metrics that many others begin with."""
+    """Returns the metrics with which many names begin: those that have values by class."""
     return [metric for metric in values if sum(name.startswith(f"{metric}_") for name in values) > MOST_CLASSES]

@@ -1,4 +1,4 @@
-"""A page: what a command has found, as a value that a terminal, a notebook, Markdown and HTML can show.
+"""A page: the result of a command as a value that a terminal, a notebook, Markdown and HTML can show.
 
 Results (`RunResult`, `Comparison`, …) are `Shown`: they have a page, and a notebook shows that page for them.
 """
@@ -41,7 +41,7 @@ class Shown(ABC):
 
 @dataclass(frozen=True)
 class Page(Contents, Shown):
-    """What stands on a page, and how it shows itself; see `Contents` for its parts."""
+    """The contents of a page (see `Contents`) with the methods that show it."""
 
     @property
     def page(self) -> Page:
@@ -50,5 +50,5 @@ class Page(Contents, Shown):
 
 
 def page_of(title: str, *elements: Element) -> Page:
-    """A page with one section."""
+    """Makes a page with one section."""
     return Page(title, (Section("", elements),))

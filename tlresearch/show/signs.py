@@ -1,4 +1,4 @@
-"""What is written to a stream whose encoding lacks a sign: the nearest in ASCII, never a traceback."""
+"""Signs that the encoding of a stream lacks are written as the nearest ASCII text, without a traceback."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _ASCII = str.maketrans({sign: text for text, signs in _SIGNS.items() for sign in
 
 
 def in_ascii(text: str) -> str:
-    """A text with the signs that tlresearch uses replaced by the nearest in ASCII; letters of others are kept."""
+    """Replaces the signs that tlresearch uses by the nearest ASCII text; letters of any language are kept."""
     return text.translate(_ASCII)
 
 
 def survive_encodings() -> None:
-    """Lets the standard streams write in ASCII what their encoding lacks, whichever library writes it."""
+    """Makes the standard streams replace what their encoding lacks, for any library that writes to them."""
     codecs.register_error("tlresearch.ascii", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):

@@ -1,11 +1,11 @@
 """A page in a terminal, or as plain text in a log.
 
-A table is laid out before it is drawn. If it does not fit the width as it is, notes go below their values; then it is
-turned, if it has few rows; then it is split, or its last columns are left out and named. A number is never cut and a
-head breaks only between words, so what is printed can always be read. Long texts in cells wrap.
+A table is laid out before it is drawn. If it does not fit the width, notes go below their values; then the table is
+turned, if it has few rows; then it is split, or its last columns are left out and named. A number is never cut, and a
+head breaks only between words. Long texts in cells wrap.
 
-Output that goes to a file or a pipe has no terminal's width: tables there are laid out for `LOG_WIDTH` columns, and
-become wider rather than lose a column.
+A file or a pipe has no width: tables there are laid out for `LOG_WIDTH` columns, and become wider rather than lose a
+column.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from tlresearch.show.elements import (
 from tlresearch.show.signs import in_ascii
 
 LOG_WIDTH = 120
-"""Columns of a line where there is no terminal."""
+"""Characters per line of a table outside a terminal."""
 UNBOUNDED = 10_000
-"""Width of a console that is no terminal: nothing is wrapped but the texts of tables."""
+"""Width of a console that is no terminal: only the texts in tables are wrapped."""
 
 _GAP = 2  # spaces between columns
-_WRAPPED = (24, 14)  # columns that a long text keeps: at first, and before a table is taken apart
+_WRAPPED = (24, 14)  # characters at which a long text wraps: normally, and in a table that must become narrower
 _FEW_ROWS = 6  # a table with more rows is not turned
-_MOST_LINES = 40  # a table that takes more lines in parts loses columns instead
+_MOST_LINES = 40  # a table that would take more lines in portions loses columns instead
 _STYLES: dict[Tone, str] = {
     "plain": "",
     "good": "green",
@@ -55,11 +55,12 @@ _STYLES: dict[Tone, str] = {
     "faint": "dim",
     "strong": "bold",
 }
+# The units that a line break keeps together: spaces, parts of a name with the sign behind them, words.
 _BREAKS = re.compile(r"[ \n]+|[^ \n/_.,=]*[/_.,=]+|[^ \n/_.,=]+")
 
 
 class Sheet:
-    """A page as something that rich prints.
+    """A page in a form that rich prints.
 
     Args:
         page: The page.
@@ -80,12 +81,12 @@ class Sheet:
 
 
 def show(console: Console, page: Contents) -> None:
-    """Prints a page; commands and paths are never broken, so that they can be copied."""
+    """Prints a page. Commands and paths are not broken into lines, so that they can be copied."""
     console.print(Sheet(page), soft_wrap=True)
 
 
 def plain_text(page: Contents, width: int = UNBOUNDED) -> str:
-    """The page as text without colours."""
+    """Returns the page as text without colours."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
     console.print(Sheet(page), soft_wrap=True)
@@ -93,7 +94,7 @@ def plain_text(page: Contents, width: int = UNBOUNDED) -> str:
 
 
 def open_console(stream: TextIO, *, quiet: bool = False) -> Console:
-    """A console on a stream. Where that is no terminal, lines are as long as what they say."""
+    """Opens a console on a stream. If that is no terminal, lines have no maximal length."""
     unbounded = not stream.isatty() and "COLUMNS" not in os.environ and "FORCE_COLOR" not in os.environ
     return Console(file=cast(Any, stream), quiet=quiet, width=UNBOUNDED if unbounded else None)
 
@@ -110,14 +111,14 @@ def _page(page: Contents, width: int, *, wider: bool, say: Callable[[str], str])
     for part in page.shown:
         if part.title:
             yield Styled(f"\n{say(part.title)}", "bold")
-        for element in _joined(part.elements):
+        for element in _aligned(part.elements):
             yield from _element(element, width, wider=wider, say=say)
     if page.footer:
         yield Styled(say(page.footer), "dim", no_wrap=False, overflow="fold")
 
 
-def _joined(elements: Sequence[Element]) -> Iterator[Element]:
-    """Facts and commands that follow one another as one list, so that they stand in line."""
+def _aligned(elements: Sequence[Element]) -> Iterator[Element]:
+    """Joins successive facts and commands into one element, so that their values are aligned."""
     pairs: list[tuple[str, str]] = []
     for element in elements:
         if isinstance(element, Facts):
@@ -151,8 +152,17 @@ def _element(element: Element, width: int, *, wider: bool, say: Callable[[str], 
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A cell as it is laid out: the value, what stands beside it, and whether it may be broken into lines."""
+class _CellLayout:
+    """The layout of a cell.
+
+    Attributes:
+        text: The value.
+        note: The note.
+        style: Style of the value.
+        whole: Whether the value must not be broken into lines, as a number.
+        stacked: Whether the note goes below the value, not behind it.
+        wrapped: Width at which a text may wrap.
+    """
 
     text: str
     note: str = ""
@@ -169,82 +179,84 @@ class _Part:
         return [self.text, self.note] if self.stacked else [f"{self.text} ({self.note})"]
 
     @property
-    def wide(self) -> int:
+    def full(self) -> int:
+        """Width without any wrapping."""
         return max(cell_len(piece) for piece in self.pieces)
 
     @property
     def least(self) -> int:
-        """Columns it needs at least."""
-        return self.wide if self.whole else min(self.wide, self.wrapped)
+        """Minimal width."""
+        return self.full if self.whole else min(self.full, self.wrapped)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A table as strings: heads, rows, and on which side cells stand."""
+    """A table as strings: heads, rows, and the alignment (`sides`) of columns. All widths are in characters."""
 
     heads: tuple[str, ...]
-    rows: tuple[tuple[_Part, ...], ...]
+    rows: tuple[tuple[_CellLayout, ...], ...]
     sides: tuple[str, ...]
     marked: int | None = None
     rules: frozenset[int] = frozenset()
 
     def stacked(self) -> _Grid:
-        """The same with notes below their values."""
+        """Returns the grid with notes below their values."""
         return self._with(stacked=True)
 
     def narrow(self) -> _Grid:
-        """The same with texts that wrap earlier; names of rows stay."""
+        """Returns the grid with texts that wrap earlier, except the names of rows."""
         return self._with(1, wrapped=_WRAPPED[1])
 
     def _with(self, first: int = 0, **changes: Any) -> _Grid:
-        rows = ((*row[:first], *(replace(part, **changes) for part in row[first:])) for row in self.rows)
+        rows = ((*row[:first], *(replace(cell, **changes) for cell in row[first:])) for row in self.rows)
         return replace(self, rows=tuple(rows))
 
     def turned(self) -> _Grid:
-        """The same with a column for each row."""
+        """Returns the grid with rows and columns exchanged."""
         heads = (self.heads[0], *(f"{row[0].text} {row[0].note}".rstrip() for row in self.rows))
         columns = range(1, len(self.heads))
-        rows = tuple((_Part(self.heads[at]), *(row[at] for row in self.rows)) for at in columns)
+        rows = tuple((_CellLayout(self.heads[at]), *(row[at] for row in self.rows)) for at in columns)
         return _Grid(heads, rows, ("left", *["right"] * len(self.rows)))
 
     def only(self, columns: Sequence[int]) -> _Grid:
-        """Some of its columns."""
+        """Returns the grid with only these columns."""
         rows = tuple(tuple(row[at] for at in columns) for row in self.rows)
         heads = tuple(self.heads[at] for at in columns)
         return replace(self, heads=heads, rows=rows, sides=tuple(self.sides[at] for at in columns))
 
     def least(self, column: int) -> int:
-        """Columns of the terminal that a column needs at least."""
+        """Minimal width of a column."""
         head = max(map(cell_len, _pieces(self.heads[column])), default=0)
         return max(head, *(row[column].least for row in self.rows), 1) if self.rows else max(head, 1)
 
     def full(self, column: int) -> int:
-        """Columns of the terminal in which nothing of a column is wrapped."""
-        return max(cell_len(self.heads[column]), *(row[column].wide for row in self.rows), 0)
+        """Width of a column without any wrapping."""
+        return max(cell_len(self.heads[column]), *(row[column].full for row in self.rows), 0)
 
     def _lines(self, column: int, width: int) -> int:
-        """Lines that the cells of a column take together, about."""
-        return sum(-(-row[column].wide // width) for row in self.rows if row[column].wide)
+        """Approximate number of lines that the cells of a column take together."""
+        return sum(-(-row[column].full // width) for row in self.rows if row[column].full)
 
     def fits(self, width: int) -> bool:
-        """Whether it can be drawn without cutting anything."""
+        """Whether the grid can be drawn in `width` characters without cutting anything."""
         count = len(self.heads)
         return sum(map(self.least, range(count))) + _GAP * (count - 1) <= width
 
     def widths(self, width: int) -> list[int]:
-        """Width of each column: what it needs, then room for texts, then room for heads."""
+        """Distributes `width` over the columns: first their minimal widths, then room for texts, then for heads."""
         columns = range(len(self.heads))
         widths = [self.least(column) for column in columns]
         room = width - sum(widths) - _GAP * (len(widths) - 1)
-        for _ in range(max(0, room)):  # to the column that takes the most lines now
+        for _ in range(max(0, room)):  # each character goes to the column that takes the most lines
             lines = [self._lines(column, widths[column]) for column in columns]
             if max(lines) <= len(self.rows):
                 break
             widths[lines.index(max(lines))] += 1
         room = width - sum(widths) - _GAP * (len(widths) - 1)
-        for column in sorted(columns, key=lambda at: self.full(at) - widths[at]):  # heads that lack least come first
-            given = max(0, min(room, self.full(column) - widths[column]))
-            widths[column], room = widths[column] + given, room - given
+        # The remaining room goes to the columns that lack least, which makes most heads fit in one line.
+        for column in sorted(columns, key=lambda at: self.full(at) - widths[at]):
+            extra = max(0, min(room, self.full(column) - widths[column]))
+            widths[column], room = widths[column] + extra, room - extra
         return widths
 
 
@@ -252,11 +264,11 @@ def _table(table: Table, width: int, *, wider: bool, say: Callable[[str], str]) 
     grid = _grid(table, say)
     grids, hidden = _fitted(grid, width, wider=wider)
     yield Styled(f"\n{say(table.title)}" if table.title else "", "bold", no_wrap=False, overflow="fold")
-    for number, part in enumerate(grids):
+    for number, portion in enumerate(grids):
         if number:
             yield Styled("")
-        whole = sum(part.full(at) + _GAP for at in range(len(part.heads)))
-        yield _drawn(part, width if part.fits(width) else whole)
+        full = sum(portion.full(at) + _GAP for at in range(len(portion.heads)))
+        yield _drawn(portion, width if portion.fits(width) else full)
     lines = [say(table.note)] if table.note else []
     if hidden:
         ways = table.more or "a wider terminal shows them"
@@ -266,60 +278,61 @@ def _table(table: Table, width: int, *, wider: bool, say: Callable[[str], str]) 
 
 
 def _fitted(grid: _Grid, width: int, *, wider: bool) -> tuple[list[_Grid], list[str]]:
-    """The table, or its parts, so that each fits; and the heads of columns that are left out."""
+    """Lays out a table: whole, or in portions of its columns; also returns the heads of columns left out."""
     stacked, turned = grid.stacked(), grid.turned()
-    ways = [grid, stacked, stacked.narrow()]
+    layouts = [grid, stacked, stacked.narrow()]
     if len(grid.rows) <= _FEW_ROWS and len(grid.heads) > 3:
-        ways += [turned, turned.stacked()]
-    for way in ways:
-        if way.fits(width):
-            return [way], []
+        layouts += [turned, turned.stacked()]
+    for layout in layouts:
+        if layout.fits(width):
+            return [layout], []
     stacked = stacked.narrow()
-    parts = _split(stacked, width)
-    height = 1 + any(part.note for row in grid.rows for part in row)
-    if len(parts) * (height * len(grid.rows) + 3) <= _MOST_LINES:
-        return [stacked.only(part) for part in parts], []
+    portions = _balanced_portions(stacked, width)
+    height = 1 + any(cell.note for row in grid.rows for cell in row)
+    if len(portions) * (height * len(grid.rows) + 3) <= _MOST_LINES:
+        return [stacked.only(portion) for portion in portions], []
     if wider:
         return [grid], []
-    first = _portions(grid.narrow(), width)[0]  # with many rows, notes below would double them
+    first = _portions(grid.narrow(), width)[0]  # not stacked: notes below would double the many rows
     hidden = [head.partition("\u00a0")[0] for at, head in enumerate(grid.heads) if at not in first]
     return [grid.narrow().only(first)], hidden
 
 
-def _split(grid: _Grid, width: int) -> list[list[int]]:
-    """The columns in as few portions as fit, about equally wide, the first column in each of them."""
-    parts = _portions(grid, width)
+def _balanced_portions(grid: _Grid, width: int) -> list[list[int]]:
+    """Splits the columns into as few portions as fit, about equally wide; the first column is in every portion."""
+    portions = _portions(grid, width)
+    # Filled greedily the last portion would be the narrowest. The smallest width with as many portions evens them out.
     for narrower in range(width - 1, width // 2, -1):
-        again = _portions(grid, narrower)
-        if len(again) > len(parts):
+        candidate = _portions(grid, narrower)
+        if len(candidate) > len(portions):
             break
-        parts = again
-    return parts
+        portions = candidate
+    return portions
 
 
 def _portions(grid: _Grid, width: int) -> list[list[int]]:
     least = [grid.least(column) + _GAP for column in range(len(grid.heads))]
-    parts, room = [[0]], width + _GAP - least[0]
+    portions, room = [[0]], width + _GAP - least[0]
     for column in range(1, len(least)):
-        if len(parts[-1]) > 1 and least[column] > room:
-            parts.append([0])
+        if len(portions[-1]) > 1 and least[column] > room:
+            portions.append([0])
             room = width + _GAP - least[0]
-        parts[-1].append(column)
+        portions[-1].append(column)
         room -= least[column]
-    return parts
+    return portions
 
 
 def _grid(table: Table, say: Callable[[str], str]) -> _Grid:
     rows = []
     for number, row in enumerate(table.rows):
-        parts = []
+        cells = []
         for position, entry in enumerate(row):
-            cell, text = as_cell(entry), say(table.main(number, position))
+            cell, text = as_cell(entry), say(table.text(number, position))
             style = " ".join(
                 filter(None, (_STYLES[cell.tone], "bold" if cell.starred or number == table.marked else ""))
             )
-            parts.append(
-                _Part(
+            cells.append(
+                _CellLayout(
                     f"{say('★')} {text}" if cell.starred else text,
                     say(cell.note),
                     style,
@@ -327,7 +340,7 @@ def _grid(table: Table, say: Callable[[str], str]) -> _Grid:
                     or (table.columns[position].side == "right" and len(text) <= _WRAPPED[0]),
                 )
             )
-        rows.append(tuple(parts))
+        rows.append(tuple(cells))
     heads = tuple(say(column.head) for column in table.columns)
     return _Grid(heads, tuple(rows), tuple(column.side for column in table.columns), table.marked, table.rules)
 
@@ -342,25 +355,25 @@ def _drawn(grid: _Grid, width: int) -> Drawn:
     for number, row in enumerate(grid.rows):
         if number and number in grid.rules:
             drawn.add_section()
-        drawn.add_row(*(_cell(part, columns) for part, columns in zip(row, widths, strict=True)))
+        drawn.add_row(*(_drawn_cell(cell, columns) for cell, columns in zip(row, widths, strict=True)))
     return drawn
 
 
-def _cell(part: _Part, width: int) -> Styled:
-    if part.whole and part.note and not part.stacked:
-        return Styled.assemble((part.text, part.style), (f" ({part.note})", "dim"))
-    lines = [Styled(line, part.style) for line in _wrapped(part.pieces[0], width)]
-    lines += [Styled(line, "dim") for piece in part.pieces[1:] for line in _wrapped(piece, width)]
+def _drawn_cell(cell: _CellLayout, width: int) -> Styled:
+    if cell.whole and cell.note and not cell.stacked:
+        return Styled.assemble((cell.text, cell.style), (f" ({cell.note})", "dim"))
+    lines = [Styled(line, cell.style) for line in _wrapped(cell.pieces[0], width)]
+    lines += [Styled(line, "dim") for piece in cell.pieces[1:] for line in _wrapped(piece, width)]
     return Styled("\n").join(lines)
 
 
 def _pieces(text: str) -> list[str]:
-    """What of a text stays together when it is wrapped: words, and the parts of names such as ``optimizer.lr``."""
+    """Splits a text into the units that stay together: words, and the parts of names such as ``optimizer.lr``."""
     return [piece for piece in _BREAKS.findall(text) if piece.strip()]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text; a word that is longer than a line is broken."""
+    """Breaks a text into lines; a word that is longer than a line is broken too."""
     lines = [""]
     for piece in _BREAKS.findall(text):
         if cell_len(lines[-1]) + cell_len(piece.rstrip()) > width and lines[-1]:

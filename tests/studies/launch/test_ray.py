@@ -160,7 +160,7 @@ def test_a_node_takes_what_it_has_not_set_itself(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.path", ["old"])
     monkeypatch.setenv("TLRESEARCH_DATA", "/mine")
     variables = {"TLRESEARCH_DATA": "/theirs", "MLFLOW_SOMETHING": "1"}
-    Surroundings(str(tmp_path), ("/modules",), variables, threads=1).take()
+    Surroundings(str(tmp_path), ("/modules",), variables, threads=1).apply()
     import os
     import sys
 

@@ -159,7 +159,7 @@ def test_a_worker_runs_the_trials_and_the_sweep_does_the_rest(
     parents, trials = runs_by_status()
     assert [run.info.status for run in parents] == ["SCHEDULED"]
     assert trials == Counter(FINISHED=2)
-    with studies.alone(load_sweep("s", quick).config, "sweep"):
+    with studies.study_lock(load_sweep("s", quick).config, "sweep"):
         assert main(["sweep", "s", *quick]) == 2  # another one does the end work
         assert "already running" in capsys.readouterr().err
     result = run_sweep("s", quick)

@@ -122,5 +122,5 @@ def test_the_table_shows_the_test_value_of_whatever_was_optimised() -> None:
     )
     (table,) = (element for element in result.page.elements if isinstance(element, Table))
     assert [column.title for column in table.columns] == ["", "val/f1", "test/f1", "trials"]
-    test = [table.main(row, 2) for row in range(len(table.rows))]
+    test = [table.text(row, 2) for row in range(len(table.rows))]
     assert test == ["", "0.2500 ± 0.0000", "0.4321"]

@@ -1,4 +1,4 @@
-"""How the process holds main memory while it trains: blocks that a step has freed, objects that last."""
+"""Settings for main memory during training: freed blocks stay with the process, lasting objects are not collected."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import gc
 import os
 from collections.abc import Iterator
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # numbers of parameters in glibc's malloc.h
 _NEVER = 2**31 - 1
 _STEP = 64 * 2**20  # bytes by which the heap grows
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Has the C library keep memory that was freed, so that the next step takes it up again; returns whether it does.
+    """Makes the C library keep freed memory for the next step; returns whether it does.
 
-    Every training step allocates its activations and frees them. glibc takes blocks of that size from the system one
-    by one and gives them back, and the system clears each page of them anew in every step. docs/performance.md says
-    what that takes; see mallopt(3).
+    Every training step allocates its activations and frees them. By default glibc gets blocks of that size from the
+    system one by one and returns them, so the system clears every page again in every step. docs/performance.md has
+    the measured cost; see mallopt(3).
 
-    A C library other than glibc is left as it is, and so are settings that the environment makes (``MALLOC_...``,
-    ``GLIBC_TUNABLES``).
+    Nothing is changed in other C libraries, or if the environment has settings (``MALLOC_...``, ``GLIBC_TUNABLES``).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
@@ -31,15 +30,17 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(what, value) for what, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP)))
+    # No block by mmap, which would be returned when freed; a heap that is never trimmed, and grows in large steps.
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP))
+    return all(mallopt(parameter, value) for parameter, value in settings)
 
 
 @contextlib.contextmanager
 def lasting_objects_spared() -> Iterator[None]:
-    """Has Python's collector pass over all objects that are there already, such as those that libraries have made.
+    """Freezes existing objects (`gc.freeze`), so that garbage collection skips them while the context lasts.
 
-    Short trials make enough objects that it looks through all of them every few trials: a million for torch, Lightning
-    and MLflow, which takes half a second to a second, and none of them is ever free. See `gc.freeze`.
+    Every few short trials Python runs a full collection. It would look through the million objects of torch,
+    Lightning and MLflow, which takes 0.5 to 1 s and frees none of them.
     """
     gc.freeze()
     try:

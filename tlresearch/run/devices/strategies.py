@@ -1,4 +1,4 @@
-"""How several devices work together: each with all weights, or each with its part of them."""
+"""Strategies for several devices: every device holds all weights (DDP), or a part of them (FSDP)."""
 
 from __future__ import annotations
 
@@ -21,72 +21,77 @@ from tlresearch.tasks.base import Task
 
 
 def build_strategy(config: TrainerConfig) -> Strategy | str:
-    """Builds Lightning's strategy of a run; one device needs none."""
+    """Builds Lightning's strategy for a run; a single device needs none."""
     if config.devices == 1:
         return "auto"
     if config.strategy == "fsdp":
         return ShardedStrategy()
-    # DDP would hand out norm statistics in front of every step. The freeze schedule does so in front of validation and
-    # at an epoch's end, which is when they are looked at.
+    # By default DDP broadcasts the statistics of norm layers before every step. The freeze schedule does so before
+    # validation and at the end of an epoch, which are the only times at which they are used.
     return DDPStrategy(forward_sync_buffers=False)
 
 
 class ShardedStrategy(DDPStrategy):
-    """Data parallelism whose weights, gradients and moments are shared out over the ranks, stage by stage.
+    """Data parallelism with weights, gradients and moments sharded over the ranks, stage by stage.
 
-    Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (2023); torch's `fully_shard`, whose
-    parameters keep their own `requires_grad`, so that a phase can freeze and unfreeze them. A stage's weights are whole
-    while it runs, and during evaluation all are, since ranks may evaluate unequally many batches.
+    Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (2023). It uses torch's
+    `fully_shard`, whose parameters keep their own `requires_grad`, so a phase can freeze and unfreeze them. A stage's
+    weights are gathered while it runs. During evaluation all weights are: ranks may evaluate different numbers of
+    batches, and gathering is a collective operation.
 
-    Everything outside of training sees whole tensors: digests, checkpoints, the best weights. What is trained is a copy
-    of the task, since a sharded one cannot be turned back.
+    Everything outside of training sees whole tensors: digests, checkpoints, the best weights. A copy of the task is
+    trained, because a sharded module cannot be converted back.
     """
 
     result: dict[str, Tensor]
-    """Whole tensors on the CPU, once training has ended."""
+    """Whole tensors on the CPU; set when training has ended."""
 
     def configure_ddp(self) -> None:
-        """Shards the task; Lightning calls it when the weights are on their device and there is no optimizer yet."""
+        """Shards the task; Lightning calls this when the weights are on their device and no optimizer exists yet."""
         task = self.lightning_module
         assert isinstance(task, Task)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for part in (*task.backbone.stages, task.head):
             if any(True for _ in part.parameters()):
+                # The order matters: `fully_shard` adds hooks too. Ours run in front of its forward hook, which sees
+                # our copy of the output, and behind its pre-hook, which works on the inputs first.
                 part.register_forward_hook(lambda part, inputs, output: _own_memory(output))
                 fully_shard(part, mesh=mesh)
                 part.register_forward_pre_hook(lambda part, inputs: _own_memory(inputs))
         fully_shard(task, mesh=mesh)
 
     def on_validation_start(self) -> None:
-        """Makes the weights whole for the time of evaluation."""
+        """Gathers all weights for the time of evaluation."""
         self._reshard_after_forward(False)
         for module in self._sharded():
             module.unshard()
 
     def on_validation_end(self) -> None:
-        """Shares them out again."""
+        """Shards the weights again."""
         self._reshard_after_forward(True)
         for module in self._sharded():
             module.reshard()
 
     def on_train_end(self) -> None:
-        """Takes the result, before Lightning moves the weights away."""
+        """Keeps the result, before Lightning moves the weights to the CPU."""
         assert self.lightning_module is not None
         self.result = {name: whole(tensor).cpu() for name, tensor in self.lightning_module.state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Returns the state with whole tensors, as one device would have it."""
+        """Returns the state with whole tensors, so that a checkpoint fits any number of devices."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
-        moments = {n: {key: whole(value) for key, value in kept.items()} for n, kept in state["state"].items()}
+        moments = {
+            number: {key: whole(value) for key, value in buffers.items()} for number, buffers in state["state"].items()
+        }
         return {**state, "state": moments}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes up whole tensors, each rank its part."""
+        """Loads whole tensors; each rank keeps its part."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             moments = {
-                number: {key: _part(value, parameters[number]) for key, value in kept.items()}
-                for number, kept in state["state"].items()
+                number: {key: _part(value, parameters[number]) for key, value in buffers.items()}
+                for number, buffers in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": moments})
 
@@ -100,23 +105,23 @@ class ShardedStrategy(DDPStrategy):
 
 
 def trained_copy(trainer: L.Trainer, task: Task) -> Task:
-    """The task that Lightning is to train: a copy of it where training shards it, or itself."""
+    """Returns the task for Lightning to train: a copy if training shards it, otherwise the task itself."""
     return copy.deepcopy(task) if isinstance(trainer.strategy, ShardedStrategy) else task
 
 
 def take_result(trainer: L.Trainer, task: Task) -> None:
-    """Puts into the task what its sharded copy has come to."""
+    """Loads the trained weights of the sharded copy, if there is one, into the task."""
     if isinstance(trainer.strategy, ShardedStrategy):
         load_tensors(task, trainer.strategy.result, "the result of training")
 
 
 def _own_memory(values: Any) -> Any:
-    """Copies what is a view: autograd finds a stage's weights through it, and writing into it would cut that way."""
+    """Copies views: FSDP's hooks in the autograd graph hang on them, and an in-place operation would cut them off."""
     return tree_map(lambda value: value.clone() if isinstance(value, Tensor) and value._is_view() else value, values)
 
 
 def _part(value: Any, parameter: Tensor) -> Any:
-    """This rank's part of a moment; what has not its parameter's shape, such as a count of steps, is no moment."""
+    """Returns this rank's part of a moment. A value of another shape, such as a step count, is no moment."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return placed_like(value.to(parameter.device), parameter)
     return value

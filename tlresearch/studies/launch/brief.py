@@ -1,4 +1,4 @@
-"""What a worker is told when it is started: everything about the study, and nothing that is a file's name."""
+"""The brief of a worker: everything that it needs of the study, with no path, so that it works on any machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Brief:
 
     Attributes:
         config: The sweep.
-        subject: What is varied.
-        space: The search space with every bound a number.
+        subject: The experiment or function that is varied.
+        space: The search space; every bound is a number.
         parent: MLflow run of the study.
-        worker: Number of the worker: each draws other points.
-        post: Name of what it does, kept by the process that replaces it when it dies.
+        worker: Number of the worker; the sampler's seed depends on it.
+        post: Name of its place; a process that replaces it after its death has the same.
     """
 
     config: SweepConfig

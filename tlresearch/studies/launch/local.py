@@ -1,4 +1,4 @@
-"""Runs the trials of a study in several processes of this machine, each on its share of the cores."""
+"""Runs the trials of a study in several processes on this machine, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tlresearch.base.errors import UserError
 from tlresearch.studies.launch.brief import Brief
 from tlresearch.studies.sweeps.trials import Worker
 
-DEATHS = 3  # of workers, one after another and without a finished trial between them
-LOOK_SECONDS = 0.5  # between two looks at what the workers have finished
+DEATHS = 3  # workers that may die in a row, without a finished trial in between, before the sweep gives up
+LOOK_SECONDS = 0.5  # between two looks at the trials that the workers have finished
 
 
 class _Process:
-    """A worker process, and the socket on which it says how it ended."""
+    """A worker process, and the socket on which it reports how it ended."""
 
     def __init__(self, brief: Brief, threads: int) -> None:
         ours, theirs = socket.socketpair()
-        # Torch reads these when it is imported; it would otherwise take all cores in every process.
+        # torch reads these when it is imported. Without them every process would use all cores.
         environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [sys.executable, "-m", "tlresearch.studies.launch.worker", str(theirs.fileno())]
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **environment})
@@ -34,7 +34,7 @@ class _Process:
         self.brief, self.threads = brief, threads
 
     def outcome(self) -> str | None:
-        """The mistake of the user's it ended with, or empty; ``None`` if it was killed."""
+        """Returns the text of the user error with which it ended, or an empty text; ``None`` if it died."""
         try:
             text: str = self.connection.recv()
         except (EOFError, OSError):
@@ -46,18 +46,18 @@ class _Process:
         return text
 
     def stop(self) -> None:
-        """Ends the process after what it is doing."""
+        """Ends the process after its trial: it sees that the connection is closed."""
         self.connection.close()
         self.process.wait()
 
 
 def run_trials(worker: Worker) -> None:
-    """Runs trials until the study has its total, in as many processes as the sweep asks for.
+    """Runs trials until the study has its total, in `workers` processes.
 
-    A process that dies takes no trial with it: the trial goes on in another one, from its checkpoint.
+    If a process dies, another one continues its trial from the checkpoint.
 
     Raises:
-        UserError: If a trial cannot be run because of a mistake of the user's, or processes keep dying.
+        UserError: If a mistake in the config prevents a trial, or processes keep dying.
     """
     count = min(worker.config.workers or 1, worker.standing().open)
     if count > 1:
@@ -65,11 +65,11 @@ def run_trials(worker: Worker) -> None:
         brief = Brief(worker.config, worker.subject, worker.space, worker.parent.run_id)
         with _processes(brief, count, max(1, cores // count)) as processes:
             _watch(worker, processes)
-    worker.run_all()  # all of them if one worker is enough; else what workers elsewhere have given back
+    worker.run_all()  # with one worker, all trials; otherwise trials that workers elsewhere have given back
 
 
 def _watch(worker: Worker, processes: list[_Process]) -> None:
-    """Shows what the processes finish until each has ended, and replaces those that die."""
+    """Shows finished trials until each process has ended, and replaces processes that die."""
     deaths = 0
     while processes:
         ready = wait([process.connection for process in processes], LOOK_SECONDS)
@@ -90,7 +90,7 @@ def _watch(worker: Worker, processes: list[_Process]) -> None:
 
 
 def keep_dying(sweep: str, deaths: int) -> UserError:
-    """What is said when starting one more worker would not help."""
+    """Makes the error for the case that starting one more worker would not help."""
     return UserError(
         f"sweep '{sweep}': {deaths} worker processes died one after another; is there memory for workers? "
         "The same command continues"
@@ -104,10 +104,11 @@ def _processes(brief: Brief, count: int, threads: int) -> Iterator[list[_Process
         yield processes
     except (KeyboardInterrupt, SystemExit):
         for process in processes:
-            process.process.terminate()  # each gives its trial back
+            process.process.terminate()  # on SIGTERM each gives its trial back
         raise
     finally:
+        # First close all connections, so that the processes end at the same time; then wait for them.
         for process in processes:
-            process.connection.close()  # all of them first, so that they end at the same time
+            process.connection.close()
         for process in processes:
             process.stop()

@@ -1,4 +1,4 @@
-"""One further process of a run over several devices: rank 0 tells it the run, and it does its share."""
+"""A rank above 0 of a run over several devices: it gets the config from rank 0 and takes part in the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> int:
     from tlresearch.run.fit import Role, fit
 
     loaded = load_text(brief["experiment"])
-    # Which trial it is matters to rank 0 alone; all must know whether the run ends with the test.
+    # Only rank 0 needs to know the trial. All ranks must know whether the run ends with the test.
     fit(loaded, role=Role(loaded.config.name, test=brief["test"]))
     return 0
 
@@ -26,6 +26,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is recorded, by rank 0. Python's own end may be aborted by threads of torch's collectives, which rank 0
-    # has left at some moment of its own.
+    # Rank 0 has recorded everything, and may leave torch's collectives at any time. Threads of these collectives can
+    # then abort a normal exit of Python, so exit without one.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Runs the trials of a study on a Ray cluster: each worker is a task that reserves its cores and GPUs on some node."""
+"""Runs the trials of a study on a Ray cluster: each worker is a task that reserves its cores and GPUs on a node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tlresearch.studies.sweeps.trials import Worker
 from tlresearch.tracking.store import resolve_uri
 
 CONNECT_SECONDS = 5.0
-_SENT = ("TLRESEARCH_", "MLFLOW_")  # variables that reach the nodes, where they have no value of their own
+_SENT = ("TLRESEARCH_", "MLFLOW_")  # prefixes of variables that are sent to nodes; a value set on the node wins
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs hides none: silences a warning
@@ -33,13 +33,13 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a worker finds on its node as it is here.
+    """The environment of this process that a worker takes over on its node.
 
     Attributes:
-        folder: The current folder; ``None`` if it is sent.
-        modules: Folders in which modules of the user's own are found.
-        variables: Environment variables; those of the node go before them.
-        threads: Threads of each trial.
+        folder: The current folder; ``None`` if Ray sends the working directory.
+        modules: Folders with the user's modules.
+        variables: Environment variables; a value set on the node wins.
+        threads: Threads per trial.
     """
 
     folder: str | None
@@ -49,7 +49,7 @@ class Surroundings:
 
     @classmethod
     def here(cls, config: RayConfig) -> Surroundings:
-        """Those of this process."""
+        """Returns the surroundings of this process."""
         path = os.environ.get("PYTHONPATH", "")
         return cls(
             folder=None if config.working_dir else os.getcwd(),
@@ -58,8 +58,8 @@ class Surroundings:
             threads=max(1, int(config.cpus_per_trial)),
         )
 
-    def take(self) -> None:
-        """Makes this process one of them."""
+    def apply(self) -> None:
+        """Applies them to this process, on a node."""
         for name, value in self.variables.items():
             os.environ.setdefault(name, value)
         if self.folder is not None and Path(self.folder).is_dir():
@@ -71,11 +71,11 @@ class Surroundings:
 def run_trials(worker: Worker) -> None:
     """Runs trials until the study has its total, in tasks of a Ray cluster.
 
-    A lost node takes no trial with it: it is tried again elsewhere, as soon as Ray says that the node is gone.
+    Trials of a lost node are tried again elsewhere, as soon as Ray reports that the node is gone.
 
     Raises:
-        UserError: If there is no such cluster or no room on it, its nodes could not share the databases, a trial
-            cannot be run because of a mistake of the user's, or workers keep dying.
+        UserError: If there is no such cluster or no room on it, its nodes cannot share the databases, a mistake in
+            the config prevents a trial, or workers keep dying.
     """
     if not worker.standing().open:
         worker.run_all()
@@ -88,13 +88,13 @@ def run_trials(worker: Worker) -> None:
         while (now := worker.standing()).open or now.running:
             if now.open:
                 _run(ray, worker, min(count, now.open))
-            else:  # what `tlresearch worker` runs elsewhere
+            else:  # wait for trials that `tlresearch worker` runs elsewhere
                 time.sleep(LOOK_SECONDS)
             worker.progress.catch_up()
 
 
 def _run(ray: Any, worker: Worker, count: int) -> None:
-    """Starts workers, shows what they finish, and replaces those that die until there is nothing to begin."""
+    """Starts workers, shows the trials that they finish, and replaces workers that die while trials are open."""
     config = worker.config
     brief = Brief(config, worker.subject, worker.space, worker.parent.run_id)
     task = ray.remote(num_cpus=config.ray.cpus_per_trial, num_gpus=config.ray.gpus_per_trial, max_retries=0)(_work)
@@ -124,11 +124,13 @@ def _run(ray: Any, worker: Worker, count: int) -> None:
                 raise UserError(mistake)
         if not died:
             continue
+        # The dead process may be on another machine, where we cannot see it. With its post this process counts as
+        # started in its place, so its trial is given back at once, and not after `lost_after` seconds.
         for number in died:
             identity = replace(worker.identity, post=f"ray {config.name} {number}")
             studies.give_back(worker.study, identity)
-        before, alive = alive, _alive(ray)
-        if alive == before:  # a node that is lost says nothing about the trial
+        previous, alive = alive, _alive(ray)
+        if alive == previous:  # after the loss of a node, a death says nothing about the trial
             deaths += 1
         if deaths >= DEATHS:
             raise keep_dying(config.name, deaths)
@@ -138,8 +140,8 @@ def _run(ray: Any, worker: Worker, count: int) -> None:
 
 
 def _work(brief: Brief, surroundings: Surroundings) -> str:
-    """What runs on a node; returns the mistake of the user's it ended with."""
-    surroundings.take()
+    """Runs trials on a node; returns the text of the user error with which it ended, or an empty text."""
+    surroundings.apply()
     import torch
 
     torch.set_num_threads(surroundings.threads)
@@ -173,8 +175,8 @@ def _cluster(config: RayConfig) -> Iterator[Any]:
 
 
 def _check_listening(address: str) -> None:
-    """Ray itself would try for minutes."""
-    if address == "auto":  # the cluster that was started last on this machine, whose node may be long gone
+    """Makes sure that something answers at the address: Ray itself would try for minutes."""
+    if address == "auto":  # the cluster that was started last on this machine; it may not exist any more
         place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         latest = Path(place, "ray", "ray_current_cluster")
         if not latest.is_file():
@@ -193,7 +195,7 @@ def _check_listening(address: str) -> None:
 
 
 def _check_shared(worker: Worker, nodes: int) -> None:
-    """SQLite is a file of one machine."""
+    """Refuses SQLite databases, which only one machine can use, on a cluster of several nodes."""
     stores = {
         "storage": studies.storage_url(worker.config),
         "overrides.tracking.uri": resolve_uri(worker.subject.tracking.uri),
@@ -207,10 +209,10 @@ def _check_shared(worker: Worker, nodes: int) -> None:
 
 
 def _room(config: RayConfig, nodes: list[dict[str, Any]]) -> int:
-    """How many trials fit on the cluster at the same time."""
-    wanted = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    """Returns how many trials fit on the cluster at the same time."""
+    per_trial = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
     room = sum(
-        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in wanted.items() if amount)
+        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in per_trial.items() if amount)
         for node in nodes
     )
     if not room:

@@ -1,4 +1,4 @@
-"""A worker process of a sweep: told of the study once, it runs trials until the study has its total."""
+"""A worker process of a sweep: it gets a brief and runs trials until none is left to begin."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
-    """Runs trials while there are some to begin; ends after its trial when the other side of `connection` is gone.
+    """Runs trials while some are open; stops after its current trial when the other side of `connection` is gone.
 
     Returns:
-        The mistake of the user's that a trial ended with; empty if all is well.
+        The text of the user error with which a trial ended; empty if there was none.
     """
     from tlresearch.base.liveness import Identity
     from tlresearch.studies.sweeps import study as studies
@@ -26,24 +26,25 @@ def run_trials(brief: Brief, *, connection: Connection | None = None) -> str:
     from tlresearch.tracking.courier import courier_process
     from tlresearch.tracking.store import resolve_uri
 
-    def alone() -> bool:
-        return connection is not None and connection.poll()  # nothing is ever sent: it can only be the end
+    def starter_gone() -> bool:
+        # Nothing more is sent on the connection, so there is something to read only when it is closed.
+        return connection is not None and connection.poll()
 
     try:
         with studies.quiet_optuna(), courier_process(resolve_uri(brief.subject.tracking.uri)):
             study = studies.open_study(brief.config, brief.space, worker=brief.worker)
             parent = SilentRun(brief.parent, brief.config.name)
-            quiet = SweepProgress(None, study, brief.config, 0, others=False)
+            quiet = SweepProgress(None, study, brief.config, 0, all_workers=False)
             identity = Identity.own(brief.post)
             worker = Worker(brief.config, brief.subject, brief.space, study, parent, quiet, identity)
-            worker.run_all(wait=False, leave=alone)
+            worker.run_all(wait=False, leave=starter_gone)
     except UserError as error:
         return str(error)
     return ""
 
 
 def main(arguments: list[str]) -> int:
-    """Serves the socket whose number is given."""
+    """Runs the worker; the argument is the number of its socket."""
     import os
 
     import torch
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
         connection.send(run_trials(connection.recv(), connection=connection))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever started us has ended
+    except BrokenPipeError:  # the process that started us has ended
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""The best trials of a study, run again with fresh seeds: their mean is what is reported, and what chooses."""
+"""Runs the best trials of a study again with fresh seeds: their means are reported, and decide which trial is best."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CONFIRMS = "tlresearch.confirms"
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One configuration, run with fresh seeds.
+    """A trial's configuration, run with fresh seeds.
 
     Attributes:
-        trial: The trial it is from; its own value was selected as one of the best, and so is too good on average.
+        trial: The trial. Its own value was selected as one of the best, so on average it is too good.
         run_id: MLflow run of the group.
         seeds: The seeds.
         metrics: Summary of each metric over the seeds.
@@ -47,46 +47,46 @@ def confirm(
     parent: JournalRun,
     progress: SweepProgress,
 ) -> list[Confirmed]:
-    """Runs the best configurations of a study again; what was run before is not run again.
+    """Runs the best configurations of a study again, except those that an earlier call has run.
 
-    The choice among them is made by the mean of the validation metric. Their test split is evaluated once in each
-    run, when it has ended, and decides nothing.
+    The mean of the validation metric decides among them. Each run evaluates the test split once at its end; that
+    decides nothing.
 
     Returns:
-        The configurations, best mean first; none unless `confirm.top` asks for some.
+        The configurations, best mean first; none unless `confirm.top` is set.
     """
     trials = _distinct(studies.complete(study))[: config.confirm.top]
     seeds = fresh_seeds([base.config.seed, *(int(t.params.get("seed", 0)) for t in trials)], config.confirm.seeds)
-    found = []
+    confirmed = []
     for trial in trials:
         name = f"confirm {trial_name(trial.number, trial.params)}"
         progress.note(f"{name}: seeds {', '.join(map(str, seeds))}")
-        mark = {**base.config.tracking.tags, CONFIRMS: f"{config.name} trial {trial.number}"}
+        run_tags = {**base.config.tracking.tags, CONFIRMS: f"{config.name} trial {trial.number}"}
         experiment = revise(
-            base, {**trial.user_attrs["overrides"], **TRIAL_TRACKING, "tracking.tags": mark, "name": name}
+            base, {**trial.user_attrs["overrides"], **TRIAL_TRACKING, "tracking.tags": run_tags, "name": name}
         )
         tags = {"tlresearch.study": config.name}
         group = fit_group(experiment, seeds, name=name, parent=parent.run_id, tags=tags, again=False)
-        found.append(Confirmed(trial, group.run_id, tuple(seeds), group.metrics))
-    return best_first(found, config.objective)
+        confirmed.append(Confirmed(trial, group.run_id, tuple(seeds), group.metrics))
+    return best_first(confirmed, config.objective)
 
 
-def best_first(found: Sequence[Confirmed], objective: ObjectiveConfig) -> list[Confirmed]:
-    """Sorts by the mean of the objective over the fresh seeds; what a trial had reached does not count."""
+def best_first(confirmed: Sequence[Confirmed], objective: ObjectiveConfig) -> list[Confirmed]:
+    """Sorts by the mean of the objective over the fresh seeds; the value of the trial itself does not count."""
     sign = 1 if objective.direction == "minimize" else -1
-    return sorted(found, key=lambda one: (sign * one.metrics[objective.metric].mean, one.trial.number))
+    return sorted(confirmed, key=lambda group: (sign * group.metrics[objective.metric].mean, group.trial.number))
 
 
 def fresh_seeds(used: Sequence[int], count: int) -> list[int]:
-    """Seeds that no trial had: the next ones."""
+    """Returns seeds that no trial had: those after the largest."""
     first = max(used) + 1
     return list(range(first, first + count))
 
 
 def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Leaves out trials that had the same values as a better one."""
-    found: list[FrozenTrial] = []
+    """Drops trials with the same values as an earlier, better trial."""
+    distinct: list[FrozenTrial] = []
     for trial in trials:
-        if all(trial.params != other.params for other in found):
-            found.append(trial)
-    return found
+        if all(trial.params != earlier.params for earlier in distinct):
+            distinct.append(trial)
+    return distinct

@@ -1,4 +1,4 @@
-"""How a process becomes part of a study: its YAML is checked, and whoever comes first makes the study and its run."""
+"""How a process joins a study: it checks the sweep's YAML, and the first process makes the study and its MLflow run."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Plan:
 
     Attributes:
         sweep: The sweep as loaded.
-        subject: What is varied.
-        space: The search space with every bound a number.
+        subject: The experiment or function that is varied.
+        space: The search space; every bound is a number.
     """
 
     sweep: Loaded[SweepConfig]
@@ -58,11 +58,11 @@ class Plan:
 
 
 def check(sweep: Loaded[SweepConfig], subject: Subject | None = None) -> Plan:
-    """Checks a sweep, and what it varies, before anything is written.
+    """Checks a sweep and its subject before anything is written.
 
     Args:
         sweep: The sweep.
-        subject: What it varies, if that is no experiment by name.
+        subject: The subject, if it is not an experiment by name.
 
     Raises:
         UserError: If the sweep or its experiment is wrong.
@@ -98,10 +98,10 @@ def _within_grid(config: SweepConfig, space: dict[str, SpaceConfig]) -> SweepCon
 
 
 def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
-    """The sweep with its metric and the direction of it, where it leaves them to the experiment and its task.
+    """Fills in the metric from the experiment and its direction from the task, if the sweep does not set them.
 
     Raises:
-        ConfigError: If the task does not declare it.
+        ConfigError: If the task does not declare the direction.
     """
     objective = replace(sweep.objective, metric=sweep.objective.metric or monitored(base))
     if objective.direction is not None:
@@ -118,14 +118,15 @@ def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
 
 @contextmanager
 def opened(plan: Plan) -> Iterator[tuple[Study, JournalRun]]:
-    """Opens the study and its MLflow run; a fresh database gets one of each, however many processes come at once.
+    """Opens the study and its MLflow run, and creates them if they do not exist.
 
-    The run is open while the context lasts, and ends as it does.
+    A lock makes sure that processes that start at the same time create only one of each. The run is open while the
+    context lasts, and ends with it.
 
     Raises:
-        UserError: If storage or MLflow cannot be reached, or the study is of another experiment or space.
+        UserError: If storage or MLflow cannot be reached, or the study has another experiment or space.
     """
-    with studies.alone(plan.config, "setup"):
+    with studies.study_lock(plan.config, "setup"):
         study = studies.open_study(plan.config, plan.space)
         _same_sweep(study, plan)
         parent = _open_parent(plan, study)
@@ -134,31 +135,35 @@ def opened(plan: Plan) -> Iterator[tuple[Study, JournalRun]]:
 
 
 def join(plan: Plan, *, worker: int) -> tuple[Study, SilentRun]:
-    """Opens the study as one of several; its MLflow run is written by `tlresearch sweep` alone.
+    """Opens the study as one of several workers. Only `tlresearch sweep` writes the study's MLflow run.
 
     Args:
         plan: The sweep.
-        worker: A number that no other worker has: each draws other points.
+        worker: A number that no other worker has; the sampler's seed depends on it.
 
     Raises:
         UserError: As `opened`.
     """
-    with studies.alone(plan.config, "setup"):
+    with studies.study_lock(plan.config, "setup"):
         study = studies.open_study(plan.config, plan.space, worker=worker)
         _same_sweep(study, plan)
         if RUN_ID not in study.user_attrs:
+            # This worker is the first process of the study: it makes the run, and `tlresearch sweep` continues it.
             _open_parent(plan, study).close("SCHEDULED")
     return study, SilentRun(study.user_attrs[RUN_ID], plan.config.name)
 
 
 def _stages(base: Loaded[ExperimentConfig]) -> int:
-    # Random weights: only the number of stages is asked for.
+    # Without weights, since only the number of stages matters.
     skeleton = replace(base.config.backbone, weights=None, checkpoint=None)
     return len(build_backbone(skeleton, needed_end(base.config.task)).stage_names)
 
 
 def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) -> None:
-    """Tries the ends of the whole space on the experiment, so that a wrong one is found before the first trial."""
+    """Applies the ends of every dimension to the experiment, so that a wrong bound is an error before the first trial.
+
+    Dimensions that depend on another one (`when`) are left out: not every combination of them is valid.
+    """
     for end in ("low", "high"):
         point = {}
         for key, dimension in space.items():
@@ -170,14 +175,14 @@ def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) 
 
 
 def _same_sweep(study: Study, plan: Plan) -> None:
-    """Refuses to go on with a study whose trials were of another experiment or space."""
+    """Refuses to continue a study whose trials had another experiment, space or objective."""
     config = plan.config
     text = "\n".join([*plan.subject.texts.values(), str(config.space), str(config.objective)])
     identity = hashlib.sha256(text.encode()).hexdigest()
-    before = study.user_attrs.get("identity")
-    if before is None:
+    stored = study.user_attrs.get("identity")
+    if stored is None:
         study.set_user_attr("identity", identity)
-    elif before != identity:
+    elif stored != identity:
         raise UserError(
             f"sweep '{config.name}': its experiment, space or objective has changed since its first trial; "
             "give the new sweep another name, as in name=second_try"

@@ -18,15 +18,15 @@ class SweepProgress:
     """Shows trials as they end.
 
     Args:
-        console: Where; ``None`` shows nothing. The bar is drawn only in a terminal.
+        console: The console; ``None`` shows nothing. The bar is drawn only in a terminal.
         study: The study.
         config: The sweep.
-        retried: Interrupted trials that are tried again.
-        others: Whether trials that other workers have run are shown too.
+        retried: Number of interrupted trials that are tried again.
+        all_workers: Whether to show trials of other workers too.
     """
 
     def __init__(
-        self, console: Console | None, study: Study, config: SweepConfig, retried: int, *, others: bool = True
+        self, console: Console | None, study: Study, config: SweepConfig, retried: int, *, all_workers: bool = True
     ) -> None:
         self.console = console or Console(quiet=True)
         self.study = study
@@ -41,7 +41,7 @@ class SweepProgress:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.others = others
+        self.all_workers = all_workers
         self.shown = {trial.number for trial in studies.ended(study)}
         done = len(self.shown)
         self.bar_id = self.bar.add_task(config.name, total=config.trials, completed=done)
@@ -51,8 +51,8 @@ class SweepProgress:
             self.note(f"{retried} interrupted trials are tried again")
 
     def catch_up(self) -> int:
-        """Shows what other workers have finished since it was last asked; returns how many trials that are."""
-        if not self.others:
+        """Shows trials that other workers have finished since the last call; returns their number."""
+        if not self.all_workers:
             return 0
         fresh = [trial for trial in studies.ended(self.study) if trial.number not in self.shown]
         for trial in fresh:
@@ -60,9 +60,9 @@ class SweepProgress:
         return len(fresh)
 
     def trial_ended(self, study: Study, trial: FrozenTrial) -> None:
-        """Shows a trial of this process, and those that others have finished before; as a callback of the study."""
+        """Shows a trial of this process, after those that other workers have finished; a callback for Optuna."""
         self.catch_up()
-        if studies.counts(trial) and trial.number not in self.shown:
+        if studies.is_counted(trial) and trial.number not in self.shown:
             self._show(trial)
 
     def _show(self, trial: FrozenTrial) -> None:
@@ -88,7 +88,7 @@ class SweepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self.bar.stop()
 
 

@@ -1,4 +1,4 @@
-"""What a study comes to: the result with its page, its figures, and the record on the parent run."""
+"""The result of a study: its page, its figures, and the record on the parent run."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ DEPTH, LR = "unfreeze_depth", "lr"
 
 @dataclass(frozen=True)
 class SweepResult(Shown):
-    """What a sweep came to.
+    """The result of a sweep.
 
     Attributes:
         name: Name of the study.
         run_id: Its MLflow run, the parent of the trials.
         url: Address of the study in the MLflow UI.
         objective: The metric that was optimised.
-        best: Overrides of the best trial by full key; with `confirm` it is the one with the best mean.
-        best_value: Its objective as a trial.
-        best_yaml: File with the best trial's whole config; `run` takes it as it is. ``None`` of a function's sweep.
-        confirmed: The best configurations run again with fresh seeds, best mean first; what is to be reported.
+        best: Overrides of the best trial by full key; with `confirm`, of the trial with the best mean.
+        best_value: The objective of that trial.
+        best_yaml: File with the trial's complete config, which `run` accepts; ``None`` for the sweep of a function.
+        confirmed: The best configurations run again with fresh seeds, best mean first: the numbers to report.
         final: The best trial run again in full, then the baselines.
         figures: Figures by name.
         trials: All trials of the study.
@@ -55,7 +55,7 @@ class SweepResult(Shown):
 
     @property
     def page(self) -> Page:
-        """The best of each unfreeze depth, what was confirmed, the final runs; then where all of it lies."""
+        """Best trial of each unfreeze depth, confirmed configurations, final runs; then files and commands."""
         figure = self.figures.get("depth_lr_map") or self.figures.get("history")
         places = [("figure", str(_relative(figure)))] if figure else []
         again: list[Element] = []
@@ -73,7 +73,7 @@ class SweepResult(Shown):
         )
 
     def _table(self) -> Table:
-        """Best trial, best value of each unfreeze depth, and below them what stands on more than one run."""
+        """Rows for the best of each unfreeze depth and the best trial, then confirmed configurations and final runs."""
         tested = f"test/{self.objective.partition('/')[2]}"
         done = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
         dimensions = list(dict.fromkeys(name for trial in done for name in trial.params))
@@ -87,17 +87,18 @@ class SweepResult(Shown):
             return (name, value, test, count, *(_value_of(params.get(key, "")) for key in dimensions))
 
         rows = []
-        for depth, group in sorted(depths.items()):
-            best = min(group, key=lambda trial: (abs((trial.value or 0.0) - self.best_value), trial.number))
-            rows.append(row(f"unfreeze depth {depth}", best.value, "", len(group), best.params))
+        for depth, trials in sorted(depths.items()):
+            # No value is better than the study's best, so the nearest is the best of the group, in either direction.
+            best = min(trials, key=lambda trial: (abs((trial.value or 0.0) - self.best_value), trial.number))
+            rows.append(row(f"unfreeze depth {depth}", best.value, "", len(trials), best.params))
         rules = [len(rows)]
         marked = len(rows) + bool(self.confirmed)
         rows.append(row("best trial", self.best_value, "", len(done), self.best))
-        for one in self.confirmed:
-            name = f"trial {one.trial.number}, {len(one.seeds)} fresh seeds"
-            values = [one.metrics.get(metric) for metric in (self.objective, tested)]
+        for group in self.confirmed:
+            name = f"trial {group.trial.number}, {len(group.seeds)} fresh seeds"
+            values = [group.metrics.get(metric) for metric in (self.objective, tested)]
             reached, test = (Cell(value.mean, value.std) if value else "" for value in values)
-            rows.append(row(name, reached, test, "", one.trial.params))
+            rows.append(row(name, reached, test, "", group.trial.params))
         rules += [len(rows)] if self.confirmed else []
         for run in self.final:
             rows.append(row(f"final run: {run.name}", run.metrics[self.objective], run.metrics.get(tested, ""), "", {}))
@@ -125,24 +126,24 @@ def _value_of(value: Any) -> Entry:
 
 
 def _ending(last: str, dimensions: Iterable[str]) -> str:
-    """The dimension with this last name; empty if there is none."""
+    """Returns the dimension whose name ends with this word; empty if there is none."""
     return next((name for name in dimensions if name.rpartition(".")[2] == last), "")
 
 
 def _dimension(name: str, dimensions: Sequence[str]) -> Column:
-    """A dimension of the search without its section, where no other ends alike."""
+    """Makes the column of a dimension; its title has no section, unless another dimension ends in the same word."""
     last = name.rpartition(".")[2]
     return Column(last if sum(key.rpartition(".")[2] == last for key in dimensions) == 1 else name, align="right")
 
 
 def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, Path]:
-    """Draws history, importance and, where both were searched, depth against learning rate, as PNG files."""
+    """Draws PNG files: history, importance and, if the sweep searched both, depth against learning rate."""
     metric, direction = config.objective.metric, config.objective.direction or "maximize"
     trials = studies.ended(study)
-    found = {"history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)}
+    figures = {"history": sweep_figures.history([(t.number, _value(t), _state(t)) for t in trials], metric, direction)}
     shares = studies.importances(study)
     if shares:
-        found["importance"] = sweep_figures.importance(shares, metric)
+        figures["importance"] = sweep_figures.importance(shares, metric)
     depth, rate = _ending(DEPTH, config.space), _ending(LR, config.space)
     if depth and rate:
         points = [
@@ -150,9 +151,9 @@ def write_figures(study: Study, config: SweepConfig, folder: Path) -> dict[str, 
             for t in trials
             if depth in t.params and rate in t.params
         ]
-        found["depth_lr_map"] = sweep_figures.depth_lr_map(points, metric, direction)
+        figures["depth_lr_map"] = sweep_figures.depth_lr_map(points, metric, direction)
     files = {}
-    for name, figure in found.items():
+    for name, figure in figures.items():
         files[name] = folder / f"{name}.png"
         figure.savefig(files[name], dpi=150)
     return files
@@ -168,7 +169,7 @@ def log_study(
     best_yaml: Path | None,
     figures: Mapping[str, Path],
 ) -> None:
-    """Records the study on its parent run: its best value as the objective, the rest under names of its own."""
+    """Records the study on its parent run: its best value as the objective, all else under names that no trial uses."""
     trials = studies.ended(study)
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in studies.ENDED}
     metrics = {f"study/{name}": float(count) for name, count in counts.items()}
@@ -177,9 +178,9 @@ def log_study(
     for run in final:
         metrics |= {f"{run.name}/{name.replace('/', '_')}": value for name, value in run.metrics.items()}
     if confirmed:
-        found = confirmed[0].metrics[config.objective.metric]
-        metrics |= {f"study/confirmed_{part}": getattr(found, part) for part in ("mean", "std", "low", "high")}
-        parent.log_dict({str(one.trial.number): _confirmation(one) for one in confirmed}, "confirmed.json")
+        summary = confirmed[0].metrics[config.objective.metric]
+        metrics |= {f"study/confirmed_{part}": getattr(summary, part) for part in ("mean", "std", "low", "high")}
+        parent.log_dict({str(group.trial.number): _confirmation(group) for group in confirmed}, "confirmed.json")
     parent.log_metrics(metrics, step=len(trials))
     parent.set_tags(
         {
@@ -189,15 +190,15 @@ def log_study(
         }
     )
     if best_yaml is not None:
-        parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, so that no password in it is stored
+        parent.log_text(best_yaml.read_text(), best_yaml.name)  # as text, not a file, so that passwords are hidden
     parent.log_dict({str(t.number): _record(t) for t in trials}, "trials.json")
     for file in figures.values():
         parent.log_file(file, "figures")
 
 
-def _confirmation(one: Confirmed) -> dict[str, Any]:
-    metrics = {name: asdict(found) for name, found in one.metrics.items()}
-    return {"run_id": one.run_id, "seeds": list(one.seeds), "params": one.trial.params, "metrics": metrics}
+def _confirmation(group: Confirmed) -> dict[str, Any]:
+    metrics = {name: asdict(summary) for name, summary in group.metrics.items()}
+    return {"run_id": group.run_id, "seeds": list(group.seeds), "params": group.trial.params, "metrics": metrics}
 
 
 def _record(trial: FrozenTrial) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tlresearch.tracking.records import close_lost
 from tlresearch.tracking.store import connect, resolve_uri
 
 LAUNCHERS = {"local": run_locally, "ray": run_on_ray}
-"""Where the workers of a sweep run."""
+"""Functions that run a sweep's trials, by the name of the launcher."""
 
 
 def sweep(
@@ -103,12 +103,12 @@ def run(
     *,
     console: Console | None = None,
 ) -> SweepResult:
-    """Runs a sweep up to its total number of trials; run again, it continues.
+    """Runs a sweep up to its total number of trials. A second call continues it.
 
     Args:
         sweep: Name under ``sweeps/``, path of a YAML file, or a loaded sweep.
         overrides: Values of the sweep by full key, such as ``["trials=40"]``.
-        console: Where progress is shown; ``None`` shows none.
+        console: Console for the progress; ``None`` shows none.
 
     Raises:
         UserError: If the sweep or its experiment is wrong, or no trial was completed.
@@ -162,12 +162,12 @@ def _write(file: Path, text: str | None) -> Path | None:
 
 
 def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
-    """Runs trials of a sweep until it has its total, as one of any number of workers; returns how many this one ran.
+    """Runs trials of a sweep, as one of any number of workers, until it has its total; returns how many it ran.
 
-    What comes after the trials (confirmation, final runs, figures) is left to `run`: it happens once.
+    Confirmation, final runs and figures come once, after all trials, and are left to `run`.
 
     Raises:
-        UserError: If the sweep or its experiment is wrong, or is not that of the study.
+        UserError: If the sweep or its experiment is wrong, or differs from that of the study.
     """
     plan = check(sweep)
     identity = Identity.own()
@@ -175,16 +175,16 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     with studies.quiet_optuna(), courier_process(resolve_uri(plan.subject.tracking.uri)):
         study, parent = join(plan, worker=number)
         retried = studies.give_back(study, identity)
-        with SweepProgress(console, study, plan.config, retried, others=False) as progress:
-            before = len(progress.shown)
+        with SweepProgress(console, study, plan.config, retried, all_workers=False) as progress:
+            earlier = len(progress.shown)
             Worker(plan.config, plan.subject, plan.space, study, parent, progress, identity).run_all()
     close_lost(connect(plan.subject.tracking.uri), parent.run_id, studies.given_back(study))
-    return len(progress.shown) - before
+    return len(progress.shown) - earlier
 
 
 @contextlib.contextmanager
 def _one_at_a_time(config: SweepConfig) -> Iterator[None]:
-    with studies.alone(config, "sweep", wait=False) as held:
+    with studies.study_lock(config, "sweep", wait=False) as held:
         if not held:
             raise UserError(
                 f"sweep '{config.name}' is already running; wait for it, join it with `tlresearch worker`, "

@@ -1,4 +1,4 @@
-"""Optuna's storage, which waits for a database that has gone away instead of losing the trial over it."""
+"""A storage for Optuna that waits for a database that is away, so that an outage costs no trial."""
 
 # ruff: noqa: D102  # `BaseStorage` says what each call does
 from __future__ import annotations
@@ -27,18 +27,21 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = 300.0  # seconds
-_FIRST_PAUSE = 0.5
+PATIENCE = 300.0  # seconds that the database may be away
+_FIRST_PAUSE = 0.5  # seconds until the second try; doubled each time
 _LONGEST_PAUSE = 15.0
 
 
 class StorageLostError(UserError):
-    """The database has been away for too long."""
+    """The database has been away for longer than `PATIENCE`."""
 
 
 @contextlib.contextmanager
-def said_plainly() -> Iterator[None]:
-    """Ends with the `StorageLostError` itself: Optuna covers it with errors of its own, as it cannot end the trial."""
+def unwrapped_storage_error() -> Iterator[None]:
+    """Raises a `StorageLostError` itself instead of the errors with which Optuna wraps it.
+
+    Optuna tries to end the trial in the database that is away, so the error of that attempt comes on top.
+    """
     try:
         yield
     except Exception as error:
@@ -51,22 +54,22 @@ def said_plainly() -> Iterator[None]:
 
 
 class PatientStorage(BaseStorage, BaseHeartbeat):
-    """Tries again, with growing pauses, what a database that is down or locked did not take.
+    """Repeats calls, with growing pauses, while the database is down or locked.
 
-    Every call of Optuna's goes to Optuna's own storage, behind its cache, so that a call is tried again as a whole and
-    what the cache answers waits for nothing.
+    It stands in front of Optuna's cache, which stands in front of Optuna's storage: a whole call is repeated, and a
+    call that the cache answers never waits.
 
     Args:
         url: Address of the database.
-        heartbeat_interval: Seconds between two signs of life of a trial; ``None`` gives none.
-        grace_period: Seconds without one after which a trial counts as lost.
+        heartbeat_interval: Seconds between two heartbeats of a trial; ``None`` sends none.
+        grace_period: Seconds without a heartbeat after which a trial counts as lost.
     """
 
     def __init__(self, url: str, *, heartbeat_interval: int | None = None, grace_period: int | None = None) -> None:
         self._label = redact(url)
-        self._waiting = threading.Lock()  # one thread waits, and says so
+        self._waiting = threading.Lock()  # only one thread waits and logs; the others queue behind it
         self._gave_up = False
-        self._back = -1e9  # when the last outage ended
+        self._back = -1e9  # monotonic time at which the last outage ended
         self._grace = grace_period or 2 * (heartbeat_interval or 0)
         self._database = RDBStorage(
             url,
@@ -78,19 +81,20 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         assert isinstance(cached, BaseHeartbeat)
         self._beating, self._storage = cached, cached
         if url.startswith("sqlite"):
-            # A third of the syncs, and readers wait for no writer. It stays in the file; one in use keeps what it has.
+            # WAL needs a third of the syncs, and readers need not wait for a writer. The setting stays in the file. A
+            # database in use refuses the change, and keeps its mode.
             with contextlib.suppress(OperationalError), self._database.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
     def disconnect(self) -> None:
-        """Closes the connections; the next call opens one."""
+        """Closes all connections; the next call opens a new one."""
         self._database.engine.dispose()
 
     def _patiently(self, attempt: Callable[[bool], T]) -> T:
-        """Makes an attempt until the database takes it; it is told whether it may have been made before.
+        """Repeats an attempt until the database answers. The argument says whether it may have been made before.
 
         Raises:
-            StorageLostError: If the database has not answered for `PATIENCE` seconds; nothing waits any more then.
+            StorageLostError: If the database has not answered for `PATIENCE` seconds. From then on no call waits.
         """
         try:
             return attempt(False)
@@ -102,11 +106,11 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
             return self._wait(attempt, reason)
 
     def _wait(self, attempt: Callable[[bool], T], reason: str) -> T:
-        began, pause, said = time.monotonic(), _FIRST_PAUSE, False
+        began, pause, logged = time.monotonic(), _FIRST_PAUSE, False
         while not self._gave_up and time.monotonic() - began < PATIENCE:
-            if not said:
+            if not logged:
                 _log.warning("storage %s does not answer (%s); waiting for it", self._label, reason)
-                said = True
+                logged = True
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
@@ -126,7 +130,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         )
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Begins or ends a trial; a trial that the database has ended though its answer was lost has ended."""
+        """Begins or ends a trial. If the answer of the first attempt was lost, the second finds the trial ended."""
 
         def attempt(again: bool) -> bool:
             try:
@@ -139,11 +143,11 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         return self._patiently(attempt)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Makes a trial: two if the first answer is lost, of which one is given back as a lost worker's."""
+        """Makes a trial. If the answer is lost, it makes another, and the first is given back as a lost worker's."""
         return self._patiently(lambda _: self._storage.create_new_trial(study_id, template_trial))
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Says that a trial lives. What the database does not take is left out: the next one comes in seconds."""
+        """Sends a heartbeat of a trial; skips it if the database is away, since the next one comes within seconds."""
         try:
             self._beating.record_heartbeat(trial_id)
         except (StorageInternalError, OperationalError, InterfaceError) as error:
@@ -152,7 +156,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         stale = self._patiently(lambda _: self._beating._get_stale_trial_ids(study_id))
-        # While the database was away nobody was heard of: all get the time to be heard of again.
+        # No heartbeat was recorded during the outage, so every trial looks lost: all get the grace period again.
         return [] if time.monotonic() - self._back < self._grace else stale
 
     def get_heartbeat_interval(self) -> int | None:
@@ -164,7 +168,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
     def remove_session(self) -> None:
         self._database.remove_session()
 
-    # From here on each call is Optuna's, made until the database has taken it.
+    # The remaining calls are only repeated until the database answers.
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         return self._patiently(lambda _: self._storage.create_new_study(directions, study_name))
@@ -228,11 +232,11 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
 
 
 def _outage(error: BaseException) -> str | None:
-    """Why a database could not be used; ``None`` if it could, and refused what it was given."""
+    """Returns why the database could not be used; ``None`` if it could, and refused the call."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (OperationalError, InterfaceError)):
-            # Of SQLite also "database is locked": one that is on a slow or shared disk, or has too many writers.
+            # This includes SQLite's "database is locked", on a slow or shared disk or with too many writers.
             return first_line(cause.orig or cause)
         cause = cause.__cause__ or cause.__context__
     return None

@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: storage, sampler, pruner, and what its trials came to."""
+"""The Optuna study of a sweep: storage, sampler, pruner, and which of its trials count."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ PRUNERS: Mapping[str, Callable[..., BasePruner]] = {
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
 WORKER, RETRY_OF, SURPLUS, FAILURE = "worker", "retry_of", "surplus", "failure"
-"""Attributes of a trial: the process that runs it; the trial whose values it tries again; that it was one too many and
-never began; why it failed. A failed trial without a reason was interrupted: it is given back."""
+"""Attributes of a trial: the process that runs it; number of the trial whose values it tries again; whether it is
+beyond the total and never began; why it failed. A failed trial without a reason was interrupted: it is given back."""
 STOPPED, DEATHS = "stopped", "deaths"
-"""More of them: that its worker gave it back itself, on a signal; how many workers died of earlier tries."""
-MOST_DEATHS = 10  # of workers that ran the same trial; whoever is next fails it instead
+"""Attributes of a trial: whether its worker gave it back itself, on a signal; number of workers that died with it."""
+MOST_DEATHS = 10  # workers that may die in the same trial before it counts as failed
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-UNNAMED_SECONDS = 15.0  # after which a trial whose worker has not said who it is counts as given back
+UNNAMED_SECONDS = 15.0  # after which a trial whose worker has not recorded its identity counts as abandoned
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a study is on its way to a total.
+    """The progress of a study towards its total.
 
     Attributes:
-        begun: Trials that count, in the order of their first try; of those tried again the last try.
-        open: How many more are to be begun, or tried again.
-        running: Those under way, here or elsewhere.
-        surplus: Numbers of trials that are one too many: several workers asked for the last one at once.
+        begun: Trials that count, in the order of their first try; of a trial that was tried again, the last try.
+        open: Number of trials that must still begin, or be tried again.
+        running: Trials that are running, in any process.
+        surplus: Numbers of trials beyond the total: several workers asked for the last trial at the same time.
     """
 
     begun: tuple[FrozenTrial, ...]
@@ -76,17 +76,17 @@ class Standing:
 
 
 def quiet_optuna() -> contextlib.AbstractContextManager[None]:
-    """Optuna without a line per trial, its database without one per table; what is experimental is our choice."""
+    """Suppresses Optuna's line per trial, its database's line per table, and warnings of experimental features."""
     return quiet("optuna", "alembic", categories=[ExperimentalWarning])
 
 
 def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: int = 0) -> Study:
-    """Opens the study of a sweep, or makes it.
+    """Opens the study of a sweep; creates it if necessary.
 
     Args:
         sweep: The sweep.
         space: Its search space.
-        worker: Number of the process among those that work on the study: each draws other points.
+        worker: Number of this worker among those of the study; the sampler's seed depends on it.
 
     Raises:
         UserError: If the storage cannot be reached.
@@ -102,7 +102,7 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
             direction=direction,
             load_if_exists=True,
         )
-    weakref.finalize(study, storage.disconnect)  # Optuna would leave its connections to the garbage collector
+    weakref.finalize(study, storage.disconnect)  # Optuna leaves open connections to the garbage collector
     if study.direction.name.lower() != direction:
         raise ConfigError(
             [
@@ -112,7 +112,8 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
             sweep.name,
         )
     trials = len(study.get_trials(deepcopy=False))
-    # A sampler that began anew with the same seed would draw the points of the first start again.
+    # The number of trials is part of the seed: a sampler that starts again with the same seed would draw the points of
+    # the first start once more.
     with quiet_optuna():
         study.sampler = _sampler(sweep, space, seed=derive_seed("sampler", sweep.seed, trials, worker) % 2**32)
     if not trials:
@@ -122,32 +123,32 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
 
 
 def ended(study: Study) -> list[FrozenTrial]:
-    """Trials that count towards the total: complete, pruned or failed, but neither given back nor one too many."""
-    return [trial for trial in study.get_trials(deepcopy=False, states=ENDED) if counts(trial)]
+    """Lists ended trials that count towards the total: complete, pruned or failed, neither given back nor surplus."""
+    return [trial for trial in study.get_trials(deepcopy=False, states=ENDED) if is_counted(trial)]
 
 
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial that has ended is one of the total."""
+def is_counted(trial: FrozenTrial) -> bool:
+    """Whether a trial that has ended counts towards the total."""
     return trial.state != TrialState.FAIL or (SURPLUS not in trial.user_attrs and FAILURE in trial.user_attrs)
 
 
 def standing(trials: Sequence[FrozenTrial], total: int) -> Standing:
-    """Says which trials count. Every worker that has asked for a trial finds the same: nobody has to coordinate them.
+    """Computes which trials count. All workers compute the same from the database, so nobody has to coordinate them.
 
-    The first try of each trial takes a place, in the order of the numbers that the database gives out one by one. A
-    try that was given back keeps the place for the next one. Places beyond the total are surplus, and so is a second
-    retry of the same trial.
+    The first try of each trial takes a place, in the order of the trial numbers, which the database gives out one by
+    one. A try that was given back keeps the place for the next try. Trials with places beyond the total are surplus,
+    and so is a second retry of the same trial.
 
     Args:
-        trials: All trials of the study, by number.
-        total: How many are wanted.
+        trials: All trials of the study, sorted by number.
+        total: The total number of trials of the sweep.
     """
-    place: dict[int, int] = {}  # of each try: the number of the first one
-    last: dict[int, FrozenTrial] = {}  # of each place
+    place: dict[int, int] = {}  # number of the first try, by the number of each try
+    last: dict[int, FrozenTrial] = {}  # the last try, by place
     retried, surplus = set[int](), set[int]()
     for trial in trials:
         first = trial.user_attrs.get(RETRY_OF)
-        if first in retried:
+        if first in retried:  # two workers gave the same trial back at the same time
             surplus.add(trial.number)
             continue
         if first is not None:
@@ -158,33 +159,37 @@ def standing(trials: Sequence[FrozenTrial], total: int) -> Standing:
         last[place[trial.number]] = trial
     begun = tuple(last.values())[:total]
     surplus |= {trial.number for trial in tuple(last.values())[total:]}
-    given_back = sum(not counts(trial) for trial in begun)
+    given_back = sum(not is_counted(trial) for trial in begun)
     running = tuple(trial for trial in begun if trial.state == TrialState.RUNNING)
     return Standing(begun, total - len(begun) + given_back, running, frozenset(surplus))
 
 
 def claim(study: Study, trial: optuna.Trial, total: int, identity: Identity) -> bool:
-    """Puts a worker's name on a trial it has asked for; says whether it may begin, or the trial is one too many."""
+    """Records the worker of a trial that it has asked for; returns whether the trial may begin, or is surplus.
+
+    Two workers may ask for the last trial at the same time. Each first writes its trial and then counts, so both see
+    both, and agree that the one with the larger number is surplus.
+    """
     trial.set_user_attr(WORKER, identity.record())
     trials = study.get_trials(deepcopy=False)
     if trial.number not in standing(trials, total).surplus:
         return True
     trial.set_user_attr(SURPLUS, True)
-    wished = trials[trial.number].system_attrs.get("fixed_params")
-    if wished and RETRY_OF not in trial.user_attrs:
-        study.enqueue_trial(wished)  # a point that the sweep names is tried when the total is raised
+    enqueued = trials[trial.number].system_attrs.get("fixed_params")
+    if enqueued and RETRY_OF not in trial.user_attrs:
+        study.enqueue_trial(enqueued)  # again, so that the sweep's own point is tried when the total is raised
     return False
 
 
 def give_back(study: Study, identity: Identity) -> int:
-    """Gives trials whose worker is gone another try; any worker may, at any time, several at once too.
+    """Enqueues trials whose worker is gone for another try. Any worker may call this, also at the same time.
 
-    Gone is a process that this machine no longer has, one that `identity` was started for in its place, and one of
-    another machine that has not been heard of for `lost_after` seconds. The new trial has the same values, so where
-    the folder of the unfinished run is within reach it is the same run, and goes on from its checkpoint.
+    A worker is gone if its process does not exist any more on this machine, if the process of `identity` was started
+    in its place, or if it is on another machine and sent no heartbeat for `lost_after` seconds. The new trial has the
+    same values. Where it finds the folder of the unfinished run, it continues that run from its checkpoint.
 
     Returns:
-        Number of such trials.
+        Number of trials that were enqueued.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _abandoned(trial, identity):
@@ -197,37 +202,37 @@ def give_back(study: Study, identity: Identity) -> int:
         return 0
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-    left = [trials[number] for number in failed if number not in retried]
-    for trial in left:
+    interrupted = [trials[number] for number in failed if number not in retried]
+    for trial in interrupted:
         values = trial.system_attrs.get("fixed_params", {}) | trial.params
         deaths = trial.user_attrs.get(DEATHS, 0) + (STOPPED not in trial.user_attrs)
         study.enqueue_trial(values, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
-    return len(left)
+    return len(interrupted)
 
 
 def given_back(study: Study) -> list[int]:
-    """Numbers of the trials whose worker was interrupted or lost."""
+    """Lists the numbers of trials whose worker was interrupted or lost."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return [trial.number for trial in failed if not counts(trial) and SURPLUS not in trial.user_attrs]
+    return [trial.number for trial in failed if not is_counted(trial) and SURPLUS not in trial.user_attrs]
 
 
 def _abandoned(trial: FrozenTrial, identity: Identity) -> bool:
     worker = trial.user_attrs.get(WORKER)
-    if worker is None:  # killed between asking and giving its name
+    if worker is None:  # killed between asking for the trial and recording its identity, or just about to record it
         age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         return age > UNNAMED_SECONDS
     return is_gone(worker) or identity.replaces(worker)
 
 
 def complete(study: Study) -> list[FrozenTrial]:
-    """Trials that reached their last epoch, best first."""
+    """Lists trials that reached their last epoch, best first."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
     return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Share of the objective's variation that each dimension explains; empty if that cannot be said."""
+    """Returns the share of the objective's variation that each dimension explains; empty if it cannot be computed."""
     done = complete(study)
     if len(done) < 4 or len({trial.value for trial in done}) < 2:
         return {}
@@ -236,11 +241,11 @@ def importances(study: Study) -> dict[str, float]:
             warnings.simplefilter("ignore")
             return dict(optuna.importance.get_param_importances(study))
     except (ValueError, RuntimeError, ZeroDivisionError):
-        return {}  # conditional dimensions that too few trials share
+        return {}  # too few trials share a conditional dimension
 
 
 def storage_url(sweep: SweepConfig) -> str:
-    """Where the study of a sweep is: the database it names, else an SQLite file in our home."""
+    """Returns the address of the study's database: the sweep's `storage`, else an SQLite file in our home."""
     if sweep.storage is not None:
         return sweep.storage
     home().mkdir(parents=True, exist_ok=True)
@@ -248,16 +253,17 @@ def storage_url(sweep: SweepConfig) -> str:
 
 
 @contextlib.contextmanager
-def alone(sweep: SweepConfig, what: str, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock that everybody who works on the study shares; says whether we have it.
+def study_lock(sweep: SweepConfig, purpose: str, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock that all processes of the study share, one per purpose; yields whether we hold it.
 
     Raises:
         UserError: If the storage cannot be reached.
     """
     url = storage_url(sweep)
+    # The context's own errors must not pass through `_storage_errors`, so only entering the lock is inside it.
     with contextlib.ExitStack() as stack:
-        with _opening(url):
-            held = stack.enter_context(exclusive(url, f"{what} {sweep.name}", wait=wait))
+        with _storage_errors(url):
+            held = stack.enter_context(exclusive(url, f"{purpose} {sweep.name}", wait=wait))
         yield held
 
 
@@ -268,16 +274,18 @@ def open_storage(sweep: SweepConfig) -> PatientStorage:
         UserError: If it cannot be opened.
     """
     url = storage_url(sweep)
-    # A file is used by processes of one machine, which can see whether another one lives; a server's are told.
+    # A file is used by processes of one machine, which can see whether another process lives. A server is used by
+    # several machines, so trials send heartbeats.
     heartbeat = None if url.startswith("sqlite") else max(1, int(sweep.lost_after / 6))
     grace = None if heartbeat is None else int(sweep.lost_after)
-    # Two processes that make the tables of a fresh database at once break each other.
-    with _opening(url), exclusive(url, "tables"):
+    # Two processes that create the tables of a new database at the same time make each other fail.
+    with _storage_errors(url), exclusive(url, "tables"):
         return PatientStorage(url, heartbeat_interval=heartbeat, grace_period=grace)
 
 
 @contextlib.contextmanager
-def _opening(url: str) -> Iterator[None]:
+def _storage_errors(url: str) -> Iterator[None]:
+    """Turns errors of opening the database into a `UserError`."""
     try:
         yield
     except Exception as error:
@@ -288,7 +296,7 @@ def _opening(url: str) -> Iterator[None]:
 
 
 def grid_points(sweep: SweepConfig, space: Mapping[str, SpaceConfig]) -> int | None:
-    """Trials after which a grid is exhausted: its points and what is enqueued; ``None`` for another sampler."""
+    """Returns the number of trials of a grid, its points and the enqueued points; ``None`` for another sampler."""
     if sweep.sampler.name != "grid":
         return None
     choices = sweep.sampler.options.get("search_space") or {key: dimension.choices for key, dimension in space.items()}

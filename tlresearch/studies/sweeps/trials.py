@@ -19,23 +19,23 @@ from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.run.devices.memory import lasting_objects_spared
 from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.progress import SweepProgress
-from tlresearch.studies.sweeps.storage import said_plainly
+from tlresearch.studies.sweeps.storage import unwrapped_storage_error
 from tlresearch.studies.sweeps.subject import Subject, TrialFailedError, Turn
 from tlresearch.tracking.base import Run
 
-LONGEST_PAUSE = 10.0  # seconds between two looks at what other workers are doing
+LONGEST_PAUSE = 10.0  # seconds between two looks at the trials of other workers
 
 
 class _NotOursError(Exception):
-    """A trial that another worker runs, or nobody has to."""
+    """This trial must not run here: another worker claimed it, or the study already has its number of trials."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """Runs the trials of a study, one after another in this process.
 
-    Any number of them work on one study, on as many machines as reach its database, and none is told what to do: the
-    database says what is left.
+    Any number of workers can run trials of one study, on all machines that reach its database. Nothing coordinates
+    them: each reads from the database which trials are left.
     """
 
     config: SweepConfig
@@ -47,7 +47,7 @@ class Worker:
     identity: Identity = field(default_factory=Identity.own)
 
     def standing(self) -> studies.Standing:
-        """How far the study is, after trials of workers that are gone have been given back."""
+        """Gives back trials whose workers are gone, then returns the progress of the study."""
         studies.give_back(self.study, self.identity)
         return studies.standing(self.study.get_trials(deepcopy=False), self.config.trials)
 
@@ -56,12 +56,12 @@ class Worker:
         """Runs trials until the study has its total.
 
         Args:
-            wait: Whether to wait for trials of other workers, one of which may be given back; otherwise this returns
-                as soon as there is none to begin.
-            leave: Asked before each trial whether to stop.
+            wait: Whether to wait for the trials of other workers, since one of them may be given back. Otherwise this
+                returns as soon as no trial is left to begin.
+            leave: Called before each trial; returns whether to stop.
 
         Raises:
-            UserError: If a trial cannot be run because of a mistake of the user's.
+            UserError: If a mistake in the config prevents a trial.
         """
         waiting_since = None
         while not leave():
@@ -80,7 +80,7 @@ class Worker:
                 return
 
     def run_next(self) -> None:
-        """Asks for a trial and runs it, unless it turns out to be one too many."""
+        """Asks Optuna for a trial and runs it, unless the trial is surplus."""
         not_ours = False
 
         def objective(trial: optuna.Trial) -> float:
@@ -89,10 +89,12 @@ class Worker:
                 if studies.claim(self.study, trial, self.config.trials, self.identity):
                     return self.objective(trial)
             except UpdateFinishedTrialError:
-                self.progress.note(f"trial {trial.number} was given to another worker: nothing was heard of this one")
+                # Our heartbeats did not arrive for `lost_after` seconds, so another worker has ended the trial.
+                self.progress.note(f"trial {trial.number} was given to another worker: this one sent no heartbeat")
             except (SystemExit, KeyboardInterrupt) as signal:
                 trial.set_user_attr(studies.STOPPED, True)
-                # On another machine nobody would know before `lost_after` seconds; Optuna does it on Ctrl-C.
+                # End the trial now: other machines would notice only after `lost_after` seconds. On Ctrl-C Optuna ends
+                # it itself.
                 if isinstance(signal, SystemExit):
                     self.study.tell(trial, state=TrialState.FAIL)
                 raise
@@ -101,9 +103,9 @@ class Worker:
 
         try:
             callbacks = [self.progress.trial_ended]
-            with said_plainly():
+            with unwrapped_storage_error():
                 self.study.optimize(objective, n_trials=1, catch=(TrialFailedError, _NotOursError), callbacks=callbacks)
-        except ValueError:  # Optuna cannot end a trial that has ended
+        except ValueError:  # Optuna tries to fail a trial that another worker has ended already
             if not not_ours:
                 raise
 
@@ -126,7 +128,7 @@ class Worker:
         """Refuses to go on without a completed trial.
 
         Raises:
-            UserError: With the reason of the last failure.
+            UserError: If there is none; it names the reason of the last failure.
         """
         if not studies.complete(self.study):
             reasons = [
