@@ -1,4 +1,4 @@
-"""Turns the bytes of an image file into a uint8 tensor with 1 or 3 channels."""
+"""Decodes image files to uint8 tensors with 1 or 3 channels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ORIENTATION, _LARGEST, _BITS = 0x0112, 281, 258
 """Tags of EXIF and TIFF: orientation, MaxSampleValue, BitsPerSample."""
 _DEEPEST = ("I", "F")
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", *_DEEPEST)
-"""Modes of PIL with more than 8 bits; the deepest have 32."""
+"""Modes of PIL with more than 8 bits; `_DEEPEST` have 32."""
 NEEDS_WINDOW = "pixels of 32 bit; set data.options.window=[centre, width], or convert it to 8 or 16 bit"
 _PAGED = ("TIFF", "PNG", "WEBP", "GIF", "AVIF")
-"""Formats whose further pages and frames are pictures too; those of a phone's JPEG are previews."""
+"""Formats whose further pages and frames are pictures, too. In a JPEG of a phone they are previews."""
 _TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,20 +37,20 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns the pixels as stored into the picture that is seen, by EXIF orientation."""
+"""The operation that turns the stored pixels into the picture that viewers show, by EXIF orientation."""
 
 
 class Measured(NamedTuple):
-    """What is known of an image file, whatever it is shown by.
+    """Properties of an image file that do not depend on windows and orientation.
 
     Attributes:
         height: Height in pixels as the file stores it.
         width: Width in pixels as the file stores it.
-        turn: Number of its EXIF orientation: 1 is upright, from 5 on height and width change places.
-        low: Smallest value of a picture with more than 8 bits; 0 of others.
-        high: Its largest value; 0 of others.
-        bits: Bits that its values use, as the file says; 8 of others.
-        pages: Number of its pages, or frames; the first is the picture.
+        turn: Number of its EXIF orientation: 1 is upright; from 5 on height and width are exchanged.
+        low: Smallest value of a picture with more than 8 bits; otherwise 0.
+        high: Its largest value; otherwise 0.
+        bits: Bits that its values use, according to the file; otherwise 8.
+        pages: Number of its pages or frames, of which the first is used.
     """
 
     height: int
@@ -62,12 +62,12 @@ class Measured(NamedTuple):
     pages: int = 1
 
     def size(self, orientation: Orientation) -> tuple[int, int]:
-        """Height and width of the picture that is seen."""
+        """Height and width of the picture as it is shown."""
         turned = orientation == "exif" and self.turn > 4
         return (self.width, self.height) if turned else (self.height, self.width)
 
     def is_flat(self, windows: Sequence[Window]) -> bool:
-        """Whether different values all become one in 8 bits."""
+        """Whether all values, which differ in the file, become the same in 8 bits."""
         if self.low == self.high:
             return False
         ends = _narrowed(np.array([[self.low, self.high]]), self.bits, windows)
@@ -75,16 +75,16 @@ class Measured(NamedTuple):
 
 
 def decode(content: bytes, channels: int, windows: Sequence[Window] = (), orientation: Orientation = "exif") -> Tensor:
-    """Decodes an image file; alpha is dropped, the first frame is taken.
+    """Decodes an image file; drops alpha, and takes the first frame.
 
-    PIL decodes every format: torchvision's own decoders give the same pixels, know fewer formats and are
-    deprecated since 0.29. DICOM files need the extra `medical`.
+    PIL decodes all formats: torchvision's own decoders give the same pixels, but know fewer formats and are deprecated
+    since 0.29. DICOM files need the extra `medical`.
 
     Args:
         content: The bytes of the file.
         channels: Channels of the result, 1 or 3.
-        windows: Intensities shown of files with more than 8 bits; see `read_dicom`. Without any, a picture of 16 bits
-            is shown by the bits that the file says it uses.
+        windows: Windows of intensities for files with more than 8 bits; see `read_dicom`. Without any, a picture of 16
+            bits is reduced to the highest 8 of the bits that it uses according to the file.
         orientation: See `Preprocessing.orientation`.
 
     Raises:
@@ -99,7 +99,7 @@ def decode(content: bytes, channels: int, windows: Sequence[Window] = (), orient
 
 
 def measure(content: bytes) -> Measured:
-    """Decodes an image file and says what is known of it.
+    """Decodes an image file and returns its properties.
 
     Raises:
         ValueError: If it cannot be decoded; the text says why.
@@ -108,17 +108,17 @@ def measure(content: bytes) -> Measured:
         height, width = read_dicom(content).shape[:2]
         return Measured(height, width)
 
-    def look(image: Image.Image) -> Measured:
+    def properties(image: Image.Image) -> Measured:
         turn, pages = _turn(image), getattr(image, "n_frames", 1) if image.format in _PAGED else 1
         if image.mode in _DEEP:
             values = np.asarray(image)
             low, high = (int(values.min()), int(values.max())) if image.mode != "F" else (0, 0)
             bits = 32 if image.mode in _DEEPEST else _bits(image, _png_bits(content))
             return Measured(image.height, image.width, turn, low, high, bits, pages)
-        image.convert("RGB" if image.mode != "P" else "RGBA")  # of a broken palette, this fails
+        image.convert("RGB" if image.mode != "P" else "RGBA")  # fails now, not in training, if the palette is broken
         return Measured(image.height, image.width, turn, pages=pages)
 
-    return _opened(content, look)
+    return _opened(content, properties)
 
 
 def read_pixels(
@@ -128,7 +128,7 @@ def read_pixels(
 
     Args:
         content: The bytes of the file.
-        convert: Takes the pixels from the decoded image.
+        convert: Returns the pixels of a decoded image.
         orientation: See `Preprocessing.orientation`.
 
     Raises:
@@ -145,9 +145,9 @@ def _opened(content: bytes, use: Callable[[Image.Image], ResultT]) -> ResultT:
             image.load()
             return use(image)
     except UnidentifiedImageError:
-        told = disguise(content)
-        raise ValueError(f"not an image: {told}" if told else "not an image, or a damaged one") from None
-    except Exception as error:  # of a damaged file a plug-in of PIL raises whatever its broken part leads to
+        disguised = disguise(content)
+        raise ValueError(f"not an image: {disguised}" if disguised else "not an image, or a damaged one") from None
+    except Exception as error:  # for a damaged file PIL's plug-ins raise errors of any class
         raise ValueError(one_line(error)) from None
 
 
@@ -157,22 +157,25 @@ def as_tensor(pixels: np.ndarray, channels: int) -> Tensor:
 
 
 def _turn(image: Image.Image) -> int:
-    """Number of the EXIF orientation, once the image is loaded: of TIFF and AVIF, PIL has applied it by then."""
+    """Returns the number of the EXIF orientation of a loaded image.
+
+    Only of a loaded image: PIL applies the orientation of TIFF and AVIF files itself while it loads them.
+    """
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF turns nothing: viewers show such a picture as it is stored
+    except Exception:  # viewers ignore damaged EXIF, too
         return 1
     return turn if turn in _TURNS else 1
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """Returns a loaded picture as its EXIF orientation says."""
-    how = _TURNS[_turn(image)]
-    return image if how is None else image.transpose(how)
+    """Turns a loaded picture by its EXIF orientation."""
+    operation = _TURNS[_turn(image)]
+    return image if operation is None else image.transpose(operation)
 
 
 def _png_bits(content: bytes) -> int | None:
-    """Bits that a grey PNG says it uses: its chunk ``sBIT``, which PIL does not read."""
+    """Returns the bits that a grey PNG uses, from its chunk ``sBIT``, which PIL does not read."""
     if not content.startswith(b"\x89PNG"):
         return None
     start = content.find(b"sBIT", 0, max(0, content.find(b"IDAT")))
@@ -180,10 +183,10 @@ def _png_bits(content: bytes) -> int | None:
 
 
 def _bits(image: Image.Image, png: int | None) -> int:
-    """Bits that the values of a picture of 16 bits use, as the file says."""
+    """Returns the bits that the values of a picture of 16 bits use, according to the file."""
     if png is not None:
         return png
-    tags = getattr(image, "tag_v2", {})  # of TIFF alone
+    tags = getattr(image, "tag_v2", {})  # only TIFF has them
     largest, stored = tags.get(_LARGEST), tags.get(_BITS)
     largest, stored = (value[0] if isinstance(value, tuple) and value else value for value in (largest, stored))
     if isinstance(largest, int) and 0 < largest < 65536:
@@ -192,38 +195,38 @@ def _bits(image: Image.Image, png: int | None) -> int:
 
 
 def _narrowed(values: np.ndarray, bits: int, windows: Sequence[Window]) -> np.ndarray:
-    """Brings values ``(H, W)`` of more than 8 bits to 8: through windows, else by leaving out the lowest bits."""
+    """Reduces values ``(H, W)`` of more than 8 bits to 8: through windows, else by dropping the lowest bits."""
     if windows:
         return np.stack([show(values, window) for window in windows], axis=-1)
     return (values >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)[..., None]
 
 
 def _to_uint8(image: Image.Image, channels: int, bits: int | None, windows: Sequence[Window]) -> np.ndarray:
-    """Returns ``(H, W, 1 or 3)``."""
+    """Converts an image to uint8 ``(H, W, 1 or 3)``."""
     if image.mode in _DEEP:
         if image.mode in _DEEPEST and not windows:
             raise ValueError(NEEDS_WINDOW)
-        # PIL's own conversion clips at 255, which turns most 16-bit images white.
+        # PIL's own conversion clips at 255, which makes most 16-bit images white.
         return _narrowed(np.asarray(image), _bits(image, bits), windows)
     if channels == 1 or image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))[..., None]
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, PIL warns that the transparency is lost.
+        # Converting straight to RGB, PIL warns that the transparency is lost.
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
-    """Repeats grey ``(..., 1, H, W)``, or turns RGB to grey.
+    """Repeats grey ``(..., 1, H, W)``, or converts RGB to grey.
 
     Raises:
         ValueError: If the image has another number of channels.
     """
-    given = image.shape[-3]
-    if given == channels:
+    own = image.shape[-3]
+    if own == channels:
         return image
-    if given not in (1, 3) or (given == 3 and channels != 1):
-        raise ValueError(f"it has {given} channels but the network takes {channels}: set backbone.in_channels={given}")
+    if own not in (1, 3) or (own == 3 and channels != 1):
+        raise ValueError(f"it has {own} channels but the network takes {channels}: set backbone.in_channels={own}")
     if channels == 1:
         grey: Tensor = F.rgb_to_grayscale(image)
         return grey

@@ -1,4 +1,4 @@
-"""Images: how they are read, framed and normalised, drawn, and prepared inside of an exported graph."""
+"""Images: reading, framing, normalising and drawing them, also inside an exported graph."""
 
 from __future__ import annotations
 
@@ -29,46 +29,48 @@ from tlresearch.modality.values import Value
 IGNORE = 255
 """Class number of pixels that count neither in the loss nor in a metric."""
 COLOURS = 20
-"""Classes that have a colour of their own; further ones begin anew."""
+"""Number of different colours for classes; they repeat from there on."""
 _FURTHER = (".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".tga", ".dib")
-"""Endings of still pictures that are read where Pillow can; ``.heic`` if the package pillow-heif is there."""
+"""Endings of still pictures that Pillow may read; ``.heic`` needs the package pillow-heif."""
 
 
 def _readable() -> tuple[str, ...]:
-    with contextlib.suppress(ImportError):  # a plug-in that nobody has to have
+    with contextlib.suppress(ImportError):  # an optional plug-in
         importlib.import_module("pillow_heif").register_heif_opener()
-    known = Image.registered_extensions()
-    return tuple(ending for ending in _FURTHER if ending in known)
+    registered = Image.registered_extensions()
+    return tuple(ending for ending in _FURTHER if ending in registered)
 
 
 EXTENSIONS = (*IMG_EXTENSIONS, *_readable(), ".dcm", ".dicom")
-"""Endings of files that hold one image, in small letters. Not ``.gif``: sites answer with one for a lost photo."""
-_LONGEST = 64  # times the shorter side of a picture that is resized by it; photos and panoramas have up to 10
+"""Endings of image files, in lower case. Not ``.gif``: many sites answer with one in the place of a missing photo."""
+_LONGEST = 64  # longer sides are cut to this many times the shorter side; photos and panoramas have up to 10
 _ARRAY = b"\x93NUMPY"
-"""How a ``.npy`` file begins."""
-_STRENGTH = 0.5  # of a colour that is laid over an image
+"""The first bytes of a ``.npy`` file."""
+_STRENGTH = 0.5  # share of the class colour in an overlaid image
 _MODES = ("bilinear", "bicubic")
 
-# Of whole numbers and of symbols that stand for them; torch annotates a union that fits nowhere.
+# Minimum and maximum of whole numbers, which are symbols while torch traces a graph. torch annotates their result as a
+# union that fits nowhere.
 _least: Any = torch.sym_min
 _most: Any = torch.sym_max
 
 
 @dataclass(frozen=True)
 class Preprocessing(Modality):
-    """How an image becomes the network's input; the part of the weights that is not a tensor.
+    """How an image becomes the network's input. It belongs to the weights, like their tensors.
 
     Attributes:
-        crop: Side of the square input in pixels; ``None`` takes images as they are.
+        crop: Side of the square input in pixels; ``None`` keeps the size of images.
         resize: Length of the shorter side before the centre crop, in pixels; ``None`` does not resize.
         mean: Mean of each channel, for values in [0, 1].
         std: Standard deviation of each channel.
         interpolation: Name in `torchvision.transforms.InterpolationMode`, such as ``"bilinear"``.
         antialias: Whether resizing filters before it samples.
-        fit: How an image gets square: ``crop`` cuts what the resized image has too much, ``stretch`` changes its
-            proportions, ``letterbox`` resizes it to fit in and fills up with the mean colour on the right and below.
-        orientation: How a file's pixels are turned: ``exif`` as every viewer shows them, ``stored`` not at all.
-        windows: Intensities shown of files with more than 8 bits: none for the file's own, one, or one per channel.
+        fit: How an image becomes square: ``crop`` cuts the borders of the resized image, ``stretch`` changes its
+            proportions, ``letterbox`` resizes it to fit and fills the right and lower rest with the mean colour.
+        orientation: How a file's pixels are turned: ``exif`` as viewers do, ``stored`` not at all.
+        windows: Windows of intensities for files with more than 8 bits: none for the file's own, one, or one per
+            channel.
     """
 
     crop: int | None
@@ -89,13 +91,13 @@ class Preprocessing(Modality):
         return len(self.mean)
 
     def example(self) -> Value:
-        """Returns an input of one sample (32 pixels where the size is free), without a batch dimension."""
+        """Returns the input of one sample (32 pixels if the size is free), without a batch dimension."""
         side = self.crop or 32
         return torch.zeros(self.channels, side, side)
 
     @property
     def raw(self) -> RawImages:
-        """Image files and arrays."""
+        """Raw samples: image files and arrays."""
         return RawImages(self.channels, self.windows, self.orientation)
 
     def prepare(self, sample: Tensor) -> Value:
@@ -107,11 +109,11 @@ class Preprocessing(Modality):
         return sample.permute(1, 2, 0).numpy()
 
     def drawn(self, sample: Any) -> Any:
-        """Returns an image that can be shown: of 1, 3 or 4 channels."""
+        """Returns an image of 1, 3 or 4 channels; ``None`` for any other, which cannot be shown."""
         return sample if sample.shape[0] in (1, 3, 4) else None
 
     def front(self) -> Frame:
-        """Returns the frame."""
+        """Returns the module that frames and normalises images."""
         return Frame(self)
 
     def sized(self, image_size: int | None, resize: int | None = None) -> Preprocessing:
@@ -119,7 +121,7 @@ class Preprocessing(Modality):
 
         Args:
             image_size: Side of the input; ``None`` keeps it.
-            resize: Length the shorter edge is brought to in front of the crop; ``None`` keeps its proportion to it.
+            resize: Length of the shorter edge before the crop; ``None`` keeps its proportion to the crop.
         """
         crop, edge = self.crop, self.resize
         if image_size is not None:
@@ -150,9 +152,9 @@ class RawImages(RawInput):
             return self.value(np.load(io.BytesIO(content), allow_pickle=False))
         return decode(content, self.channels, self.windows, self.orientation)
 
-    def value(self, given: Any) -> Tensor:
-        """Takes an array uint8 ``(H, W)`` or ``(H, W, C)``."""
-        array = np.asarray(given)
+    def value(self, array: Any) -> Tensor:
+        """Converts an array uint8 ``(H, W)`` or ``(H, W, C)``."""
+        array = np.asarray(array)
         if str(array.dtype) != "uint8" or array.ndim not in self.dims:
             raise ValueError(f"images must be uint8 (height, width, channels) but got {array.dtype} {array.shape}")
         planes = array[:, :, None] if array.ndim == 2 else array
@@ -161,9 +163,9 @@ class RawImages(RawInput):
 
 
 class Evaluation:
-    """Resize, centre crop, scale to [0, 1], normalise: as torchvision's ``weights.transforms()`` on tensors.
+    """Resizes, crops, scales to [0, 1] and normalises, like torchvision's ``weights.transforms()`` on tensors.
 
-    The functions of transforms v1 are used on purpose: v2 resizes uint8 with other rounding, which moves a
+    It uses the functions of transforms v1 on purpose: v2 rounds differently when it resizes uint8, which changes a
     sixth of the pixels by one level and depends on the processor.
 
     Args:
@@ -180,12 +182,12 @@ class Evaluation:
 
     def frame(self, image: Tensor) -> Tensor:
         """Resizes, crops or fills up; the result is still uint8."""
-        wanted = self.preprocessing
-        fill = torch.tensor([round(255 * mean) for mean in wanted.mean], dtype=image.dtype)
-        return framed(image, wanted, self.interpolation, antialias=wanted.antialias, fill=fill)
+        preprocessing = self.preprocessing
+        fill = torch.tensor([round(255 * mean) for mean in preprocessing.mean], dtype=image.dtype)
+        return framed(image, preprocessing, self.interpolation, antialias=preprocessing.antialias, fill=fill)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Turns uint8 into float32 with the channels' mean and spread taken out."""
+        """Turns uint8 into float32 with mean 0 and standard deviation 1 per channel."""
         scaled = F.convert_image_dtype(image, torch.float32)
         result: Tensor = F.normalize(scaled, list(self.preprocessing.mean), list(self.preprocessing.std), inplace=True)
         return result
@@ -197,44 +199,46 @@ def interpolation(preprocessing: Preprocessing) -> InterpolationMode:
     Raises:
         DataError: If there is none of that name.
     """
-    known = [mode.value for mode in InterpolationMode]
-    if preprocessing.interpolation not in known:
+    names = [mode.value for mode in InterpolationMode]
+    if preprocessing.interpolation not in names:
         raise DataError(
             f"unknown interpolation '{preprocessing.interpolation}'"
-            f"{nearest(preprocessing.interpolation, known)}; choose from {', '.join(known)}"
+            f"{nearest(preprocessing.interpolation, names)}; choose from {', '.join(names)}"
         )
     return InterpolationMode(preprocessing.interpolation)
 
 
 def framed(
-    image: Tensor, wanted: Preprocessing, interpolation: InterpolationMode, *, antialias: bool, fill: Tensor
+    image: Tensor, preprocessing: Preprocessing, interpolation: InterpolationMode, *, antialias: bool, fill: Tensor
 ) -> Tensor:
     """Brings an image ``(..., C, H, W)`` to the input size; see `Preprocessing.fit`.
 
     Args:
         image: The image.
-        wanted: Sizes and fit.
-        interpolation: How it is sampled.
+        preprocessing: Sizes and fit.
+        interpolation: The interpolation of resizing.
         antialias: Whether resizing filters first.
-        fill: Value of each channel where a letterbox has no image, ``(C,)``.
+        fill: Value of each channel ``(C,)`` where a letterbox has no image.
     """
-    if wanted.crop is None or wanted.fit == "crop":
-        if wanted.resize is not None:
-            image = F.resize(_without_ends(image), [wanted.resize], interpolation, antialias=antialias)
-        return image if wanted.crop is None else F.center_crop(image, [wanted.crop, wanted.crop])
-    height, width = inner_size(wanted, image.shape[-2], image.shape[-1])
+    crop = preprocessing.crop
+    if crop is None or preprocessing.fit == "crop":
+        if preprocessing.resize is not None:
+            image = F.resize(_without_ends(image), [preprocessing.resize], interpolation, antialias=antialias)
+        return image if crop is None else F.center_crop(image, [crop, crop])
+    height, width = inner_size(preprocessing, image.shape[-2], image.shape[-1])
     image = F.resize(image, [height, width], interpolation, antialias=antialias)
-    if (height, width) == (wanted.crop, wanted.crop):
+    if (height, width) == (crop, crop):
         return image
-    whole = fill.view(-1, 1, 1).repeat(1, wanted.crop, wanted.crop).expand(*image.shape[:-2], -1, -1).clone()
-    whole[..., :height, :width] = image
-    return whole
+    canvas = fill.view(-1, 1, 1).repeat(1, crop, crop).expand(*image.shape[:-2], -1, -1).clone()
+    canvas[..., :height, :width] = image
+    return canvas
 
 
 def _without_ends(image: Tensor) -> Tensor:
-    """Cuts the ends off a sliver: of a failed crop of 1 x 6000 pixels, resizing would make 256 x 1536000.
+    """Cuts the ends off a very long image, such as a failed crop of 1 x 6000 pixels.
 
-    The centre crop that follows sees none of them.
+    Resizing it by its shorter side would make 256 x 1536000 pixels, of which the centre crop then takes none at the
+    ends.
     """
     height, width = image.shape[-2:]
     longest = _LONGEST * min(height, width)
@@ -242,49 +246,50 @@ def _without_ends(image: Tensor) -> Tensor:
     return image[..., top : height - top, left : width - left]
 
 
-def framed_mask(mask: Tensor, wanted: Preprocessing) -> Tensor:
+def framed_mask(mask: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Brings class numbers ``(H, W)`` to the input size; a letterbox is filled with `IGNORE`."""
     fill = torch.tensor([IGNORE], dtype=mask.dtype)
-    return framed(mask[None], wanted, InterpolationMode.NEAREST, antialias=False, fill=fill)[0]
+    return framed(mask[None], preprocessing, InterpolationMode.NEAREST, antialias=False, fill=fill)[0]
 
 
-def framed_boxes(boxes: Tensor, wanted: Preprocessing, height: int, width: int) -> Tensor:
+def framed_boxes(boxes: Tensor, preprocessing: Preprocessing, height: int, width: int) -> Tensor:
     """Scales boxes ``(n, 4 or more)``, whose first four columns are x0, y0, x1, y1 in pixels, with their image.
 
     Args:
         boxes: The boxes; further columns stay.
-        wanted: Sizes and fit, which must not be ``crop``.
+        preprocessing: Sizes and fit, which must not be ``crop``.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
     """
-    if wanted.crop is None:
+    if preprocessing.crop is None:
         return boxes
-    inner_height, inner_width = inner_size(wanted, height, width)
+    inner_height, inner_width = inner_size(preprocessing, height, width)
     scale = torch.tensor([inner_width / width, inner_height / height] * 2)
     return torch.cat([boxes[:, :4] * scale, boxes[:, 4:]], dim=1)
 
 
-def inner_size(wanted: Preprocessing, height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels of an image within its frame, for a fit that is not ``crop``."""
-    if wanted.crop is None or wanted.fit == "crop":
+def inner_size(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """Returns height and width in pixels of an image within its frame, for a fit that is not ``crop``."""
+    crop = preprocessing.crop
+    if crop is None or preprocessing.fit == "crop":
         raise ValueError("only an image that is fitted into a frame has an inner size")
-    if wanted.fit == "stretch":
-        return wanted.crop, wanted.crop
-    scale = wanted.crop / max(height, width)
+    if preprocessing.fit == "stretch":
+        return crop, crop
+    scale = crop / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class Frame(Front):
-    """Frames and normalises images as `Evaluation`, with sizes that stay symbols.
+    """Does what `Evaluation` does, in operations that a traced graph holds for images of any size.
 
-    The sizes are computed in whole numbers from those of the input, so that a traced graph takes any image. The result
-    equals torchvision's functions on uint8 tensors, which round the resized image to whole levels.
+    All sizes are computed in whole numbers from the symbolic size of the input. The result equals that of torchvision's
+    functions on uint8 tensors, which round the resized image to whole levels.
 
     Args:
         preprocessing: Sizes, statistics, interpolation and fit.
 
     Raises:
-        UserError: If images are interpolated in a way that the graph has no operations for.
+        UserError: If a graph has no operation for the interpolation.
     """
 
     inputs: Mapping[str, str] = {"images": "uint8 (N, height, width, channels), of any size; all of one batch alike"}
@@ -340,7 +345,10 @@ class Frame(Front):
         return {"preprocessing": json.dumps(self.preprocessing.description())}
 
     def unframed(self, scores: Tensor, *arrays: Tensor) -> Tensor:
-        """Brings scores ``(N, classes, crop, crop)`` back to the size of their images, if framing kept all of these."""
+        """Brings scores ``(N, classes, crop, crop)`` back to the size of their images.
+
+        With the fit ``crop`` they stay, because scores of the parts that were cut off are missing.
+        """
         (images,) = arrays
         if self.fit == "crop":
             return scores
@@ -354,17 +362,21 @@ class Frame(Front):
             return self._resized(x, self.crop, self.crop)
         height, width = self._inner(x.shape[2], x.shape[3]), self._inner(x.shape[3], x.shape[2])
         x = self._resized(x, height, width)
-        # Filled up with the mean colour; padding knows one value for all channels.
+        # Fill up with the mean colour: `pad` has one value for all channels, so it pads differences from the mean by 0.
         return functional.pad(x - self.fill, [0, self.crop - width, 0, self.crop - height]) + self.fill
 
-    def _inner(self, side: int, other: int) -> int:
-        """A side within a letterbox: scaled with the longer one, halves to the even number, at least one pixel."""
-        long: int = _most(side, other)
-        whole = side * self.crop // long
-        rest = 2 * (side * self.crop - whole * long) - long  # above 0: round up; 0: to the even number
-        up = _least(_most(rest, 0), 1)
-        half = 1 - _least(_most(rest, -rest), 1)
-        inner: int = _most(whole + up + half * (whole % 2), 1)
+    def _inner(self, side: int, across: int) -> int:
+        """Returns a side of the image within a letterbox: ``max(1, round(side * crop / longer side))``.
+
+        Computed without floats and branches, which a traced graph cannot have here: `up` and `tie` are 0 or 1.
+        Python's `round`, which `inner_size` uses, rounds halves to the even number.
+        """
+        longer: int = _most(side, across)
+        whole = side * self.crop // longer
+        excess = 2 * (side * self.crop - whole * longer) - longer  # positive above one half, 0 at one half
+        up = _least(_most(excess, 0), 1)
+        tie = 1 - _least(_most(excess, -excess), 1)
+        inner: int = _most(whole + up + tie * (whole % 2), 1)
         return inner
 
     def _resized(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -376,7 +388,7 @@ class Frame(Front):
             align_corners=False,
         )
         if self.mode == "bicubic":
-            x = x.clamp(0.0, 255.0)  # it overshoots
+            x = x.clamp(0.0, 255.0)  # bicubic interpolation overshoots at edges
         return x.round()
 
     def _without_ends(self, x: Tensor) -> Tensor:
@@ -388,19 +400,22 @@ class Frame(Front):
         return x
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Fills up images that are smaller than the crop, black, as torchvision's `center_crop`."""
+        """Pads images that are smaller than the crop with black, like torchvision's `center_crop`."""
         lacks_h, lacks_w = _most(self.crop - x.shape[2], 0), _most(self.crop - x.shape[3], 0)
         sides = [lacks_w // 2, (lacks_w + 1) // 2, lacks_h // 2, (lacks_h + 1) // 2]
         return functional.pad(x, sides)
 
     def _start(self, size: int) -> int:
-        """Half of what is too much, halves to the even number, as Python's `round` and so torchvision."""
+        """Returns the first row or column of the crop: half of the excess, rounded like Python's `round`.
+
+        That rounds halves to the even number, and torchvision's `center_crop` uses it.
+        """
         half = (size - self.crop) // 2
         return half + ((size - self.crop) % 2) * (half % 2)
 
 
 def three_channels(image: Tensor) -> Any:
-    """Returns an image ``(C, H, W)`` as an array ``(H, W, 3)``: grey for any number of channels but three."""
+    """Returns an image ``(C, H, W)`` as an array ``(H, W, 3)``; grey, unless it has three channels."""
     pixels = image.numpy()
     if len(pixels) != 3:
         pixels = np.repeat(pixels.mean(axis=0, keepdims=True).astype(np.uint8), 3, axis=0)
@@ -415,7 +430,7 @@ def overlaid(image: Any, mask: Any, palette: Sequence[Sequence[float]]) -> Any:
 
 
 def colours(count: int) -> list[tuple[float, ...]]:
-    """A colour for each class, red, green and blue in 0 to 1; those of the figures of a run."""
+    """Returns a colour for each class, red, green and blue in 0 to 1, as in the figures of a run."""
     from matplotlib import colormaps
 
     names = colormaps["tab10" if count <= 10 else "tab20"]
@@ -423,7 +438,7 @@ def colours(count: int) -> list[tuple[float, ...]]:
 
 
 def with_palette(numbers: np.ndarray, palette: Sequence[Sequence[float]]) -> Image.Image:
-    """A picture whose pixels are numbers, and which is shown in colours."""
+    """Makes a picture whose pixels are class numbers, and which viewers show in colours."""
     picture = Image.fromarray(numbers, mode="P")
     picture.putpalette([round(255 * part) for colour in palette for part in colour])
     return picture

@@ -1,4 +1,4 @@
-"""Sounds: how they are decoded, brought to a rate, a length and a loudness, also inside of an exported graph."""
+"""Sounds: decoding, resampling, length and normalisation, also inside an exported graph."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ EXTENSIONS = (
     *(".wav", ".wave", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
 )
-"""Endings of sounds that libsndfile reads, in small letters; ``.m4a`` and ``.wma`` it does not."""
+"""Endings of sound files that libsndfile reads, in lower case. It reads neither ``.m4a`` nor ``.wma``."""
 SLOWEST, FASTEST = 1000, 400_000
-"""Samples per second that a sound may have: with other rates resampling would take all memory, or forever."""
+"""Samples per second that a file may have: with other rates resampling would take all memory, or for ever."""
 LONGEST = 2**28
-"""Samples of all channels that a file may have, 1 GB once decoded: 4 hours at 16 kHz."""
+"""Samples that a file may have over all channels: 1 GB once decoded, 4 hours at 16 kHz in mono."""
 
 
 class _Content(io.BytesIO):
-    """The bytes of a file; going to a place in front of them fails as in a file, which libsndfile understands."""
+    """The bytes of a file. Seeking to a negative position returns -1, as libsndfile expects; BytesIO would raise."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
@@ -44,14 +44,14 @@ class _Content(io.BytesIO):
 
 @dataclass(frozen=True)
 class AudioPreprocessing(Modality):
-    """How a sound becomes the network's input; the part of the weights that is not a tensor.
+    """How a sound becomes the network's input. It belongs to the weights, like their tensors.
 
     Attributes:
         sample_rate: Samples per second that the network takes.
-        seconds: Every clip is cut or padded with silence to this length; ``None`` keeps the lengths and masks the
+        seconds: Length to which every clip is cut or padded with silence; ``None`` keeps the lengths, and masks the
             padding of a batch.
-        shortest: Clips with fewer samples are padded with silence to this many, in samples at `sample_rate`.
-        normalise: Whether each clip is brought to mean 0 and variance 1, over its real samples.
+        shortest: Number of samples, at `sample_rate`, to which shorter clips are padded with silence.
+        normalise: Whether to bring the samples of each clip, without padding, to mean 0 and variance 1.
     """
 
     sample = "sound"
@@ -66,10 +66,10 @@ class AudioPreprocessing(Modality):
         """Turns a waveform ``(samples,)`` into the network's input.
 
         Returns:
-            A tensor ``(samples,)`` where the length is fixed, else ``audio`` and ``mask`` of that length.
+            A tensor ``(samples,)`` if the length is fixed, else ``audio`` and ``mask`` of the clip's length.
         """
         if self.normalise and len(clip):
-            # As transformers' Wav2Vec2FeatureExtractor does it; 1e-7 keeps silence finite.
+            # As transformers' Wav2Vec2FeatureExtractor does; 1e-7 prevents a division by zero for silence.
             clip = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
         if self.seconds is not None:
             length = max(round(self.seconds * self.sample_rate), self.shortest)
@@ -79,7 +79,7 @@ class AudioPreprocessing(Modality):
 
     @property
     def raw(self) -> RawSounds:
-        """Sound files and waveforms."""
+        """Raw samples: sound files and waveforms."""
         return RawSounds(self.sample_rate)
 
     def prepare(self, sample: Tensor) -> Value:
@@ -91,11 +91,11 @@ class AudioPreprocessing(Modality):
         return sample.numpy()
 
     def front(self) -> Waveform:
-        """Returns what brings waveforms to length and loudness."""
+        """Returns the module that fixes the length of waveforms and normalises them."""
         return Waveform(self)
 
     def example(self) -> Value:
-        """Returns an input of one sample (one second where the length is free), without a batch dimension."""
+        """Returns the input of one sample (one second if the length is free), without a batch dimension."""
         return self(torch.zeros(round((self.seconds or 1.0) * self.sample_rate)))
 
 
@@ -115,20 +115,20 @@ class RawSounds(RawInput):
         """Decodes a sound file, mixed to mono and resampled."""
         return decode(content, self.rate)[0]
 
-    def value(self, given: Any) -> Tensor:
-        """Takes an array ``(samples,)`` at the network's rate."""
-        clip = torch.as_tensor(given, dtype=torch.float32)
+    def value(self, array: Any) -> Tensor:
+        """Converts an array ``(samples,)`` at the network's rate."""
+        clip = torch.as_tensor(array, dtype=torch.float32)
         if clip.ndim != 1 or not len(clip):
             raise ValueError(f"a sound must be an array (samples,) but got {tuple(clip.shape)}")
         return clip
 
 
 def decode(content: bytes, rate: int) -> tuple[Tensor, int]:
-    """Decodes a sound file (WAV, FLAC, OGG, MP3 and what else libsndfile reads), mixed to mono.
+    """Decodes a sound file (WAV, FLAC, OGG, MP3 and all others that libsndfile reads), mixed to mono.
 
     Args:
-        content: The file.
-        rate: Wanted samples per second. Resampling is polyphase, with a filter against aliasing.
+        content: The bytes of the file.
+        rate: Samples per second of the result. Resampling is polyphase, with a filter against aliasing.
 
     Returns:
         The waveform float32 ``(samples,)`` in -1 to 1, and the file's own samples per second.
@@ -143,6 +143,7 @@ def decode(content: bytes, rate: int) -> tuple[Tensor, int]:
     try:
         with soundfile.SoundFile(_Content(content)) as file:
             own, frames, channels = file.samplerate, file.frames, file.channels
+            # The header is checked before anything is decoded: a damaged one may announce any number.
             if not SLOWEST <= own <= FASTEST:
                 raise ValueError(f"it says {own} samples per second, but {SLOWEST} to {FASTEST} can be read")
             if frames * channels > LONGEST:
@@ -158,19 +159,19 @@ def decode(content: bytes, rate: int) -> tuple[Tensor, int]:
     return torch.from_numpy(resample(mono, own, rate)), int(own)
 
 
-def resample(clip: np.ndarray, own: int, wanted: int) -> np.ndarray:
-    """Resamples a waveform ``(samples,)``; as it is where the rates are equal."""
-    if own == wanted:
+def resample(clip: np.ndarray, own: int, rate: int) -> np.ndarray:
+    """Resamples a waveform ``(samples,)`` from `own` to `rate` samples per second."""
+    if own == rate:
         return clip
-    common = math.gcd(own, wanted)
-    return np.asarray(resample_poly(clip, wanted // common, own // common), dtype=np.float32)
+    common = math.gcd(own, rate)
+    return np.asarray(resample_poly(clip, rate // common, own // common), dtype=np.float32)
 
 
 def _soundfile() -> ModuleType:
     try:
         import soundfile
     except ModuleNotFoundError as error:
-        if error.name != "soundfile":
+        if error.name != "soundfile":  # soundfile is installed, and something that it needs is not
             raise
         raise MissingExtraError("soundfile", "speech") from None
     module: ModuleType = soundfile
@@ -194,17 +195,17 @@ class Waveform(Front):
         self.preprocessing = preprocessing
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Turns float32 ``(N, samples)`` at the network's rate, all real, into the network's input."""
-        wanted = self.preprocessing
-        if wanted.normalise:
-            spread, mean = torch.var_mean(audio, dim=1, keepdim=True, correction=0)
-            audio = (audio - mean) / torch.sqrt(spread + 1e-7)
-        if wanted.seconds is not None:
-            length = max(round(wanted.seconds * wanted.sample_rate), wanted.shortest)
-            # Silence first, so that what is cut out has a size that is known.
+        """Turns float32 ``(N, samples)`` at the network's rate, without padding, into the network's input."""
+        preprocessing = self.preprocessing
+        if preprocessing.normalise:
+            variance, mean = torch.var_mean(audio, dim=1, keepdim=True, correction=0)
+            audio = (audio - mean) / torch.sqrt(variance + 1e-7)
+        if preprocessing.seconds is not None:
+            length = max(round(preprocessing.seconds * preprocessing.sample_rate), preprocessing.shortest)
+            # Pad by the whole length and then cut: a traced graph cannot choose between padding and cutting.
             return functional.pad(audio, (0, length)).narrow(1, 0, length)
-        lacking: Any = torch.sym_max(wanted.shortest - audio.shape[1], 0)
-        # Without a mask: all is real, which a graph could not read off its values.
+        lacking: Any = torch.sym_max(preprocessing.shortest - audio.shape[1], 0)
+        # Without a mask: all samples are real, and a traced graph could not tell from the mask's values.
         return functional.pad(audio, (0, lacking))
 
     def arrays(self, samples: Sequence[Any]) -> tuple[NDArray[Any], ...]:
@@ -212,11 +213,11 @@ class Waveform(Front):
         return (np.stack([clip.numpy() for clip in samples]),)
 
     def example(self) -> tuple[Tensor, ...]:
-        """Returns two sounds of half a second, not silent: a spectrogram of nothing is a special case."""
+        """Returns two sounds of half a second, not silent: the spectrogram of silence is a special case."""
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(2, self.preprocessing.sample_rate // 2, generator=generator),)
 
     def about(self) -> dict[str, str]:
-        """Returns the rate, and what is done to a sound."""
-        wanted = self.preprocessing
-        return {"rate": str(wanted.sample_rate), "preprocessing": json.dumps(wanted.description())}
+        """Returns the rate and the preprocessing."""
+        preprocessing = self.preprocessing
+        return {"rate": str(preprocessing.sample_rate), "preprocessing": json.dumps(preprocessing.description())}

@@ -1,4 +1,4 @@
-"""Values: what goes into a backbone and crosses the boundaries between its stages, for one sample or a batch."""
+"""Values: the inputs of a backbone and what crosses the boundaries between its stages, for a sample or a batch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 from torch.nn import functional
 
 Value = Tensor | dict[str, Tensor]
-"""A tensor, or named tensors. In a batch, the first dimension of each is the batch.
+"""A tensor, or named tensors. In a batch, the first dimension of each tensor is the batch.
 
-In a dict, ``"mask"`` (bool, ``(batch, length)``, true where there is something) says which positions are real: every
-other leaf whose second dimension is ``length`` is a sequence that was padded. Leaves without it have fixed shapes.
+In a dict, ``"mask"`` (bool, ``(batch, length)``) is true at real positions. Any other leaf whose second dimension is
+``length`` is a padded sequence; the remaining leaves have fixed shapes.
 """
 
-SINGLE = "value"  # the name of a tensor that is a value by itself
+SINGLE = "value"  # the leaf name of a value that is a single tensor
 
 
 def leaves(value: Value) -> dict[str, Tensor]:
-    """Returns a value's tensors by name; one that is a tensor itself is called ``"value"``."""
+    """Returns the tensors of a value by name; the name of a single tensor is ``"value"``."""
     return value if isinstance(value, dict) else {SINGLE: value}
 
 
 def from_leaves(named: Mapping[str, Tensor]) -> Value:
-    """Puts back together what `leaves` took apart."""
+    """Makes a value of its leaves; the inverse of `leaves`."""
     return named[SINGLE] if set(named) == {SINGLE} else dict(named)
 
 
 def stack(samples: Sequence[Value]) -> Value:
-    """Stacks samples to a batch; tensors of unequal size are padded with zeros at their ends.
+    """Stacks samples into a batch; tensors of different sizes are padded with zeros at their ends.
 
     Args:
         samples: Values without a batch dimension, all with the same leaves.
@@ -41,13 +41,13 @@ def stack(samples: Sequence[Value]) -> Value:
 
 
 def unstack(batch: Value) -> list[Value]:
-    """Takes a batch apart; sequences lose the padding that the mask leaves out."""
+    """Splits a batch into samples, and removes the padding of sequences, which the mask marks."""
     if isinstance(batch, Tensor):
         return list(batch)
     mask = batch.get("mask")
     if mask is None:
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-    # Up to the last real position, wherever the padding lies in between.
+    # A sequence ends with its last real position; masked positions in front of that stay.
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     lengths = (mask * positions).amax(dim=1).tolist() if mask.shape[1] else [0] * len(mask)
     sequences = {name for name, leaf in batch.items() if leaf.ndim > 1 and leaf.shape[1] == mask.shape[1]}
@@ -58,14 +58,14 @@ def unstack(batch: Value) -> list[Value]:
 
 
 def to_device(part: Any, device: torch.device) -> Any:
-    """Moves tensors, wherever they are in dicts, lists and tuples, to a device; the rest stays as it is."""
+    """Moves tensors to a device, also within dicts, lists and tuples; anything else stays as it is."""
     if isinstance(part, Tensor):
         return part.to(device, non_blocking=True)
     if isinstance(part, dict):
         return {key: to_device(value, device) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
         moved = [to_device(value, device) for value in part]
-        return part._make(moved) if hasattr(part, "_make") else type(part)(moved)
+        return part._make(moved) if hasattr(part, "_make") else type(part)(moved)  # a named tuple takes no sequence
     return part
 
 
@@ -77,5 +77,6 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _pad(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-    missing = [size - have for size, have in zip(sizes, tensor.shape, strict=True)]
-    return functional.pad(tensor, [extent for pair in ((0, m) for m in reversed(missing)) for extent in pair])
+    missing = [size - extent for size, extent in zip(sizes, tensor.shape, strict=True)]
+    # `pad` takes a pair (front, end) for each dimension, the last dimension first.
+    return functional.pad(tensor, [amount for end in reversed(missing) for amount in (0, end)])
