@@ -1,4 +1,4 @@
-"""The weights of the best epoch by a metric: kept while training goes on, and put back."""
+"""Keeps the weights of the best epoch by a metric during training, and restores them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlresearch.finetuning.schedule import Metrics, Plateau
 
 @dataclass
 class BestWeights:
-    """Keeps a copy of the changing weights at the best epoch of a metric."""
+    """A copy of the changing weights at the best epoch of a metric."""
 
     rule: Plateau
     value: float | None = None
@@ -23,7 +23,7 @@ class BestWeights:
     tensors: dict[str, Tensor] | None = None
 
     def offer(self, epoch: int, metrics: Metrics, weights: Mapping[str, Tensor]) -> None:
-        """Takes the weights if this epoch is the best so far."""
+        """Copies the weights if this epoch is the best so far."""
         if self.rule.metric not in metrics:
             raise ConfigError([f"'{self.rule.metric}' is not recorded; recorded: {', '.join(sorted(metrics))}"])
         value = metrics[self.rule.metric]
@@ -34,16 +34,16 @@ class BestWeights:
     def restore(self, task: Loadable) -> None:
         """Puts the best weights back."""
         if self.tensors is not None:
-            # Frozen stages are as they were, and have no copy.
+            # Frozen stages did not change, and have no copy.
             load_tensors(task, self.tensors, f"the weights of epoch {self.epoch}", required=())
 
 
 def pack(best: BestWeights | None) -> dict[str, Any] | None:
-    """Returns plain containers and tensors for a checkpoint."""
+    """Returns the state for a checkpoint, in plain containers and tensors."""
     return None if best is None else {"value": best.value, "epoch": best.epoch, "tensors": best.tensors}
 
 
 def unpack(best: BestWeights | None, state: dict[str, Any] | None) -> None:
-    """Takes up what `pack` gave."""
+    """Restores the state that `pack` returned."""
     if best is not None and state is not None:
         best.value, best.epoch, best.tensors = state["value"], state["epoch"], state["tensors"]

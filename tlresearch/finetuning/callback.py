@@ -1,4 +1,4 @@
-"""The freeze schedule at work: a Lightning callback that enters phases, sets rates and guards what is frozen."""
+"""The Lightning callback of the freeze schedule: it enters phases, sets rates and checks that frozen weights stay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Gathering(Protocol):
-    """A module that gathers the metrics of an epoch itself, and knows which tensors training can change."""
+    """A module that collects the metrics of an epoch itself, and knows which tensors training can change."""
 
     def finish_epoch(self) -> dict[str, float]:
         """Returns the metrics of the epoch that ended."""
@@ -39,26 +39,26 @@ class Gathering(Protocol):
 
 
 class FrozenWeightsMovedError(RuntimeError):
-    """Parameters or buffers of a frozen stage changed during a phase: a bug, and reason to stop the run."""
+    """Parameters or buffers of a frozen stage changed during a phase: a bug, for which the run must stop."""
 
 
 class RunPrunedError(Exception):
-    """Raised by a listener to end a run that is not worth going on with; the run counts as pruned, not failed."""
+    """Raised by a listener to end an unpromising run; the run counts as pruned, not as failed."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What listeners are told after each epoch.
+    """The report that listeners get after each epoch.
 
     Attributes:
         epoch: Number of the epoch that ended, 0 first.
         metrics: Its metrics, such as ``val/accuracy``.
-        phase: The phase it belonged to; `phase_start`: that phase's first epoch.
-        rates: Rate of each stage and, last, the head at the epoch's end; 0 where frozen.
-        trainable: Trained parameters of each stage and, last, the head.
+        phase: The phase of the epoch; `phase_start`: the phase's first epoch.
+        rates: Rate of each stage and, last, the head at the epoch's end; 0 if frozen.
+        trainable: Number of trained parameters of each stage and, last, the head.
         phase_end: Why the phase ended with this epoch; empty if it goes on.
         gradients: Norm of the gradient of each stage and, last, the head in the epoch's last step, after clipping; 0
-            where frozen.
+            if frozen.
     """
 
     epoch: int
@@ -77,18 +77,18 @@ Listener = Callable[[EpochReport], None]
 class FreezeScheduleCallback(L.Callback):
     """Runs a freeze schedule over a module with one optimizer.
 
-    Before the first step the groups of the optimizer are split by stage, once; a phase changes rates, modes and
-    ``requires_grad``, never a group. When training ends ``requires_grad`` and modes are again as they were.
+    Before the first step the groups of the optimizer are split by stage, once. A phase changes rates, modes and
+    ``requires_grad``, never a group. When training ends, ``requires_grad`` and modes are restored.
 
     Args:
-        schedule: The phases; ``None`` where `find_parts` makes them.
-        seed: Seed of order, dropout and the like; each epoch's and each step's random numbers are a function of it and
-            the epoch and step alone, so that a resumed run draws the same ones.
+        schedule: The phases; ``None`` if `find_parts` sets them.
+        seed: Seed of order, dropout and the like. The random numbers of an epoch and a step depend only on seed, epoch
+            and step, so that a resumed run draws the same numbers.
         select: Rule for the best epoch of the whole run; ``None`` keeps the last weights.
-        early_stopping: Ends the run early.
-        listeners: Called in order after each epoch. One that raises ends the run.
-        on_phase: Called when a phase begins, with frozen stages in eval mode: where the data moves to its boundary.
-        weights: Returns the weights that validation saw, where they are not the trained ones but their average.
+        early_stopping: Rule that ends the run early.
+        listeners: Called in order after each epoch. A listener that raises ends the run.
+        on_phase: Called when a phase begins, with frozen stages in eval mode, to move the data to the boundary.
+        weights: Returns the weights that validation uses, if these are an average of the trained weights.
     """
 
     schedule: FreezeSchedule
@@ -119,19 +119,19 @@ class FreezeScheduleCallback(L.Callback):
         self._restored: dict[str, Any] | None = None
         self._own: list[dict[str, Any]] = []
         self._parts: Parts | None = None
-        self._before: tuple[list[tuple[torch.nn.Parameter, bool]], list[tuple[torch.nn.Module, bool]]] = ([], [])
+        self._initial: tuple[list[tuple[torch.nn.Parameter, bool]], list[tuple[torch.nn.Module, bool]]] = ([], [])
         self._batches = 1
         self._gradients: tuple[float, ...] = ()
 
     @property
     def parts(self) -> Parts:
-        """The stages and the head; there are none before training begins."""
+        """The stages and the head; not available before training begins."""
         assert self._parts is not None
         return self._parts
 
     @property
     def position(self) -> Position:
-        """Where the run stands."""
+        """The phase and epoch that come next, computed from the history."""
         return self.schedule.position(self.history)
 
     @property
@@ -141,15 +141,15 @@ class FreezeScheduleCallback(L.Callback):
         return stopped or self.position.phase == len(self.schedule.phases)
 
     def restore_selected(self, module: torch.nn.Module) -> None:
-        """Puts the weights in place that the run has come to: the best, else the average, else the last."""
+        """Loads the selected weights into the module: those of the best epoch, else the average, else the last."""
         if self.best is not None:
             self.best.restore(module)
         elif self.weights is not None:
-            # Frozen stages are as they were.
+            # Frozen stages did not change.
             load_tensors(module, self.weights(), "the result of training", required=())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; plain containers and tensors only."""
+        """Returns everything that a resumed run needs, in plain containers and tensors."""
         return {
             "history": self.history,
             "entered": self._entered,
@@ -163,10 +163,10 @@ class FreezeScheduleCallback(L.Callback):
         return sorted(self.state_dict().keys() - state.keys())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
-            ConfigError: If another version of tlresearch gave it.
+            ConfigError: If the state is of another version of tlresearch.
         """
         if lacking := self.lacking(state):
             raise ConfigError(
@@ -187,14 +187,14 @@ class FreezeScheduleCallback(L.Callback):
         return find_parts(module, None, None)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Splits the optimizer's groups by stage, before a checkpoint's moments are put into them.
+        """Splits the optimizer's groups by stage, before Lightning loads a checkpoint's moments into them.
 
         Raises:
             ConfigError: If there is not one optimizer, or it lacks parameters.
         """
         self._parts = self.find_parts(trainer, pl_module)
         self._gradients = (0.0,) * len(self._parts.names)
-        self._before = (
+        self._initial = (
             [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()],
             [(layer, layer.training) for layer in pl_module.modules()],
         )
@@ -204,7 +204,7 @@ class FreezeScheduleCallback(L.Callback):
         param_groups.regroup(only_optimizer(trainer, pl_module), self.parts, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Enters the phase the history leads to: the first, or a resumed one with its digests."""
+        """Enters the phase that follows from the history: the first, or the phase of a resumed run with its digests."""
         if self.finished:
             trainer.should_stop = True
             return
@@ -213,11 +213,11 @@ class FreezeScheduleCallback(L.Callback):
         self._enter_phase(trainer, pl_module, resumed=resumed)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sets the modes, which Lightning and evaluation may have changed."""
+        """Sets train and eval modes again, which Lightning and evaluation may have changed."""
         self._apply_modes()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Makes the ranks agree on norm statistics, which each has taken from its own share of the batches."""
+        """Makes norm statistics equal on all ranks; each rank computed them from its own share of the batches."""
         if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             param_groups.synchronise_buffers(self.parts)
 
@@ -231,7 +231,8 @@ class FreezeScheduleCallback(L.Callback):
     ) -> None:
         """Seeds the step and sets the rate of each group."""
         if batch_idx == 0:
-            self._apply_modes()  # which the module's own hook at the epoch's start may have changed
+            self._apply_modes()  # the module's own hook at the start of the epoch may have changed them
+        # The factors are primes: different seeds, epochs, steps and ranks give different numbers.
         step = len(self.history) * 1_000_003 + batch_idx
         seed_all((self.seed * 1_000_033 + step) * 1_009 + trainer.global_rank)
         here = self.position
@@ -244,19 +245,19 @@ class FreezeScheduleCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures the gradients of the epoch's last step, which Lightning drops before it validates."""
+        """Measures the gradients of the epoch's last step, before Lightning drops them."""
         if batch_idx + 1 == self._batches:
             self._gradients = tuple(_gradient_norm(module) for module in self.parts.modules)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the epoch's metrics into the history, and ends the phase or the run if it is time."""
+        """Adds the epoch's metrics to the history, and ends the phase or the run if the schedule says so."""
         if trainer.world_size > 1:
             param_groups.synchronise_buffers(self.parts)
         self._end_epoch(trainer, pl_module, self._epoch_metrics(trainer, pl_module))
 
     def _end_epoch(self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: dict[str, float]) -> None:
-        epoch, before = len(self.history), self.position
-        phase = self.schedule.phases[before.phase]
+        epoch, previous = len(self.history), self.position
+        phase = self.schedule.phases[previous.phase]
         rates = param_groups.stage_rates(_plain(trainer.optimizers[0]), len(self.parts.names))
         trainable = tuple(_trainable(module) for module in self.parts.modules)
         self.history.append(metrics)
@@ -264,47 +265,47 @@ class FreezeScheduleCallback(L.Callback):
             if keeper is not None:
                 keeper.offer(epoch, metrics, self.weights() if self.weights else _changing(pl_module))
         here = self.position
-        if here.phase != before.phase:
+        if here.phase != previous.phase:
             self._leave_phase(pl_module, phase, here)
-        reason = here.reason if here.phase != before.phase else ""
-        report = EpochReport(epoch, metrics, phase, before.starts[-1], rates, trainable, reason, self._gradients)
-        self._tell(trainer, report)
+        reason = here.reason if here.phase != previous.phase else ""
+        report = EpochReport(epoch, metrics, phase, previous.starts[-1], rates, trainable, reason, self._gradients)
+        self._notify(trainer, report)
         if self.finished:
             trainer.should_stop = True
-        elif here.phase != before.phase:
+        elif here.phase != previous.phase:
             self._enter_phase(trainer, pl_module, resumed=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says which phases were not reached, where something else than the schedule ended the run."""
+        """Warns of phases that were not reached, if something other than the schedule ended the run."""
         here = self.position
         missed = self.schedule.phases[here.phase + (here.epoch > here.starts[-1]) :]
         if missed:
             log.warning("training ended before these phases were reached: %s", ", ".join(p.name for p in missed))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gives the module back with the modes and the ``requires_grad`` that it came with."""
-        self._put_back()
+        """Restores the module's modes and ``requires_grad``."""
+        self._restore_flags()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Gives the module back as after a run that ended well."""
-        self._put_back()
+        """Restores the module's modes and ``requires_grad`` after an error, too."""
+        self._restore_flags()
 
-    def _put_back(self) -> None:
-        for parameter, needed in self._before[0]:
-            parameter.requires_grad_(needed)
-        for layer, training in self._before[1]:
+    def _restore_flags(self) -> None:
+        for parameter, requires_grad in self._initial[0]:
+            parameter.requires_grad_(requires_grad)
+        for layer, training in self._initial[1]:
             layer.training = training
-        self._before = ([], [])
+        self._initial = ([], [])
 
     def _epoch_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         if isinstance(module, Gathering):
             return module.finish_epoch()
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        # Each rank may have logged its own share; phases must end on all of them together.
+        # Each rank may have logged other values, but a phase must end on all ranks at the same time.
         return trainer.strategy.broadcast(metrics) if trainer.world_size > 1 else metrics
 
-    def _tell(self, trainer: L.Trainer, report: EpochReport) -> None:
-        """Tells the listeners; those of rank 0 prune the run for all ranks, which must stop together."""
+    def _notify(self, trainer: L.Trainer, report: EpochReport) -> None:
+        """Calls the listeners. If a listener of rank 0 prunes the run, all ranks stop at the same time."""
         pruned: RunPrunedError | None = None
         try:
             for listener in self.listeners:
@@ -346,7 +347,8 @@ class FreezeScheduleCallback(L.Callback):
         log.info("epoch %d: phase '%s' ends: %s", here.epoch - 1, phase.name, here.reason)
 
     def _check_frozen(self, phase: Phase) -> None:
-        param_groups.apply_modes(phase, self.parts)  # the next phase's may let more of them move
+        # With the modes of this phase: they decide which buffers count as frozen.
+        param_groups.apply_modes(phase, self.parts)
         now = param_groups.digests(param_groups.frozen_tensors(phase, self.parts))
         moved = [name for name, digest in self._digests.items() if now.get(name) != digest]
         if moved or now.keys() != self._digests.keys():
@@ -379,7 +381,7 @@ def only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> Optimizer:
 
 
 def _plain(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside Lightning's wrapper."""
+    """Returns the torch optimizer inside Lightning's wrapper."""
     inner = getattr(optimizer, "optimizer", optimizer)
     assert isinstance(inner, Optimizer)
     return inner
@@ -390,15 +392,15 @@ def _trainable(module: torch.nn.Module) -> int:
 
 
 def _gradient_norm(module: torch.nn.Module) -> float:
-    found = [whole(p.grad.float().norm()) for p in module.parameters() if p.requires_grad and p.grad is not None]
-    return float(torch.stack(found).norm()) if found else 0.0
+    norms = [whole(p.grad.float().norm()) for p in module.parameters() if p.requires_grad and p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def _rewrap(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Wraps the module in DistributedDataParallel anew, so that what was unfrozen is synchronised.
+    """Wraps the module in DistributedDataParallel again, so that gradients of unfrozen parameters are synchronised.
 
-    DDP registers its gradient hooks for the parameters that need a gradient when it wraps; those unfrozen later
-    are silently left out.
+    DDP registers gradient hooks when it wraps, for the parameters that need a gradient then. It silently leaves out
+    parameters that are unfrozen later.
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
@@ -407,7 +409,7 @@ def _rewrap(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 
 def _early_stopping_schedule(schedule: FreezeSchedule, rule: Plateau) -> FreezeSchedule:
-    """Early stopping is the schedule of one phase that spans the run: the same replay decides both."""
+    """Expresses early stopping as a schedule with one phase over the whole run, so that the same replay decides it."""
     rates = (0.0,) * (len(schedule.stage_names) + 1)
     phase = Phase("run", stages=(), rates=rates, epochs=schedule.max_epochs, until=rule)
     return FreezeSchedule((phase,), schedule.stage_names)

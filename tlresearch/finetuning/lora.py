@@ -1,9 +1,9 @@
-"""Low-rank adapters of peft inside the stages they belong to, and their merge into plain weights.
+"""peft's low-rank adapters inside the stages of a backbone, and merging them into the weights.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022). An adapted layer keeps its weight, frozen,
-under ``base_layer``; what is trained beside it are the parameters that the pattern ``@lora`` matches. Groups,
-digests, checkpoints and resume need to know nothing of this: adapters are parameters of their stage. Once training
-has ended `merge` gives the layers back as they were, the adapters added to their weights.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022). An adapted layer keeps its frozen weight
+under ``base_layer``; the pattern ``@lora`` matches the adapter's parameters, which are trained. Adapters are parameters
+of their stage, so groups, digests, checkpoints and resume need no code for them. After training, `merge` adds the
+adapters to the weights and restores the original layers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def inject(
         rank: Inner width of the adapters.
         alpha: The adapter's output is multiplied by ``alpha / rank``.
         dropout: Dropout in front of each adapter.
-        targets: Patterns of the names of layers; empty takes every linear layer, or every convolution where the
-            backbone has no linear layer.
+        targets: Patterns of layer names; if empty, every linear layer, or every convolution of a backbone without
+            linear layers.
         seed: Seed of the adapters' first weights.
 
     Returns:
@@ -58,27 +58,27 @@ def inject(
         torch.manual_seed(seed)
         for stage, names in zip(backbone.stages, chosen, strict=True):
             for name in names:
-                # One at a time, in a box of its own: peft finds layers by the ends of their names, and would
-                # otherwise leave its records on the stage.
+                # Each layer is adapted inside a container of its own: peft finds layers by the ends of their names,
+                # which may be ambiguous in a stage, and would leave its own attributes on the stage.
                 parent, _, key = name.rpartition(".")
                 holder = stage.get_submodule(parent)
-                box = nn.ModuleDict({"layer": holder.get_submodule(key)})
+                container = nn.ModuleDict({"layer": holder.get_submodule(key)})
                 config = peft.LoraConfig(
                     r=rank,
                     lora_alpha=alpha,
                     lora_dropout=dropout,
                     target_modules=["layer"],
-                    fan_in_fan_out=_transposed(box["layer"]),
+                    fan_in_fan_out=_transposed(container["layer"]),
                 )
-                peft.inject_adapter_in_model(config, box)
-                setattr(holder, key, box["layer"])
+                peft.inject_adapter_in_model(config, container)
+                setattr(holder, key, container["layer"])
     count = sum(map(len, chosen))
     log.info("%d layers of %d have an adapter of rank %d", count, sum(map(len, layers)), rank)
     return count
 
 
 def merge(backbone: StagedBackbone) -> None:
-    """Adds the adapters to the weights of their layers, in place; nothing of peft is left in the backbone."""
+    """Adds the adapters to the weights of their layers, in place, and removes peft's layers from the backbone."""
     for stage in backbone.stages:
         for name, layer in list(_adapted(stage)):
             layer.merge(safe_merge=True)
@@ -103,11 +103,11 @@ def _adapted(stage: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _adaptable(stage: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers an adapter changes the output of, and can be merged into.
+    """Yields the layers on which an adapter has an effect and into which it can be merged.
 
-    A layer whose weight is read instead of the layer being called (in a traced network, or inside
-    `nn.MultiheadAttention`) would have an adapter without effect. peft has one for the whole of
-    `nn.MultiheadAttention`, but it adds and subtracts the adapter at each step, so that the frozen weights drift.
+    An adapter has no effect on a layer whose weight is read without calling the layer, as in a traced network or
+    inside `nn.MultiheadAttention`. peft can adapt a whole `nn.MultiheadAttention`, but it adds the adapter to the
+    weights and subtracts it again at each step, so rounding makes the frozen weights drift.
     """
     called = None
     if isinstance(stage, fx.GraphModule):
@@ -117,7 +117,7 @@ def _adaptable(stage: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, nn.MultiheadAttention) or getattr(module, "weights_are_read", False):
             hidden.append(f"{name}.")
         if any(f"{name}.".startswith(prefix) for prefix in hidden) or not any(True for _ in module.parameters()):
-            continue  # without parameters: a layer that another stage holds
+            continue  # a layer without parameters here is held by another stage
         if called is not None and not any(name == target or name.startswith(f"{target}.") for target in called):
             continue
         if _linear(module) or _plain_convolution(module):
@@ -129,14 +129,15 @@ def _linear(module: nn.Module) -> bool:
 
 
 def _transposed(module: nn.Module) -> bool:
-    """Whether it is GPT-2's linear layer, whose weight is ``(in, out)``; where peft is, transformers is too."""
+    """Whether a module is GPT-2's linear layer, whose weight is ``(in, out)``."""
+    # transformers is installed wherever peft is, which depends on it.
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
 
 
 def _plain_convolution(module: nn.Module) -> bool:
-    """Whether peft's adapter fits: it knows neither groups nor dilation, nor any padding but zeros."""
+    """Whether peft can adapt a convolution: it supports neither groups nor dilation, and only padding with zeros."""
     return (
         isinstance(module, (nn.Conv1d, nn.Conv2d))
         and module.groups == 1
@@ -146,7 +147,7 @@ def _plain_convolution(module: nn.Module) -> bool:
 
 
 def _choose(layers: Sequence[dict[str, nn.Module]], targets: Sequence[str]) -> list[list[str]]:
-    """Names of the layers to adapt, by stage."""
+    """Returns the names of the layers to adapt, by stage."""
     every = [name for stage in layers for name in stage]
     if targets:
         missing = [pattern for pattern in targets if not fnmatch.filter(every, pattern)]

@@ -30,9 +30,9 @@ class Parts:
     Attributes:
         names: Names of the stages and, last, ``head``.
         modules: The modules, in the same order.
-        followers: Modules without weights of a stage, each with the container that it lies in: they are frozen while
-            everything in the container is.
-        fixed: Identities of parameters that the module itself keeps from training; no phase trains them.
+        followers: Modules without weights that are in no stage, each with its container: they are frozen while
+            everything in the container is frozen.
+        fixed: Identities of parameters that the module itself excludes from training; no phase trains them.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Parts:
 
 
 def staged_parts(backbone: StagedBackbone, head: nn.Module) -> Parts:
-    """The parts of a staged backbone with a head."""
+    """Returns the parts of a staged backbone with a head."""
     return Parts((*backbone.stage_names, HEAD), (*backbone.stages, head))
 
 
@@ -179,7 +179,7 @@ class _Finder:
 
 
 def _tensors(part: nn.Module | nn.Parameter) -> Iterator[Tensor]:
-    """Parameters and buffers."""
+    """Yields parameters and buffers."""
     if isinstance(part, nn.Parameter):
         yield part
         return
@@ -188,7 +188,7 @@ def _tensors(part: nn.Module | nn.Parameter) -> Iterator[Tensor]:
 
 
 def _inside(part: nn.Module | nn.Parameter) -> Iterator[object]:
-    """A part and everything that is in it."""
+    """Yields all modules, parameters and buffers in a part, the part included."""
     yield from _tensors(part)
     if isinstance(part, nn.Module):
         yield from part.modules()
@@ -199,19 +199,21 @@ def _children(names: Mapping[str, Any]) -> list[str]:
 
 
 def _overlaps(members: Mapping[str, Sequence[str]]) -> list[str]:
-    """What lies in two stages, by name."""
+    """Lists submodules that are in two stages."""
     problems = []
     placed = [(name, stage) for stage, names in members.items() for name in names]
-    for index, (name, stage) in enumerate(placed):
-        for other, second in placed[index + 1 :]:
-            if name == other or other.startswith(f"{name}.") or name.startswith(f"{other}."):
-                inner = max(name, other, key=len)
-                problems.append(f"stages: '{inner}' is in '{stage}' and in '{second}'; each submodule is in one stage")
+    for index, (first, stage) in enumerate(placed):
+        for second, second_stage in placed[index + 1 :]:
+            if first == second or second.startswith(f"{first}.") or first.startswith(f"{second}."):
+                inner = max(first, second, key=len)
+                problems.append(
+                    f"stages: '{inner}' is in '{stage}' and in '{second_stage}'; each submodule is in one stage"
+                )
     return problems
 
 
 def _left_out(module: nn.Module, members: Sequence[str]) -> list[str]:
-    """Trained weights and running statistics in no stage, by the largest submodule that is left out whole."""
+    """Lists trained weights and running statistics in no stage, by the largest submodule that is in no stage."""
 
     def covered(name: str) -> bool:
         return any(name == member or name.startswith(f"{member}.") for member in members)
@@ -240,7 +242,7 @@ def _largest(name: str, members: Sequence[str]) -> str:
 
 
 def _box(members: Mapping[str, nn.Module | nn.Parameter]) -> nn.Module:
-    """A module that holds others under the names they have in their own, and is called by nobody."""
+    """Makes a module that only holds members under the names that they have in their own module."""
     box = nn.Module()
     for name, member in members.items():
         *folders, last = name.split(".")
@@ -257,7 +259,7 @@ def _box(members: Mapping[str, nn.Module | nn.Parameter]) -> nn.Module:
 
 
 def _followers(module: nn.Module, boxes: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Containers of stages, and what lies in them without weights, such as a dropout between two stages."""
+    """Yields containers of stages, and modules without weights in them, such as a dropout between two stages."""
     inside = {id(layer) for box in boxes for layer in box.modules()}
     weights = {id(weight) for box in boxes for weight in box.parameters()}
     containers = {

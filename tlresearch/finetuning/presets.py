@@ -1,4 +1,4 @@
-"""Freeze schedules by name, and the step from config to schedule. Presets are functions that return phases. No torch.
+"""Freeze schedules by name (functions that return phases), and building a schedule from a config. No torch.
 
 Sources: `linear_probe`, `full` and `lp_ft` as in Kumar et al., "Fine-Tuning can Distort Pretrained Features and
 Underperform Out-of-Distribution" (ICLR 2022); `gradual` as in Howard and Ruder, "Universal Language Model
@@ -198,7 +198,7 @@ def _stage_number(key: str, stage: str, names: Sequence[str], problems: list[str
 def _rates(
     key: str, phase: PhaseConfig, config: ExperimentConfig, names: Sequence[str], problems: list[str]
 ) -> tuple[float, ...]:
-    """Base rates as in BEiT and timm: the head 1, the last stage the decay, the one before its square."""
+    """Returns base rates as in BEiT and timm: factor 1 for the head, ``decay`` for the last stage, then its powers."""
     base = config.optimizer.lr if phase.lr is None else phase.lr
     decay = config.optimizer.layer_lr_decay if phase.layer_lr_decay is None else phase.layer_lr_decay
     rates = [base * decay ** (len(names) - stage) for stage in range(len(names) + 1)]

@@ -1,4 +1,4 @@
-"""Regularisers that belong to fine-tuning: the pull towards the pretrained weights, averaging, stochastic depth."""
+"""Regularisers for fine-tuning: L2-SP, weight averaging, stochastic depth."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tlresearch.base.errors import ConfigError
 
 
 class L2SP:
-    """L2-SP: half the squared distance of the trained backbone weights from where they started, times `strength`.
+    """L2-SP: half the squared distance of the backbone's trained weights from their initial values, times `strength`.
 
     Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks"
-    (ICML 2018). The head has no starting point and is left to weight decay.
+    (ICML 2018). The head has no pretrained weights, so only weight decay acts on it.
 
     Args:
         backbone: The backbone with its pretrained weights; a copy of them is kept.
@@ -32,7 +32,7 @@ class L2SP:
         self.start = {name: weight.detach().clone() for name, weight in backbone.named_parameters()}
 
     def __call__(self, backbone: StagedBackbone) -> Tensor:
-        """Returns the penalty over the parameters that are trained now; a scalar."""
+        """Returns the penalty, a scalar, over the parameters that are trained in this phase."""
         distance = torch.zeros(())
         for name, weight in backbone.named_parameters():
             if weight.requires_grad:
@@ -64,11 +64,11 @@ class WeightAverage(L.Callback):
     """An exponential moving average of the trained weights, which validation, test and the result use.
 
     Polyak and Juditsky 1992; bias-corrected at the start as in timm: the decay is at most ``(1 + n) / (10 + n)``
-    at step n, so that early averages are not dominated by the starting weights. What is frozen has no average but
-    its weights: validation sees them, and so does an activation cache.
+    at step n, so that the initial weights do not dominate early averages. For frozen weights the average is set to the
+    weights themselves, so that validation and the activation cache agree.
 
-    The average is in place during validation alone. Training, the digests of frozen weights and the checkpoint's
-    weights are the trained ones; the freeze schedule asks for the average where it keeps the best epoch.
+    The average is in the module only during validation. Training, digests of frozen weights and the weights in
+    checkpoints use the trained weights. The freeze schedule reads the average when it keeps the best epoch.
 
     Args:
         decay: Share of the average that each step keeps.
@@ -87,13 +87,13 @@ class WeightAverage(L.Callback):
         return self.average
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the average at the first weights, or brings a resumed one to where they are."""
+        """Starts the average at the initial weights, or moves the average of a resumed run to their device."""
         now = self.tensors()
         start = self.average or now
         self.average = {name: start[name].detach().to(tensor.device, copy=True) for name, tensor in now.items()}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets go of the average of what a phase has frozen."""
+        """Sets the average of frozen layers to their weights."""
         now = self.tensors()
         for prefix, layer in pl_module.named_modules():
             weights = list(layer.parameters(recurse=False))
@@ -108,7 +108,7 @@ class WeightAverage(L.Callback):
     ) -> None:
         """Moves the average towards the weights after each step of the optimizer; counters are copied."""
         if trainer.global_step == self.steps:
-            return  # a batch whose gradient is accumulated
+            return  # the optimizer made no step: gradients are being accumulated
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, tensor in self.tensors().items():
@@ -118,27 +118,28 @@ class WeightAverage(L.Callback):
                 self.average[name].copy_(tensor)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts the average in place for evaluation."""
-        if trainer.state.fn == TrainerFn.FITTING:  # not `trainer.training`, which is false while it validates
+        """Loads the average for evaluation."""
+        if trainer.state.fn == TrainerFn.FITTING:  # not `trainer.training`, which is false during validation
             self._trained = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
-            load_tensors(pl_module, self.average, "the average of the weights", required=())  # what is frozen has none
+            # Not every tensor is required: stages that never change have no average.
+            load_tensors(pl_module, self.average, "the average of the weights", required=())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts the trained weights back."""
+        """Loads the trained weights again."""
         if self._trained:
             load_tensors(pl_module, self._trained, "the trained weights", required=())
             self._trained = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Makes the ranks agree, whose norm statistics have each seen another last batch."""
+        """Makes the average equal on all ranks: norm statistics differ, because each rank has seen other batches."""
         if trainer.world_size > 1:
             for tensor in self.average.values():
                 distributed.broadcast(tensor, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its age."""
+        """Returns the average and the number of steps in it."""
         return {"average": self.average, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.average, self.steps = state["average"], state["steps"]

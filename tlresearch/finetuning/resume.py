@@ -1,4 +1,4 @@
-"""A killed run goes on: its folder, its lock, and the checkpoint written after each epoch."""
+"""Resuming a killed run: its folder, its lock, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from tlresearch.base.ranks import is_leader
 log = logging.getLogger(__name__)
 
 DIGEST = 64  # characters of a SHA-256
-SHARE = 0.01  # of the time of a run that its checkpoints may take
+SHARE = 0.01  # largest share of a run's time that checkpoints may take
 SHARED = "TLRESEARCH_RUN_FOLDER"
-"""Environment variable by which rank 0 tells the others its folder."""
+"""Environment variable in which rank 0 passes its folder to the other ranks."""
 
 
 class RunFolder:
-    """The folder of one unfinished run, found again by what the run is.
+    """The folder of an unfinished run, named by a hash of the run's identity.
 
     The same recorded config (and parent) leads to the same folder, so the command that was killed finds the MLflow
     run and the checkpoint it left. A folder that another living process holds is not shared: the second run gets
     one of its own. Ranks above 0 of a distributed run share the folder of rank 0, which alone writes to it.
 
     Args:
-        identity: What makes the run the same run: the recorded config, and the parent's id for a trial.
+        identity: Text that is the same for the same run: the recorded config, and the parent's id for a trial.
 
     Raises:
         UserError: If the home folder cannot be written.
@@ -53,13 +53,13 @@ class RunFolder:
         if not is_leader():
             self.path = Path(os.environ.get(SHARED, self.path))
             return
-        self._lock = self._take()
+        self._lock = self._try_lock()
         if self._lock is None:
             self.path = self.path.with_name(f"{key}-{os.getpid()}")
-            self._lock = self._take()
+            self._lock = self._try_lock()
         os.environ[SHARED] = str(self.path)  # the ranks that Lightning starts inherit it
 
-    def _take(self) -> FileLock | None:
+    def _try_lock(self) -> FileLock | None:
         try:
             return take_lock(self.path / "lock", 0)
         except OSError as error:
@@ -70,11 +70,11 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the checkpoint lies, if there is one."""
+        """Path of the checkpoint, which may not exist."""
         return self.path / "last.ckpt"
 
     def read(self) -> dict[str, Any]:
-        """Returns what `write` kept, or nothing if the file is missing or was cut off while being written."""
+        """Returns what `write` stored; empty if the file is missing or damaged."""
         return read_folder(self.path)
 
     def write(self, **content: Any) -> None:
@@ -83,7 +83,7 @@ class RunFolder:
             write(self.path / "run.json", json.dumps(self.read() | content))
 
     def others(self, name: str) -> list[Path]:
-        """Folders of other runs of a name that no process holds: they were interrupted."""
+        """Lists the folders of other runs with this name that no process holds: they were interrupted."""
         interrupted = []
         for file in sorted(self.path.parent.glob("*/run.json")):
             if file.parent != self.path and read_folder(file.parent).get("name") == name:
@@ -92,7 +92,7 @@ class RunFolder:
         return interrupted
 
     def forget(self) -> None:
-        """Drops a checkpoint that must not be gone on with."""
+        """Removes a checkpoint from which the run must not continue."""
         if self._lock is not None:
             self.checkpoint.unlink(missing_ok=True)
 
@@ -100,7 +100,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Lets the folder go; without an error it is removed, since the run has ended and MLflow holds its result."""
+        """Releases the folder. Without an error it is removed: the run has ended, and MLflow holds its result."""
         if self._lock is not None:
             os.environ.pop(SHARED, None)
             self._lock.release()
@@ -109,7 +109,7 @@ class RunFolder:
 
 
 def read_folder(path: Path) -> dict[str, Any]:
-    """Returns what is known of the unfinished run of a folder; nothing if that is missing or was cut off."""
+    """Returns what the folder of an unfinished run stores; empty if the file is missing or damaged."""
     try:
         content = json.loads((path / "run.json").read_text())
     except (OSError, ValueError):
@@ -118,18 +118,19 @@ def read_folder(path: Path) -> dict[str, Any]:
 
 
 class EpochCheckpoint(Checkpoint):
-    """Writes the whole state of training after an epoch, by way of `SealedCheckpoints`.
+    """Writes the complete state of training after an epoch, through `SealedCheckpoints`.
 
-    Epoch ends suffice for an exact resume: order, augmentation and dropout are functions of seed, epoch and step,
-    so that the epoch a run was killed in is repeated as it was.
+    Checkpoints at the ends of epochs suffice for an exact resume: order, augmentation and dropout are functions of
+    seed, epoch and step, so the epoch in which a run was killed is repeated exactly.
 
     Args:
         path: The file; replaced in one step.
         every: Epochs between two checkpoints.
-        seconds: Least time between two checkpoints, and before the first; they also keep to `SHARE` of the time, since
-            weights and moments of a large network take long to write. 0 writes one whenever it is due.
-        before: Called before writing, so that nothing of the epochs a checkpoint holds is still unrecorded.
-        keep: Whether one is written after the last epoch in any case: the state that the run ends with.
+        seconds: Minimal time between two checkpoints, and before the first. Checkpoints also take at most `SHARE` of
+            the time, because the weights and moments of a large network take long to write. 0 has no limits.
+        before: Called before writing; it must record everything of the epochs that the checkpoint holds, because a
+            resumed run does not record them again.
+        keep: Whether to write a checkpoint after the last epoch in any case, with the state in which the run ends.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class EpochCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes after every other callback: Lightning runs checkpoints last."""
         due = (trainer.current_epoch + 1) % self.every == 0 or trainer.should_stop
-        # Saving is the work of all ranks together, so rank 0 decides for all.
+        # All ranks must save together, and their clocks differ, so rank 0 decides.
         began = time.monotonic()
         now = began - self._written >= self._pause or (self.keep and trainer.should_stop)
         if trainer.strategy.broadcast(due and now):
@@ -158,26 +159,26 @@ class EpochCheckpoint(Checkpoint):
 
 
 class SealedCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint in one step and with its hash, which `read_checkpoint` asks for.
+    """Writes a checkpoint in one step, with its hash, which `read_checkpoint` checks.
 
-    A checkpoint of torch is a zip file; the hash of all its bytes stands in the comment at the end of it, so that it
-    is still a file that torch reads. A disk that takes no checkpoint does not end the run: that is said once, and the
-    next one is tried again.
+    A checkpoint of torch is a zip file. The hash of its bytes is written as the comment at the end of a zip file, so
+    torch can still read it. If the disk fails, the run goes on: a warning is logged once, and later checkpoints are
+    tried again.
     """
 
-    _said = False
+    _warned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Replaces the file; on rank 0 alone, while the others wait."""
+        """Replaces the file; Lightning calls this on rank 0 only, while the other ranks wait."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getbuffer()
-        content[-2:] = DIGEST.to_bytes(2, "little")  # how long the comment is
+        content[-2:] = DIGEST.to_bytes(2, "little")  # the last field of a zip file is the length of its comment
         try:
             write(Path(path), content, hashlib.sha256(content).hexdigest())
         except OSError as error:
-            if not self._said:
-                self._said = True
+            if not self._warned:
+                self._warned = True
                 back = "its last checkpoint" if Path(path).exists() else "its beginning"
                 log.warning(
                     "no checkpoint can be written to %s (%s): the run goes on, but a kill would send it back to %s; "
@@ -189,7 +190,7 @@ class SealedCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Reads a checkpoint without unpickling anything; ``None`` if there is none, or a byte of it has changed."""
+    """Reads a checkpoint without unpickling; ``None`` if there is none, or it is damaged."""
     if not path.exists():
         return None
     try:
@@ -197,8 +198,8 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         if hashlib.sha256(memoryview(content)[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
             raise ValueError("its content does not have its hash")
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever damage leads to
-        # Torch's own advice would be to unpickle it.
+    except Exception as error:  # damage can lead to errors of any class
+        # torch's own text advises to unpickle the file, which could run code in it.
         reason = "it holds more than tensors" if "weights_only" in str(error) else first_line(error)
         log.warning("the checkpoint %s is damaged (%s): the run starts from the beginning", path, reason)
         return None

@@ -1,7 +1,7 @@
-"""The freeze schedule as pure data: phases and the metric history go in, what is trained at which rate comes out.
+"""The freeze schedule as pure data: from phases and the history of metrics it computes which stages train at what rate.
 
-No torch here: the plan can be printed, tested and replayed without a network. Stages are counted from the input,
-0 first; an unfreeze depth counts them from the head.
+No torch here: a schedule can be printed, tested and replayed without a network. Stages are numbered from the input,
+beginning with 0; an unfreeze depth counts them from the head.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Phase:
     Attributes:
         name: Name in tables and plots.
         stages: Numbers of the stages trained, 0 nearest the input.
-        patterns: If not empty, only parameters matching one of these are trained, within `stages`.
+        patterns: If not empty, only parameters in `stages` that match a pattern are trained.
         head: Whether the head is trained.
-        epochs: Length in epochs; the longest length where `until` is given.
+        epochs: Length in epochs; with `until` the maximal length.
         rates: Base rate of each stage and, last, of the head, whether trained or not.
-        weight_decay: Weight decay of everything that decays; ``None`` leaves every parameter group its own.
-        until: Ends the phase early.
-        at_end: Weights handed to the next phase: the last, or the best so far.
+        weight_decay: Weight decay of all parameters that decay; ``None`` keeps the value of each parameter group.
+        until: Rule that ends the phase early.
+        at_end: Weights that the next phase starts from: the last, or the best of the phase.
         warmup_epochs: Length of the linear warm-up in epochs.
-        rate: Whether the course of the rate starts anew or goes on along that of the phase before.
-        optimizer_state: Whether optimizer moments survive into this phase.
+        rate: Whether the course of the rate restarts, or continues that of the previous phase.
+        optimizer_state: Whether the optimizer keeps its moments when the phase begins.
         frozen_norm: Mode of norm layers in frozen stages.
     """
 
@@ -102,7 +102,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands after the epochs of a history.
+    """The position of a run in its schedule after the epochs of a history.
 
     Attributes:
         epoch: Number of finished epochs: the number of the epoch that comes next.
@@ -170,7 +170,7 @@ class FreezeSchedule:
         return any("@lora" in phase.patterns for phase in self.phases)
 
     def position(self, history: Sequence[Metrics]) -> Position:
-        """Replays a history and says where the run stands; the same history always gives the same answer.
+        """Replays a history and returns the position after it; the same history always gives the same position.
 
         Args:
             history: The metrics of each finished epoch.
@@ -209,6 +209,8 @@ class FreezeSchedule:
             starts: First epoch of each phase up to this one.
             epoch: Epochs since the run began, with a fraction within the epoch.
         """
+        # Phases with `continue` share one course, which starts at the anchor. Phases before this one count with the
+        # length they really had, this and later ones with their planned length.
         anchor = phase
         while anchor > 0 and self.phases[anchor].rate == "continue":
             anchor -= 1
@@ -259,6 +261,6 @@ def _value(phase: Phase, metrics: Metrics) -> float:
     assert phase.until is not None
     metric = phase.until.metric
     if metric not in metrics:
-        known = ", ".join(sorted(metrics))
-        raise ConfigError([f"phase '{phase.name}': until.metric '{metric}' is not recorded; recorded: {known}"])
+        recorded = ", ".join(sorted(metrics))
+        raise ConfigError([f"phase '{phase.name}': until.metric '{metric}' is not recorded; recorded: {recorded}"])
     return metrics[metric]

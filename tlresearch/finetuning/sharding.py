@@ -1,4 +1,4 @@
-"""Tensors of which each rank holds a part: whole ones made of them, and parts of whole ones."""
+"""Sharded tensors, of which each rank holds a part: making them whole, and sharding whole tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(value: Any) -> Any:
-    """Returns a sharded tensor as a whole one; the work of all ranks together. Anything else is returned as it is."""
+    """Gathers a sharded tensor, which all ranks must do together. Anything else is returned as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def placed_like(value: Tensor, other: Tensor | None) -> Tensor:
-    """Returns a tensor sharded as another one is; the work of all ranks together, each of which has the whole."""
-    if isinstance(other, DTensor) and not isinstance(value, DTensor):
-        return distribute_tensor(value, other.device_mesh, other.placements)
+def placed_like(value: Tensor, model: Tensor | None) -> Tensor:
+    """Shards a tensor, which every rank has whole, like another tensor; all ranks must do so together."""
+    if isinstance(model, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value, model.device_mesh, model.placements)
     return value

@@ -1,4 +1,4 @@
-"""What inputs are: how a raw sample is read, prepared for a network, drawn, and put in front of an exported graph."""
+"""Modalities: reading raw samples, preparing them for a network, drawing them, and doing so in an exported graph."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from tlresearch.base.errors import UserError
 from tlresearch.modality.values import Value
 
-LONGEST_PATH = 1000  # longer text is a whole file
+LONGEST_PATH = 1000  # characters; a longer text cannot be a path, so it is the content of a file
 
 
 class RawInput(ABC):
-    """One kind of raw sample.
+    """A kind of raw sample.
 
     Attributes:
-        name: What a sample is called.
+        name: Name of a sample: image, text, sound.
         column: Column of a data frame that holds the samples.
-        suffixes: Endings of the files that are taken from a folder.
-        dims: Numbers of dimensions of an array that is one sample; of more it is several.
-        texts: How many texts are a sample; 0 where a sample is something else.
+        suffixes: Endings of files that are read from a folder.
+        dims: Numbers of dimensions that an array of one sample may have; an array of several has more.
+        texts: Number of texts in a sample; 0 if a sample is not made of texts.
     """
 
     name: ClassVar[str]
@@ -50,11 +50,11 @@ class RawInput(ABC):
         """
 
     @abstractmethod
-    def value(self, given: Any) -> Any:
-        """Turns a value in memory into a sample.
+    def value(self, array: Any) -> Any:
+        """Turns a value in memory, such as an array, into a sample.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is not a sample of this kind.
         """
 
     def open(self, path: Path) -> Any:
@@ -67,55 +67,56 @@ class RawInput(ABC):
         return self.decode(path.read_bytes())
 
     def read(self, model_input: Any) -> list[Any]:
-        """Reads samples as MLflow hands them over.
+        """Reads samples in the forms in which MLflow passes them.
 
         Args:
             model_input: A data frame with the column `column`, a list, or one sample. A sample is a path, the bytes of
-                a file (or these as base64 text, as they stand in a request), or an array.
+                a file (in a request, these bytes as base64 text), or an array.
 
         Raises:
             ValueError: If it is anything else, or a sample cannot be decoded.
-            FileNotFoundError: If text is neither base64 nor the path of a file.
+            FileNotFoundError: If a text is neither base64 nor the path of a file.
         """
         if hasattr(model_input, "columns"):
             if self.column not in model_input.columns:
-                known = ", ".join(map(str, model_input.columns))
-                raise ValueError(f"the data frame needs a column '{self.column}' but has: {known}")
+                columns = ", ".join(map(str, model_input.columns))
+                raise ValueError(f"the data frame needs a column '{self.column}' but has: {columns}")
             model_input = list(model_input[self.column])
-        return [self.sample(given) for given in ([model_input] if self._single(model_input) else model_input)]
+        return [self.sample(source) for source in ([model_input] if self._single(model_input) else model_input)]
 
-    def sample(self, given: Any) -> Any:
+    def sample(self, source: Any) -> Any:
         """Reads one sample; see `read`."""
-        if isinstance(given, Path):
-            return self.open(given)
-        if isinstance(given, str):
-            return self.text(given)
-        return self.decode(bytes(given)) if isinstance(given, (bytes, bytearray)) else self.value(given)
+        if isinstance(source, Path):
+            return self.open(source)
+        if isinstance(source, str):
+            return self.text(source)
+        return self.decode(bytes(source)) if isinstance(source, (bytes, bytearray)) else self.value(source)
 
-    def text(self, given: str) -> Any:
+    def text(self, text: str) -> Any:
         """Reads a sample from text: a path, or base64."""
-        if len(given) <= LONGEST_PATH and Path(given).is_file():
-            return self.open(Path(given))
+        if len(text) <= LONGEST_PATH and Path(text).is_file():
+            return self.open(Path(text))
         try:
-            return self.decode(base64.b64decode(given, validate=True))
+            return self.decode(base64.b64decode(text, validate=True))
         except ValueError as error:
-            if len(given) > LONGEST_PATH:
+            if len(text) > LONGEST_PATH:
                 raise ValueError(f"neither base64 text of a file ({self.name}) nor a path: {error}") from None
-            raise FileNotFoundError(f"there is no {self.name} file {given[:200]}") from None
+            raise FileNotFoundError(f"there is no {self.name} file {text[:200]}") from None
 
-    def _single(self, given: Any) -> bool:
-        if isinstance(given, (np.ndarray, Tensor)):
-            return given.ndim in self.dims and getattr(given.dtype, "kind", "f") != "O"
-        return isinstance(given, (str, bytes, bytearray, Path))
+    def _single(self, model_input: Any) -> bool:
+        if isinstance(model_input, (np.ndarray, Tensor)):
+            # An array of objects holds several samples, such as paths.
+            return model_input.ndim in self.dims and getattr(model_input.dtype, "kind", "f") != "O"
+        return isinstance(model_input, (str, bytes, bytearray, Path))
 
 
 class Front(nn.Module, ABC):
-    """What stands in front of an exported network: turns arrays that anybody can make into the network's input.
+    """The part of an exported graph in front of the network: it turns simple arrays into the network's input.
 
     Attributes:
-        inputs: Names of the arrays, and what they are.
-        inside: What it does in the graph, and what stays outside, in words; ``{network}`` is where the network comes.
-        sides: Which dimensions of each array are free.
+        inputs: Names of the arrays, and their descriptions.
+        inside: What the graph does, and what stays outside, in words; ``{network}`` stands for the network.
+        sides: Dimensions of each array that are free.
     """
 
     inputs: Mapping[str, str]
@@ -124,15 +125,15 @@ class Front(nn.Module, ABC):
 
     @abstractmethod
     def arrays(self, samples: Sequence[Any]) -> tuple[NDArray[Any], ...]:
-        """Turns raw samples into arrays: what stays outside. They must be alike where a batch has to be."""
+        """Turns raw samples into arrays, outside of the graph. Samples of a batch must have the same size."""
 
     @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
-        """Returns arrays of two samples, from which a graph is made."""
+        """Returns arrays of two samples, with which the graph is traced."""
 
     @abstractmethod
     def about(self) -> dict[str, str]:
-        """Returns what a reader needs beside the arrays, for the metadata."""
+        """Returns metadata that a user of the exported model needs to make the arrays."""
 
     def unframed(self, scores: Tensor, *arrays: Tensor) -> Tensor:
         """Brings maps of scores ``(N, classes, H, W)`` back to the size of their samples."""
@@ -140,84 +141,84 @@ class Front(nn.Module, ABC):
 
 
 class Modality(ABC):
-    """One kind of input with what is done to it in front of a network: the part of the weights that is no tensor.
+    """A kind of input with its preprocessing, which belongs to the weights like their tensors.
 
-    A modality is a frozen dataclass, whose fields are what a run records and a served model stores. The backbone that
-    takes it carries it as `StagedBackbone.preprocessing`; the data carry it with the config's changes.
+    A modality is a frozen dataclass; a run records its fields, and a served model stores them. A backbone holds its
+    modality as `StagedBackbone.preprocessing`, the data hold it with the changes of the config.
     """
 
     sample: ClassVar[str]
-    """What a sample is called: image, text, sound."""
+    """Name of a sample: image, text, sound."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Packages beside the usual ones that a served model needs to read a sample."""
+    """Additional packages that a served model needs to read a sample."""
 
     @property
     @abstractmethod
     def raw(self) -> RawInput:
-        """How raw samples are read."""
+        """Reader of raw samples."""
 
     @abstractmethod
     def prepare(self, sample: Any) -> Value:
-        """Turns a raw sample into an input of the network, without a batch dimension and without anything random."""
+        """Turns a raw sample into an input of the network, without a batch dimension. Nothing in it is random."""
 
     @abstractmethod
     def example(self) -> Value:
-        """Returns an input of one sample, without a batch dimension."""
+        """Returns the input of one sample, without a batch dimension."""
 
     def prepare_all(self, samples: Sequence[Any]) -> list[Value]:
-        """Prepares several samples, for what is faster together; a network may take several inputs of each."""
+        """Prepares several samples, which may be faster together; a network may take several inputs of each."""
         return [self.prepare(sample) for sample in samples]
 
     def handed(self, sample: Any) -> Any:
-        """Returns a raw sample as a user of the served model hands it over."""
+        """Returns a raw sample in the form in which a user of the served model passes it."""
         return sample
 
     def drawn(self, sample: Any) -> Any:
-        """Returns what figures show of a raw sample: an image ``(C, H, W)``, a wave ``(samples,)``, or text.
+        """Returns a raw sample in the form in which figures show it: ``(C, H, W)``, ``(samples,)``, or text.
 
-        ``None`` shows the sample's name.
+        For ``None`` a figure shows the sample's name.
         """
         return None
 
     def sized(self, image_size: int | None, resize: int | None = None) -> Self:
-        """Returns the same for another input size in pixels, where inputs have one."""
+        """Returns the modality for another input size in pixels; itself, if inputs have no size in pixels."""
         return self
 
     def front(self) -> Front:
-        """Returns what stands in front of an exported network.
+        """Returns the part of an exported graph in front of the network.
 
         Raises:
-            UserError: If there is nothing of the kind.
+            UserError: If the preprocessing cannot be part of a graph.
         """
-        raise UserError(f"export: what is done to a {self.sample} is no graph")
+        raise UserError(f"export: the preprocessing of a {self.sample} cannot be part of a graph")
 
     def description(self) -> dict[str, Any]:
-        """Returns the fields as plain values, from which `restored` makes it again."""
+        """Returns the fields as plain values, for `restored`."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
     def restored(self, description: Mapping[str, Any]) -> Self:
-        """Returns the same with the fields of a description, which has lists for tuples as JSON has."""
-        known = {field.name for field in fields(self)}  # type: ignore[arg-type]
-        values = {key: _tuples(value) for key, value in description.items() if key in known}
+        """Returns the modality with the fields of a description, which may come from JSON."""
+        names = {field.name for field in fields(self)}  # type: ignore[arg-type]
+        values = {key: _tuples(value) for key, value in description.items() if key in names}
         return replace(self, **values)  # type: ignore[type-var]
 
 
 def _tuples(value: Any) -> Any:
-    """A value from JSON, with a tuple for each list, however deep."""
+    """Replaces lists by tuples at every level: JSON has no tuples, and the fields of a frozen dataclass need them."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 Kind = TypeVar("Kind", bound=Modality)
 
 
-def expect(given: Modality | None, kind: type[Kind], otherwise: UserError) -> Kind:
-    """Returns a modality that has to be of a kind.
+def expect(modality: Modality | None, kind: type[Kind], otherwise: UserError) -> Kind:
+    """Returns the modality if it is of the expected kind.
 
     Args:
-        given: The modality.
-        kind: What it has to be.
-        otherwise: Raised if it is something else.
+        modality: The modality.
+        kind: The class that it must have.
+        otherwise: Raised if it has another class.
     """
-    if not isinstance(given, kind):
+    if not isinstance(modality, kind):
         raise otherwise
-    return given
+    return modality

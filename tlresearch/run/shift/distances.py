@@ -1,4 +1,4 @@
-"""How far apart two sets of features are: maximum mean discrepancy, Fréchet distance, proxy A-distance."""
+"""Distances between two sets of features: maximum mean discrepancy, Fréchet distance, proxy A-distance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Features = NDArray[np.floating]
 
 
 def mmd(source: Features, target: Features) -> float:
-    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, lemma 6): about 0, or below, for equal sets.
+    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, lemma 6): near 0, also negative, for equal sets.
 
-    The kernel is Gaussian; its width is the median of all distances between two different samples (the same, section
-    8). It does not depend on the scale of the features.
+    The kernel is Gaussian; its width is the median distance between two different samples (section 8 there), so the
+    result does not depend on the scale of the features.
 
     Args:
         source: ``(n, width)``, at least 2 samples.
@@ -38,9 +38,10 @@ def mmd(source: Features, target: Features) -> float:
 def frechet(source: Features, target: Features) -> float:
     """Squared Fréchet distance of the two normal distributions with the sets' means and covariances.
 
-    It is what FID (Heusel et al. 2017) is of one network's features, ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``.
-    The last trace is the sum of the singular values of the product of the centred sets, which holds also for fewer
-    samples than features; few samples make the distance too large, so only sets of one size are compared by it.
+    FID (Heusel et al. 2017) is this distance for the features of Inception:
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``. The trace of the root is computed as the sum of the singular values
+    of the product of the centred sets, which also works with fewer samples than features. Few samples make the distance
+    too large, so compare only distances of sets of the same size.
 
     Args:
         source: ``(n, width)``, at least 2 samples.
@@ -55,10 +56,11 @@ def frechet(source: Features, target: Features) -> float:
 
 
 def proxy_a(source: Features, target: Features) -> float:
-    """Proxy A-distance (Ben-David et al. 2007): ``2 (1 - 2 error)`` of a linear classifier that tells the sets apart.
+    """Proxy A-distance (Ben-David et al. 2007): ``2 (1 - 2 error)`` of a linear classifier that separates the sets.
 
     The classifier is a logistic regression on standardised features, trained on one half of each set and tested on the
-    other, with equally many samples of both sets. 0: no better than guessing (less is set to 0); 2: always right.
+    other half, with the same number of samples of both sets. 0 is no better than guessing (negative values become 0),
+    2 is always right.
 
     Args:
         source: ``(n, width)``, at least 4 samples.
@@ -71,11 +73,11 @@ def proxy_a(source: Features, target: Features) -> float:
     labels = np.repeat([0, 1], size // 2)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a few more steps would not tell them apart better
+        warnings.simplefilter("ignore", ConvergenceWarning)  # more steps would not separate the sets better
         classifier.fit(learnt, labels)
     error = 1 - classifier.score(tested, labels)
     return float(max(0.0, 2 * (1 - 2 * error)))
 
 
 DISTANCES: Mapping[str, Callable[[Features, Features], float]] = {"mmd": mmd, "frechet": frechet, "proxy_a": proxy_a}
-"""By name in metrics: ``shift/<set>/<distance>``."""
+"""Distances by their name in metrics: ``shift/<set>/<distance>``."""

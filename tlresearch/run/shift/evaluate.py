@@ -1,4 +1,4 @@
-"""A trained run on further test sets: its metrics there, what they lost, and how far the features have moved."""
+"""Evaluates a trained run on further test sets: metrics, their drop, and the distance of the features."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tlresearch.tracking.base import Run
 RECORD = "shift/shift.json"
 """Artifact: everything about the shifted sets."""
 MOST = 512
-"""Samples of a set whose features are looked at, evenly spread over it: enough for a distance, a bound on its cost."""
+"""Largest number of samples of a set, evenly spread, for its distances, whose cost grows with its square."""
 
 
 class _Evaluator:
-    """Evaluates one trained task on sets, frozen stages through the activation cache."""
+    """Evaluates a trained task on sets; frozen stages go through the activation cache."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class _Evaluator:
     ) -> None:
         self.trainer, self.task, self.config = trainer, task, config
         self.phase, self.say = phase, say
-        # Every stage behind boundary 0: then the cache keeps decoded inputs, which is where features start from.
-        self.whole = replace(phase, stages=tuple(range(len(task.backbone.stages))))
+        # A phase that trains every stage has boundary 0, where the cache keeps decoded inputs: features start there.
+        self.from_inputs = replace(phase, stages=tuple(range(len(task.backbone.stages))))
 
-    def metrics(self, one: TestSet) -> dict[str, float]:
-        prefix = training.build_prefix(self.config, one.data, self.task.backbone, self.say)
+    def metrics(self, test_set: TestSet) -> dict[str, float]:
+        prefix = training.build_prefix(self.config, test_set.data, self.task.backbone, self.say)
         prefix.enter(self.phase)
         loader = make_loader(
             prefix.splits["val"],
@@ -60,17 +60,18 @@ class _Evaluator:
         self.trainer.test(self.task, loader, verbose=False)
         return dict(self.task.results["test"])
 
-    def features(self, one: TestSet) -> dict[str, NDArray[Any]]:
+    def features(self, test_set: TestSet) -> dict[str, NDArray[Any]]:
         cache, backbone = self.config.cache, self.task.backbone
 
         def source() -> Split:
-            prefix = training.build_prefix(self.config, one.data, backbone, self.say)
-            prefix.enter(self.whole)
+            prefix = training.build_prefix(self.config, test_set.data, backbone, self.say)
+            prefix.enter(self.from_inputs)
             return prefix.splits["val"]
 
-        rows = np.unique(np.linspace(0, len(one.split) - 1, min(MOST, len(one.split))).round().astype(int)).tolist()
-        digest, preprocessing = one.data.fingerprint.digest, repr(one.data.preprocessing)
-        found = stage_features(
+        samples = len(test_set.split)
+        rows = np.unique(np.linspace(0, samples - 1, min(MOST, samples)).round().astype(int)).tolist()
+        digest, preprocessing = test_set.data.fingerprint.digest, repr(test_set.data.preprocessing)
+        features = stage_features(
             backbone,
             source,
             rows,
@@ -80,7 +81,7 @@ class _Evaluator:
             batch_size=self.config.data.eval_batch_size,
             store=default_store(int(cache.max_gb * 1e9)) if cache.enabled else None,
         )
-        return dict(zip(backbone.stage_names, found.by_stage, strict=True))
+        return dict(zip(backbone.stage_names, features.by_stage, strict=True))
 
 
 def evaluate_shift(
@@ -99,65 +100,65 @@ def evaluate_shift(
     Args:
         trainer: The trainer of the run.
         task: The task, with the selected weights.
-        config: The config, with what `auto` has become.
+        config: The config, with `auto` replaced.
         data: The run's own data.
-        sets: The sets; without any, nothing is done.
-        phase: The last phase: what is frozen in it is served from the activation cache.
-        metrics: The run's metrics, with those of its own test split, else of validation.
-        say: Told in one line why something is not served from the cache.
+        sets: The sets; if there are none, nothing is done.
+        phase: The last phase; its frozen stages are served from the activation cache.
+        metrics: The run's metrics, including those of its own test split, or of validation if there is no test.
+        say: Receives a line with the reason why something is not served from the cache.
     """
     if not sets:
         return ()
     evaluator = _Evaluator(trainer, task, config, phase, say)
     watched = config.trainer.monitor.partition("/")[2]
     sign = 1 if config.trainer.mode == "max" else -1
-    before = metrics[f"{source_split(data)}/{watched}"]
-    reached = [evaluator.metrics(one) for one in sets]
-    home = next(task.parameters()).device  # where the trainer has put it back
+    source_value = metrics[f"{source_split(data)}/{watched}"]
+    reached = [evaluator.metrics(test_set) for test_set in sets]
+    home = next(task.parameters()).device  # where the trainer has left the task; `features` moves it
     source = evaluator.features(source_set(data))
-    found = []
-    for one, values in zip(sets, reached, strict=True):
-        target = evaluator.features(one)
+    results = []
+    for test_set, values in zip(sets, reached, strict=True):
+        target = evaluator.features(test_set)
         shifted = Shifted(
-            name=one.name,
-            samples=len(one.split),
-            fingerprint=one.data.fingerprint.digest,
+            name=test_set.name,
+            samples=len(test_set.split),
+            fingerprint=test_set.data.fingerprint.digest,
             metrics=values,
-            drop=sign * (before - values[watched]),
+            drop=sign * (source_value - values[watched]),
             distances={
                 name: {stage: measure(source[stage], target[stage]) for stage in source}
                 for name, measure in DISTANCES.items()
             },
-            corruption=one.corruption,
-            severity=one.severity,
+            corruption=test_set.corruption,
+            severity=test_set.severity,
         )
-        found.append(shifted)
+        results.append(shifted)
     task.to(home)
-    return tuple(found)
+    return tuple(results)
 
 
-def log_shift(run: Run, config: ExperimentConfig, found: Sequence[Shifted], metrics: Mapping[str, float]) -> None:
-    """Records fingerprints, everything as JSON, and the figure.
+def log_shift(run: Run, config: ExperimentConfig, results: Sequence[Shifted], metrics: Mapping[str, float]) -> None:
+    """Records fingerprints, all results as JSON, and the figure.
 
     Args:
         run: The run.
         config: Its config.
-        found: What `evaluate_shift` returned.
+        results: The results of `evaluate_shift`.
         metrics: The run's own metrics.
     """
-    if not found:
+    if not results:
         return
-    run.log_text(json.dumps([asdict(one) for one in found], indent=1), RECORD)
-    for one in found:
+    run.log_text(json.dumps([asdict(shifted) for shifted in results], indent=1), RECORD)
+    for shifted in results:
         run.log_dataset(
-            f"shift/{one.name}",
-            one.fingerprint,
-            source=one.name,
-            context=f"shift {one.name}",
-            profile={"samples": one.samples, "fingerprint": one.fingerprint},
+            f"shift/{shifted.name}",
+            shifted.fingerprint,
+            source=shifted.name,
+            context=f"shift {shifted.name}",
+            profile={"samples": shifted.samples, "fingerprint": shifted.fingerprint},
         )
     if config.tracking.figures:
         watched = config.trainer.monitor.partition("/")[2]
         split = "test" if f"test/{watched}" in metrics else "val"
-        figure = shift_figure(found, watched, split, metrics[f"{split}/{watched}"])
+        figure = shift_figure(results, watched, split, metrics[f"{split}/{watched}"])
         run.log_figure(figure, "figures/shift.png")
