@@ -1,4 +1,4 @@
-"""The formats: what writes a model into a file, and what runs such a file where it is used."""
+"""The formats of exported models: writing a model to a file, and running such a file as its user does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlresearch.base.errors import MissingExtraError, UserError, first_line
-from tlresearch.export.network import Exportable, Shipped
+from tlresearch.export.network import Exportable, ExportedModule
 from tlresearch.serving.stored import WEIGHTS
 
 Format = Literal["onnx", "pt2", "safetensors"]
@@ -34,11 +34,11 @@ Runner = Callable[[Sequence[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Form:
-    """One way of writing a model.
+    """A format together with a number format.
 
     Attributes:
         to: The format.
-        numbers: The number format of its weights, or of weights and activations (int8-static).
+        numbers: The number format of the weights; of weights and activations for int8-static.
     """
 
     to: Format
@@ -57,41 +57,41 @@ class Form:
 
 
 def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapping[str, str]) -> None:
-    """Writes a model in one of the formats, with everything but int8, which starts from a written ONNX file.
+    """Writes a model in any form except int8, which is made from a written ONNX file.
 
     Args:
         model: The model.
         form: Format and number format.
-        source: Folder the model was read from.
+        source: Folder from which the model was read.
         target: The file, or the folder of safetensors.
-        about: Stored in the file: ``classes`` as JSON, ``kind``, what it reads and answers, the run.
+        about: Metadata for the file: ``classes`` as JSON, ``kind``, inputs and outputs, the run.
 
     Raises:
         MissingExtraError: If onnx or onnxscript is not installed.
-        UserError: If the network has operations that the format does not know.
+        UserError: If the network has operations that the format does not support.
     """
     if form.to == "safetensors":
         _write_safetensors(source, target, DTYPES[form.numbers])
         return
-    shipped = model.shipped(copy.deepcopy(model.network), DTYPES[form.numbers])
+    module = model.module(copy.deepcopy(model.network), DTYPES[form.numbers])
     with torch.no_grad(), _quiet():
         try:
-            {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](shipped, model, target, about)
+            {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](module, model, target, about)
         except (UserError, OSError):
             raise
-        except Exception as error:  # each exporter has errors of its own for what it does not know
+        except Exception as error:  # each exporter has its own classes of errors for unsupported operations
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"export: this network cannot be written as {form.name}: {lines[0][:300]}") from error
 
 
 def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exportable]) -> Runner:
-    """Opens what `write` wrote, with the library that a user of the format has.
+    """Opens a file that `write` wrote, with the library that users of the format have.
 
     Args:
         model: The model that was written.
-        form: Its format.
-        path: Where it lies.
-        read: Reads a folder as the project does.
+        form: Its form.
+        path: The file or folder.
+        read: Reads the folder of a stored model.
     """
     if form.to == "safetensors":
         return original(read(path))
@@ -104,12 +104,12 @@ def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exp
 
 
 def original(model: Exportable) -> Runner:
-    """Runs the model of a run as the project serves it, one sample after another."""
+    """Runs the model of a run as it is served, one sample after another."""
     return lambda samples: np.concatenate([model.predictor.first(sample) for sample in samples])
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
+    """Returns the size in bytes of a file, or of all files in a folder."""
     files: Sequence[Path] = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
@@ -119,7 +119,7 @@ def open_onnx(path: Path) -> Any:
 
     Raises:
         MissingExtraError: If onnxruntime is not installed.
-        UserError: If it has no kernel for something in the model.
+        UserError: If it has no kernel for an operation of the model.
     """
     try:
         import onnxruntime
@@ -127,10 +127,10 @@ def open_onnx(path: Path) -> Any:
         raise MissingExtraError("onnxruntime", "export") from None
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3  # its advice on the graph is not for whoever reads the table
+    settings.log_severity_level = 3  # errors only: its advice on the graph does not help our users
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no class in common
+    except Exception as error:  # its errors have no common class
         raise UserError(f"export: ONNX Runtime cannot run {path.name}: {first_line(error)}") from error
 
 
@@ -139,8 +139,8 @@ def _onnx_runner(path: Path) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any
     names = [part.name for part in session.get_inputs()]
 
     def run(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-        found: NDArray[Any] = session.run([session.get_outputs()[0].name], dict(zip(names, arrays, strict=True)))[0]
-        return found
+        first: NDArray[Any] = session.run([session.get_outputs()[0].name], dict(zip(names, arrays, strict=True)))[0]
+        return first
 
     return run
 
@@ -148,13 +148,13 @@ def _onnx_runner(path: Path) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any
 def _torch_runner(module: nn.Module) -> Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]:
     @torch.inference_mode()
     def run(arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-        found: NDArray[Any] = module(*map(torch.from_numpy, arrays))[0].numpy()
-        return found
+        first: NDArray[Any] = module(*map(torch.from_numpy, arrays))[0].numpy()
+        return first
 
     return run
 
 
-def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
+def _write_onnx(module: ExportedModule, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -163,7 +163,7 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
     import onnx
 
     program = torch.onnx.export(
-        _exported(shipped, model),
+        _exported(module, model),
         model.front.example(),
         dynamo=True,
         input_names=list(model.front.inputs),
@@ -171,27 +171,28 @@ def _write_onnx(shipped: Shipped, model: Exportable, target: Path, about: Mappin
         verbose=False,
     )
     assert program is not None
-    written = program.model_proto
-    # Each operation carries the line of code it came from, with the folders of this machine.
-    for part in (written.graph, *written.graph.node, *written.graph.input, *written.graph.output):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    # Shapes in between are inferred where they are needed; ONNX Runtime's quantiser would keep outdated ones.
-    del written.graph.value_info[:]
+    proto = program.model_proto
+    # torch notes for each operation the line of code that it came from, with paths of this machine.
+    for element in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
+        del element.metadata_props[:]
+        element.doc_string = ""
+    # ONNX Runtime's quantiser would keep the shapes of intermediate values when they no longer hold. They are inferred
+    # where they are needed.
+    del proto.graph.value_info[:]
     for key, value in about.items():
-        written.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(written)
-    onnx.save(written, str(target))
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, str(target))
 
 
-def _write_pt2(shipped: Shipped, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
-    torch.export.save(_exported(shipped, model), target, extra_files={"about.json": json.dumps(dict(about))})
+def _write_pt2(module: ExportedModule, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
+    torch.export.save(_exported(module, model), target, extra_files={"about.json": json.dumps(dict(about))})
 
 
-def _exported(shipped: Shipped, model: Exportable) -> torch.export.ExportedProgram:
+def _exported(module: ExportedModule, model: Exportable) -> torch.export.ExportedProgram:
     arrays = model.front.example()
     free: tuple[Any, ...] = tuple(dict.fromkeys(model.front.sides, torch.export.Dim.DYNAMIC) for _ in arrays)
-    return torch.export.export(shipped, arrays, dynamic_shapes=(free,))
+    return torch.export.export(module, arrays, dynamic_shapes=(free,))
 
 
 def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -202,7 +203,7 @@ def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out what the exporters say about their own insides."""
+    """Suppresses warnings of the exporters about their own internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,4 +1,4 @@
-"""What an exported form is worth: its size, its speed, its metrics, and how far its answers are from the original's."""
+"""Measures an exported form: size, speed, metrics, and the difference of its answers from those of the original."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tlresearch.export.formats import Runner
 from tlresearch.export.network import Exportable
 
 BATCH = 16
-"""Samples of a batch when throughput is timed."""
-_SECONDS = 1.0  # each timing runs for so long
-_RUNS = 8  # and so many times at least
+"""Samples per batch when throughput is timed."""
+_SECONDS = 1.0  # minimal time of a timing
+_RUNS = 8  # minimal number of runs in a timing
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the answers of a form may be from the original's.
+    """Bounds on the difference of a form's answers from those of the original.
 
     Attributes:
-        changed: Largest share of samples (of pixels, for masks) whose likeliest class, or any label, is another.
-        difference: Largest difference of a probability of any sample and class, of a number in standard deviations.
+        changed: Largest share of samples (for masks: of pixels) whose likeliest class, or any label, may change.
+        difference: Largest difference of a probability for any sample and class; of a number, in standard deviations.
     """
 
     changed: float
@@ -41,24 +41,24 @@ TOLERANCES = {
     "int8-dynamic": Tolerance(0.01, 0.25),
     "int8-static": Tolerance(0.01, 0.25),
 }
-"""What is tolerated unless the user says otherwise, by number format.
+"""Default tolerances by number format.
 
-In float32 only the libraries' rounding differs, of resized pixels above all: no answer changes, or one pixel in ten
-thousand. One per cent of changed answers bounds the loss of accuracy by one point, the usual bound of quantised
-networks (MLPerf Inference asks for 99 % of the reference's; Reddi et al. 2020, arXiv:1911.02549); a single borderline
-sample may move further than the probabilities do on the whole."""
+In float32 only the rounding of libraries differs, mainly of resized pixels: no answer changes, or one pixel in ten
+thousand. One per cent of changed answers bounds the loss of accuracy by one point, the usual bound for quantised
+networks (MLPerf Inference requires 99 % of the reference's accuracy; Reddi et al. 2020, arXiv:1911.02549). The
+difference of a probability is a maximum over all samples, and a single borderline sample may move far."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one form.
+    """The measurements of a form.
 
     Attributes:
         size: Bytes on disk.
-        latency: Median time of a single sample, from raw sample to answer, in milliseconds.
+        latency: Median time for a single sample, from raw sample to answer, in milliseconds.
         throughput: Samples per second in batches of `BATCH`.
-        metrics: Metrics of the split without its name.
-        changed: Share of samples (of pixels) whose answer is another than the original's.
+        metrics: Metrics of the split, without its name.
+        changed: Share of samples (of pixels) whose answer differs from the original's.
         difference: Largest difference of a probability, or of a number in standard deviations.
     """
 
@@ -70,8 +70,9 @@ class Measured:
     difference: float = 0.0
 
     def beyond(self, tolerance: Tolerance) -> str:
-        """Says in what the answers are too far from the original's, NaN among them; empty if in nothing."""
+        """Says which bounds the answers exceed; empty if none."""
         problems = []
+        # `not <=` instead of `>`, so that NaN is beyond every bound.
         if not self.changed <= tolerance.changed:
             problems.append(f"{self.changed:.2%} of the answers changed, {tolerance.changed:.2%} is tolerated")
         if not self.difference <= tolerance.difference:
@@ -80,11 +81,11 @@ class Measured:
 
 
 Answers = list[NDArray[Any]]
-"""Probabilities ``(1, classes, ...)``, or numbers, of samples."""
+"""Probabilities ``(1, classes, ...)``, or numbers, of each sample."""
 
 
 def answers(run: Runner, data: Data, split: SplitName, rows: Sequence[int]) -> Answers:
-    """Returns the first output of raw samples, one sample at a time, as they come in use."""
+    """Returns the first output for raw samples, one sample at a time, as in use."""
     part = data.splits[split]
     return [run([part.raw(row)]) for row in rows]
 
@@ -92,8 +93,8 @@ def answers(run: Runner, data: Data, split: SplitName, rows: Sequence[int]) -> A
 def measure(
     model: Exportable,
     run: Runner,
-    found: Answers,
-    wanted: Answers,
+    form_answers: Answers,
+    original_answers: Answers,
     data: Data,
     split: SplitName,
     rows: Sequence[int],
@@ -102,29 +103,29 @@ def measure(
     """Measures a form.
 
     Args:
-        model: The model it was written of.
-        run: The form.
-        found: Its answers.
-        wanted: Those of the original.
+        model: The model from which the form was written.
+        run: Runs the form.
+        form_answers: The answers of the form.
+        original_answers: The answers of the model itself.
         data: The data.
-        split: The split the rows are of.
+        split: The split of the samples.
         rows: Positions of the samples.
         size: Bytes on disk.
     """
     sample = data.splits[split].raw(rows[len(rows) // 2])
-    predictor, pairs = model.predictor, list(zip(found, wanted, strict=True))
+    predictor, pairs = model.predictor, list(zip(form_answers, original_answers, strict=True))
     return Measured(
         size=size,
         latency=1000 * _seconds(run, [sample]),
         throughput=BATCH / _seconds(run, [sample] * BATCH),
-        metrics=predictor.score(found, data, split, rows),
+        metrics=predictor.score(form_answers, data, split, rows),
         changed=float(np.concatenate([predictor.changed(*pair) for pair in pairs]).mean()),
         difference=max(predictor.moved(*pair) for pair in pairs),
     )
 
 
 def _seconds(run: Runner, batch: Sequence[Any]) -> float:
-    """Median time of a call; the first two are left out, since libraries prepare themselves in them."""
+    """Returns the median time of a call, without the first two, in which libraries initialise themselves."""
     for _ in range(2):
         run(batch)
     times: list[float] = []
@@ -133,5 +134,5 @@ def _seconds(run: Runner, batch: Sequence[Any]) -> float:
         run(batch)
         times.append(time.perf_counter() - began)
         if len(times) >= 3 and sum(times) > 5 * _SECONDS:
-            break  # a large network: three are enough
+            break  # a slow network: three runs are enough
     return statistics.median(times)

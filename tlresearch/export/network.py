@@ -1,4 +1,4 @@
-"""What is exported: preprocessing, network and answer in one module, in operations that the formats know."""
+"""The module that is exported: preprocessing, network and answer, in operations that the formats support."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tlresearch.modality.base import Front
 from tlresearch.tasks.predictor import Predictor, ScoresPredictor
 
 
-class Shipped(nn.Module):
-    """What is exported: preprocessing, network and answer in one module.
+class ExportedModule(nn.Module):
+    """Preprocessing, network and answer in one module.
 
     Args:
         front: Turns arrays into the network's input.
-        network: Backbone and head; gives scores ``(N, classes)`` or ``(N, classes, height, width)``.
-        answered: Makes the outputs of scores; see `ScoresPredictor.answered`.
-        dtype: Number format of the network; what is in front and behind stays float32.
+        network: Backbone and head; returns scores ``(N, classes)`` or ``(N, classes, height, width)``.
+        answered: Turns scores into the outputs; see `ScoresPredictor.answered`.
+        dtype: Number format of the network; preprocessing and answer stay float32.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class Shipped(nn.Module):
 
 
 class Exportable:
-    """A trained model as it is exported: from arrays that anybody can make to probabilities and an answer.
+    """A trained model that can be exported.
 
     Args:
-        predictor: The model as the project serves it.
+        predictor: The predictor that serves the model.
 
     Raises:
-        UserError: If it is of a task, or over inputs, of which there is no graph.
+        UserError: If its task or its inputs cannot be part of a graph.
 
     Attributes:
-        front: What stands in front of the network.
+        front: The preprocessing as part of the graph.
         network: Backbone and head.
-        reads: What a sample is: image, text or sound.
-        inside: What a file does, in words.
+        reads: Kind of a sample: image, text or sound.
+        inside: Description of what an exported file does.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -74,6 +74,6 @@ class Exportable:
         self.reads = predictor.preprocessing.sample
         self.inside = self.front.inside.format(network=predictor.inside)
 
-    def shipped(self, network: nn.Module, dtype: torch.dtype) -> Shipped:
-        """Returns the module that is exported, over a copy of the network."""
-        return Shipped(self.front, network, self.predictor.answered, dtype)
+    def module(self, network: nn.Module, dtype: torch.dtype) -> ExportedModule:
+        """Returns the module to export, with a copy of the network, which is converted to `dtype`."""
+        return ExportedModule(self.front, network, self.predictor.answered, dtype)

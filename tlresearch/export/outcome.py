@@ -1,4 +1,4 @@
-"""What an export came to: the forms that were kept or refused, and the page of them."""
+"""The result of an export: the forms that were kept or refused, and their page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Shipped:
     Attributes:
         form: Format and number format.
         path: The file (or folder); removed if it was refused.
-        measured: What was measured; `None` if it could not be written or run.
+        measured: Its measurements; `None` if it could not be written or run.
         refused: Why it was refused; empty if it was not.
     """
 
@@ -31,17 +31,17 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Export(Shown):
-    """What an export came to.
+    """The result of an export.
 
     Attributes:
         run_id: The run.
         name: Its name.
-        reads: What a sample is: image, text or sound.
-        split: The split it was measured on.
+        reads: Kind of a sample: image, text or sound.
+        split: The split on which the forms were measured.
         samples: Number of samples.
-        original: What the run's own model reaches.
-        forms: The forms that were asked for.
-        folder: Where they lie.
+        original: Measurements of the run's own model.
+        forms: The requested forms.
+        folder: Their folder.
     """
 
     run_id: str

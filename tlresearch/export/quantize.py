@@ -1,4 +1,4 @@
-"""int8 by ONNX Runtime: weights ahead of time, activations as they come (dynamic) or by calibration (static)."""
+"""Quantisation to int8 by ONNX Runtime: scales of activations at run time (dynamic) or from samples (static)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from tlresearch.base.errors import MissingExtraError
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-_BESIDE = ["Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]
-"""Operations between weighted ones that have int8 kernels, so that activations stay int8 from one to the next."""
+_BETWEEN = ["Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]
+"""Operations with int8 kernels that stand between weighted ones: activations stay int8 from one to the next."""
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:
-    """Writes an ONNX model with int8 weights; the scale of activations is found anew for each input.
+    """Writes an ONNX model with int8 weights; the scale of activations is computed for each input.
 
-    It suits networks of matrix products, whose weights have a scale per column. A convolution has one scale for all of
-    its weights here, which is too coarse for depthwise ones, and runs slower than in float32.
+    It suits networks of matrix products, whose weights have a scale per column. A convolution has one scale for all its
+    weights here, which is too coarse for depthwise convolutions, and runs slower than in float32.
 
     Args:
         source: The float32 model.
@@ -35,19 +35,19 @@ def quantize_dynamic(source: Path, target: Path) -> None:
         quantization.quantize_dynamic(
             source,
             target,
-            # Tables of tokens are the larger part of many models of text.
+            # `Gather` reads tables of token embeddings, the larger part of many text models.
             op_types_to_quantize=[*sorted(WEIGHTED), "Gather"],
             nodes_to_exclude=kept_exact(source),
             per_channel=not convolves,
-            # Convolutions have no kernel for signed weights here.
+            # Dynamic convolutions have no kernel for signed weights.
             weight_type=quantization.QuantType.QUInt8,
         )
 
 
 def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[Any], ...]]) -> None:
-    """Writes an ONNX model with int8 weights and activations, whose scales are those of the samples.
+    """Writes an ONNX model with int8 weights and activations; samples determine the scales of activations.
 
-    Weights have a scale per output channel: depthwise convolutions, with few weights each, lose much without.
+    Weights have a scale per output channel, without which depthwise convolutions, with few weights each, lose much.
 
     Args:
         source: The float32 model.
@@ -59,10 +59,10 @@ def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            self.rest = iter(samples)
+            self.remaining = iter(samples)
 
         def get_next(self) -> dict[str, Any] | None:
-            arrays = next(self.rest, None)
+            arrays = next(self.remaining, None)
             return None if arrays is None else dict(zip(names, arrays, strict=True))
 
     with _quiet():
@@ -71,7 +71,7 @@ def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[
             target,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=[*sorted(WEIGHTED), *_BESIDE],
+            op_types_to_quantize=[*sorted(WEIGHTED), *_BETWEEN],
             nodes_to_exclude=kept_exact(source),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -80,21 +80,21 @@ def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[
 
 
 def kept_exact(path: Path) -> list[str]:
-    """Names of the operations that stay in float32: the preprocessing.
+    """Returns the names of the operations that stay in float32: the preprocessing.
 
-    That is what is in front of the first weighted operation, except that tables are no preprocessing; and what leads
-    to a logarithm, as in a spectrogram: its values span more orders of magnitude than eight bits hold.
+    These are the operations in front of the first weighted one, except tables of embeddings, and those that lead to a
+    logarithm, as in a spectrogram, whose values span more orders of magnitude than eight bits hold.
     """
     import onnx
 
     nodes = list(onnx.load(path).graph.node)  # in the order of computation
-    wanted: set[str] = set()
+    needed: set[str] = set()  # tensors from which a logarithm is computed
     ahead_of_logarithm: set[int] = set()
     for number in reversed(range(len(nodes))):
-        if nodes[number].op_type == "Log" or wanted.intersection(nodes[number].output):
-            wanted.update(nodes[number].input)
+        if nodes[number].op_type == "Log" or needed.intersection(nodes[number].output):
+            needed.update(nodes[number].input)
             ahead_of_logarithm.add(number)
-    behind: set[str] = set()
+    behind: set[str] = set()  # tensors behind a weighted operation
     exact = []
     for number, node in enumerate(nodes):
         if number not in ahead_of_logarithm and (node.op_type in WEIGHTED or behind.intersection(node.input)):
@@ -120,7 +120,7 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out advice of the quantiser, which writes to the root logger."""
+    """Suppresses advice of the quantiser, which it writes to the root logger."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
