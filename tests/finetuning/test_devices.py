@@ -64,13 +64,13 @@ def text(devices: int = 1, strategy: str = "auto", **sections: str) -> str:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The processes that a test's runs have started."""
     found: list[Any] = []
-    start = processes._Led.start
+    start = processes._Leader.start
 
     def noted(led: Any, *arguments: Any) -> None:
         start(led, *arguments)
         found.append(led.processes[-1])
 
-    monkeypatch.setattr(processes._Led, "start", noted)
+    monkeypatch.setattr(processes._Leader, "start", noted)
     return found
 
 
