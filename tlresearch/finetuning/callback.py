@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from tlresearch.backbones.weights import load_tensors
+from tlresearch.backbones.weights import Loadable, load_tensors
 from tlresearch.base.errors import ConfigError
 from tlresearch.data.seeding import seed_all
 from tlresearch.finetuning import param_groups
-from tlresearch.finetuning.best import BestWeights, pack, unpack
 from tlresearch.finetuning.parts import Parts, find_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
 from tlresearch.finetuning.sharding import whole
@@ -44,6 +43,31 @@ class FrozenWeightsMovedError(RuntimeError):
 
 class RunPrunedError(Exception):
     """Raised by a listener to end an unpromising run; the run counts as pruned, not as failed."""
+
+
+@dataclass
+class BestWeights:
+    """A copy of the changing weights at the best epoch of a metric."""
+
+    rule: Plateau
+    value: float | None = None
+    epoch: int | None = None
+    tensors: dict[str, Tensor] | None = None
+
+    def offer(self, epoch: int, metrics: Metrics, weights: Mapping[str, Tensor]) -> None:
+        """Copies the weights if this epoch is the best so far."""
+        if self.rule.metric not in metrics:
+            raise ConfigError([f"'{self.rule.metric}' is not recorded; recorded: {', '.join(sorted(metrics))}"])
+        value = metrics[self.rule.metric]
+        if self.rule.improves(value, self.value):
+            self.value, self.epoch = value, epoch
+            self.tensors = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def restore(self, task: Loadable) -> None:
+        """Puts the best weights back."""
+        if self.tensors is not None:
+            # Frozen stages did not change, and have no copy.
+            load_tensors(task, self.tensors, f"the weights of epoch {self.epoch}", required=())
 
 
 @dataclass(frozen=True)
@@ -154,8 +178,8 @@ class FreezeScheduleCallback(L.Callback):
             "history": self.history,
             "entered": self._entered,
             "digests": self._digests,
-            "best": pack(self.best),
-            "phase_best": pack(self._phase_best),
+            "best": _pack(self.best),
+            "phase_best": _pack(self._phase_best),
         }
 
     def lacking(self, state: Mapping[str, Any]) -> list[str]:
@@ -179,7 +203,7 @@ class FreezeScheduleCallback(L.Callback):
         self.history = state["history"]
         self._digests = state["digests"]
         self._entered = state["entered"]
-        unpack(self.best, state["best"])
+        _unpack(self.best, state["best"])
         self._restored = state
 
     def find_parts(self, trainer: L.Trainer, module: L.LightningModule) -> Parts:
@@ -329,7 +353,7 @@ class FreezeScheduleCallback(L.Callback):
         self._phase_best = self._new_phase_best()
         if resumed:
             assert self._restored is not None
-            unpack(self._phase_best, self._restored["phase_best"])
+            _unpack(self._phase_best, self._restored["phase_best"])
             self._check_frozen(phase)
         else:
             if phase.optimizer_state == "reset":
@@ -359,6 +383,17 @@ class FreezeScheduleCallback(L.Callback):
         last = len(self.schedule.phases) - 1
         phase = self.schedule.phases[min(self.position.phase, last)]
         param_groups.apply_modes(phase, self.parts)
+
+
+def _pack(best: BestWeights | None) -> dict[str, Any] | None:
+    """Returns the state for a checkpoint, in plain containers and tensors."""
+    return None if best is None else {"value": best.value, "epoch": best.epoch, "tensors": best.tensors}
+
+
+def _unpack(best: BestWeights | None, state: dict[str, Any] | None) -> None:
+    """Restores the state that `_pack` returned."""
+    if best is not None and state is not None:
+        best.value, best.epoch, best.tensors = state["value"], state["epoch"], state["tensors"]
 
 
 def _changing(module: L.LightningModule) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,6 @@ from tlresearch.tracking.journal import Progress, Writer, folder, journal_of
 from tlresearch.tracking.manifest import Manifest
 from tlresearch.tracking.provenance import VERSION
 from tlresearch.tracking.store import Store, StoreAwayError, connect, resolve_uri
-from tlresearch.tracking.system import SystemMetrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +49,8 @@ _log = logging.getLogger(__name__)
 
 PRUNED_MARK = "✂ "  # in front of the name, because the UI cuts long names at their end
 _NOTE = "mlflow.note.content"
+_FIRST_MEASUREMENT = 1.0  # seconds after the start, so that short runs get system metrics too
+_LONGEST_PAUSE = 15.0  # seconds between two measurements
 _POLL = 0.01  # seconds between two reads of the courier's progress
 _open_runs = OpenRuns()
 
@@ -145,7 +147,7 @@ class JournalRun:
         self.manifest = Manifest()
         self._long_params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._system: SystemMetrics | None = None
+        self._system: _SystemMetrics | None = None
         self._pruned = False
         self._signals = TerminationGuard()
         _open_runs.add(self)
@@ -242,7 +244,7 @@ class JournalRun:
         """Measures processor, memory, disk and GPU until the run ends."""
         if self._system is None:
             first = self.last_step("system/cpu_utilization_percentage") + 1
-            self._system = SystemMetrics(self.run_id, self._uri, self.log_metrics, first)
+            self._system = _SystemMetrics(self.run_id, self._uri, self.log_metrics, first)
 
     def last_step(self, metric: str) -> int:
         """The largest step of a metric, stored or waiting; -1 if there is none."""
@@ -480,3 +482,44 @@ def _disk_errors(label: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrackingError(f"records for the MLflow store {label} cannot be kept in {folder()}: {error}") from None
+
+
+class _SystemMetrics:
+    """Measures processor, memory, disk and GPU in a thread until stopped, with pauses that grow.
+
+    Args:
+        run_id: The run that is measured.
+        uri: Tracking URI of its store.
+        log: Records metrics at a step.
+        first_step: Step of the first measurement.
+    """
+
+    def __init__(self, run_id: str, uri: str, log: Callable[[Mapping[str, float], int], None], first_step: int) -> None:
+        self._run_id, self._uri, self._log, self._step = run_id, uri, log, first_step
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tlresearch-system-metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops measuring; returns when the last measurement is recorded."""
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        try:
+            # Only MLflow's sensors are used, not its thread: that writes point by point and reads the run before each.
+            monitor: Any = SystemMetricsMonitor(self._run_id, tracking_uri=self._uri)  # type: ignore[no-untyped-call]
+            pause = _FIRST_MEASUREMENT
+            while not self._stop.wait(pause):
+                monitor.collect_metrics()
+                values = {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
+                self._log(values, self._step)
+                for sensor in monitor.monitors:
+                    sensor.clear_metrics()
+                self._step += 1
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
+        except Exception as error:
+            # A failing sensor must not end the training.
+            _log.warning("system metrics stopped: %s: %s", type(error).__name__, error)
