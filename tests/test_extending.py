@@ -150,5 +150,5 @@ def test_a_modality_of_ones_own_is_served_and_verified() -> None:
     assert shown.prediction == "late"
     states = {check.name: check.state for check in verify_run(result.run_id).checks}
     assert states["model"] == states["trained weights"] == "ok", states
-    with pytest.raises(UserError, match="a series is no graph"):
+    with pytest.raises(UserError, match="the preprocessing of a series cannot be part of a graph"):
         export_run(result.run_id, forms_of(["pt2"], [], []))

@@ -34,7 +34,7 @@ def test_a_run_reports_metrics_drop_and_distances_of_every_set(
 
     figures = "{figures: true, model: false, weights: false, system_metrics: false}"
     result = fit(load_text(text(SETS, "full", tracking=figures)))
-    told = [record.getMessage() for record in caplog.records if "trained with" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "training samples of the run" in record.getMessage()]
     assert len(told) == 1  # of the set that holds every sample
     assert told[0].startswith("data.shift[rest]: 48 of its ")
     metrics = result.metrics
