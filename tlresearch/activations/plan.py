@@ -157,6 +157,7 @@ class FrozenPrefix:
 
         def compute() -> Iterator[Sequence[Value]]:
             source = BoundarySplit(self.splits[name].parts)
+            # An earlier phase, or another schedule, may have stored a boundary on the way.
             for start in reversed(range(1, boundary)):
                 stored = self.store.peek(self._key(name, start, view))
                 if stored is not None:

@@ -129,6 +129,7 @@ def load_object(path: str, key: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
+        # Only the module itself or a package of it: a module that it imports and that is missing keeps its traceback.
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         raise UserError(

@@ -112,7 +112,7 @@ def measure(
         rows: Positions of the samples.
         size: Bytes on disk.
     """
-    sample = data.splits[split].raw(rows[len(rows) // 2])
+    sample = data.splits[split].raw(rows[len(rows) // 2])  # one sample for all timings, so that forms are comparable
     predictor, pairs = model.predictor, list(zip(form_answers, original_answers, strict=True))
     return Measured(
         size=size,

@@ -352,6 +352,7 @@ class FreezeScheduleCallback(L.Callback):
         self._apply_modes()
         self._phase_best = self._new_phase_best()
         if resumed:
+            # The digests are those of the process that began the phase, so weights that changed in between are noticed.
             assert self._restored is not None
             _unpack(self._phase_best, self._restored["phase_best"])
             self._check_frozen(phase)

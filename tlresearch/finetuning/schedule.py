@@ -184,13 +184,14 @@ class FreezeSchedule:
         for epoch, metrics in enumerate(history):
             if phase == len(self.phases):
                 break
-            if reason:
+            if reason:  # the previous epoch ended a phase: the next one starts with no best value
                 best, best_epoch, reason = None, None, ""
             now = self.phases[phase]
             if now.until is not None:
                 value = _value(now, metrics)
                 if now.until.improves(value, best):
                     best, best_epoch = value, epoch
+                # With NaN from the start there is no best epoch: every epoch of the phase counts as waiting.
                 waited = epoch - best_epoch if best_epoch is not None else epoch + 1 - starts[-1]
                 if waited >= now.until.patience:
                     reason = f"{now.until.metric} has not improved for {waited} epochs"

@@ -78,5 +78,5 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 def _pad(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     missing = [size - extent for size, extent in zip(sizes, tensor.shape, strict=True)]
-    # `pad` takes a pair (front, end) for each dimension, the last dimension first.
+    # `functional.pad` takes a pair (front, end) for each dimension, the last dimension first.
     return functional.pad(tensor, [amount for end in reversed(missing) for amount in (0, end)])

@@ -109,6 +109,7 @@ def halved(config: ExperimentConfig, *, training: bool = True, evaluation: bool 
     smaller: dict[str, int] = {}
     if training and batch > 1:
         factor = next(n for n in range(2, batch + 1) if batch % n == 0)
+        # The smallest factor, so that samples per step stay exactly the same and memory shrinks no more than needed.
         smaller |= {"data.batch_size": batch // factor, "trainer.accumulate": config.trainer.accumulate * factor}
     if evaluation and evaluated > 1:
         smaller["data.eval_batch_size"] = -(-evaluated // 2)
@@ -119,6 +120,7 @@ def _smaller(watch: BatchWatch, config: ExperimentConfig, folder: RunFolder, run
     config = settle(config, folder.read().get("settings", {}))
     evaluating = watch.batches == "evaluation"
     key = "data.eval_batch_size" if evaluating else "data.batch_size"
+    # The message names the batch size of this start, which an earlier fault may have lowered.
     now = f"{key}={config.data.eval_batch_size if evaluating else config.data.batch_size}"
     halve = config.trainer.on_oom == "halve"
     smaller = halved(config, training=not evaluating, evaluation=watch.batches != "training") if halve else {}

@@ -175,10 +175,11 @@ def add_to_ended_run(
             store.client.set_tag(run_id, key, value)
         now = int(time.time() * 1000)
         points = [Metric(values.metric_key(name), float(value), now, 0) for name, value in (metrics or {}).items()]
-        for start in range(0, len(points), 500):
+        for start in range(0, len(points), 500):  # MLflow takes 1000 per request
             store.client.log_batch(run_id, metrics=points[start : start + 500], synchronous=True)
         if not texts and not files:
             return
+        # The manifest is read and written as a whole: the run has ended, so nobody else writes it.
         manifest = Manifest()
         manifest.add_stored(store, run_id)
         with tempfile.TemporaryDirectory() as scratch:

@@ -105,6 +105,7 @@ def register(store: Store, run: str, name: str, alias: str | None = None) -> Reg
     with store.errors():
         _ensure_name(store, name)
         versions = store.client.search_model_versions(f"name = '{name}'")
+        # MLflow would make another version of the same model at every call.
         existing = next((version for version in versions if version.tags.get(MODEL) == model.model_id), None)
         version = existing or _new_version(store, name, model, tags)
         if alias:

@@ -249,6 +249,7 @@ class JournalRun:
     def last_step(self, metric: str) -> int:
         """The largest step of a metric, stored or waiting; -1 if there is none."""
         key, journal = values.metric_key(metric), self._writer.journal
+        # Calls that wait in the journal count, and points that earlier processes shipped.
         steps = {
             point[3] for call, _ in journal.calls() for point in call.arguments.get("points", ()) if point[0] == key
         }

@@ -55,6 +55,7 @@ def confirm(
     Returns:
         The configurations, best mean first; none unless `confirm.top` is set.
     """
+    # A sampler may propose the same values twice; running them twice would confirm nothing.
     trials = _distinct(studies.complete(study))[: config.confirm.top]
     seeds = fresh_seeds([base.config.seed, *(int(t.params.get("seed", 0)) for t in trials)], config.confirm.seeds)
     confirmed = []

@@ -207,7 +207,7 @@ def _open_parent(plan: Plan, study: Study) -> JournalRun:
     )
     if run_id is None:
         study.set_user_attr(RUN_ID, parent.run_id)
-    if not parent.begun:
+    if not parent.begun:  # also if a process was killed after it had made the run
         save_view(
             parent.store,
             parent.experiment_id,

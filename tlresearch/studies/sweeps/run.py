@@ -130,6 +130,7 @@ def _run(plan: Plan, console: Console | None) -> SweepResult:
     ):
         worker = Worker(config, subject, plan.space, study, parent, progress)
         LAUNCHERS[config.launcher](worker)
+        # `close_lost` looks for the trials' runs in MLflow, so they must be there.
         wait_until_delivered(parent.store.uri)
         close_lost(parent.store, parent.run_id, studies.given_back(study))
         worker.check_complete()
@@ -171,6 +172,7 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
     """
     plan = check(sweep)
     identity = Identity.own()
+    # Workers know nothing of one another, so a hash of host and process gives each a number of its own.
     number = int(hashlib.sha256(repr(identity).encode()).hexdigest()[:8], 16)
     with studies.quiet_optuna(), courier_process(resolve_uri(plan.subject.tracking.uri)):
         study, parent = join(plan, worker=number)

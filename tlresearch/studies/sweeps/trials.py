@@ -74,6 +74,7 @@ class Worker:
                     waiting_since = time.monotonic()
                     numbers = ", ".join(str(trial.number) for trial in now.running)
                     self.progress.note(f"waiting for other workers: trial {numbers}")
+                # Pauses grow with the wait: each look is a query of the database by every waiting worker.
                 time.sleep(min(LONGEST_PAUSE, 0.2 + 0.1 * (time.monotonic() - waiting_since)))
                 self.progress.catch_up()
             else:
