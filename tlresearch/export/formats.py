@@ -56,7 +56,7 @@ class Form:
         return f"{'weights' if self.to == 'safetensors' else 'model'}{numbers}{SUFFIXES[self.to]}"
 
 
-def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapping[str, str]) -> None:
+def write(model: Exportable, form: Form, source: Path, target: Path, metadata: Mapping[str, str]) -> None:
     """Writes a model in any form except int8, which is made from a written ONNX file.
 
     Args:
@@ -64,7 +64,7 @@ def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapp
         form: Format and number format.
         source: Folder from which the model was read.
         target: The file, or the folder of safetensors.
-        about: Metadata for the file: ``classes`` as JSON, ``kind``, inputs and outputs, the run.
+        metadata: Metadata for the file: ``classes`` as JSON, ``kind``, inputs and outputs, the run.
 
     Raises:
         MissingExtraError: If onnx or onnxscript is not installed.
@@ -76,7 +76,7 @@ def write(model: Exportable, form: Form, source: Path, target: Path, about: Mapp
     module = model.module(copy.deepcopy(model.network), DTYPES[form.numbers])
     with torch.no_grad(), _quiet():
         try:
-            {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](module, model, target, about)
+            {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](module, model, target, metadata)
         except (UserError, OSError):
             raise
         except Exception as error:  # each exporter has its own classes of errors for unsupported operations
@@ -154,7 +154,7 @@ def _torch_runner(module: nn.Module) -> Callable[[tuple[NDArray[Any], ...]], NDA
     return run
 
 
-def _write_onnx(module: ExportedModule, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
+def _write_onnx(module: ExportedModule, model: Exportable, target: Path, metadata: Mapping[str, str]) -> None:
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -179,14 +179,14 @@ def _write_onnx(module: ExportedModule, model: Exportable, target: Path, about: 
     # ONNX Runtime's quantiser would keep the shapes of intermediate values when they no longer hold. They are inferred
     # where they are needed.
     del proto.graph.value_info[:]
-    for key, value in about.items():
+    for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto)
     onnx.save(proto, str(target))
 
 
-def _write_pt2(module: ExportedModule, model: Exportable, target: Path, about: Mapping[str, str]) -> None:
-    torch.export.save(_exported(module, model), target, extra_files={"about.json": json.dumps(dict(about))})
+def _write_pt2(module: ExportedModule, model: Exportable, target: Path, metadata: Mapping[str, str]) -> None:
+    torch.export.save(_exported(module, model), target, extra_files={"about.json": json.dumps(dict(metadata))})
 
 
 def _exported(module: ExportedModule, model: Exportable) -> torch.export.ExportedProgram:

@@ -78,6 +78,7 @@ def find_parts(module: nn.Module, stages: Stages | None, head: Member | Sequence
         problems = _left_out(module, [name for names in members.values() for name in names])
     if problems:
         raise ConfigError(problems, f"FreezeSchedule on {kind}")
+    # Each stage becomes a module, so that the code for staged backbones works for any module.
     boxes = [_box({name: finder.everything[name] for name in names}) for names in members.values()]
     fixed = {id(parameter) for box in boxes for parameter in box.parameters() if not parameter.requires_grad}
     for name, box in zip(members, boxes, strict=True):
@@ -93,7 +94,7 @@ def find_parts(module: nn.Module, stages: Stages | None, head: Member | Sequence
 
 
 class _Finder:
-    """Looks up names, patterns and submodules in a module; what is wrong with them is gathered."""
+    """Looks up names, patterns and submodules in a module, and collects problems."""
 
     def __init__(self, module: nn.Module) -> None:
         modules = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
@@ -102,31 +103,32 @@ class _Finder:
             **modules,
             **dict(module.named_parameters(remove_duplicate=False)),
         }
+        # Reversed, so that of several names for a shared submodule the first is used.
         self.names = {id(part): name for name, part in reversed(modules.items())}
         self.problems: list[str] = []
 
     def stages(self, stages: Stages) -> dict[str, list[str]]:
-        """Names of the members of each stage."""
+        """Returns the names of the members of each stage."""
         if isinstance(stages, StagedBackbone):
             return self._owned(dict(stages.named_stages()))
         if isinstance(stages, Mapping):
             if HEAD in stages:
                 self.problems.append(f"stages: '{HEAD}' names the head; call the stage something else")
             return {str(name): self.members(f"stages['{name}']", member) for name, member in stages.items()}
-        found: dict[str, list[str]] = {}
+        by_name: dict[str, list[str]] = {}
         for index, entry in enumerate([stages] if isinstance(stages, (str, nn.Module)) else stages):
             members = self.members(f"stages[{index}]", entry)
             groups = [[name] for name in members] if isinstance(entry, str) else [members]
             for group in filter(None, groups):
-                if group[0] in found:
+                if group[0] in by_name:
                     self.problems.append(f"stages: '{group[0]}' is named twice; each submodule is in one stage")
-                found[group[0]] = group
-        if not found and not self.problems:
+                by_name[group[0]] = group
+        if not by_name and not self.problems:
             self.problems.append("stages: is empty; name at least one submodule")
-        return found
+        return by_name
 
     def members(self, key: str, entry: Member | Sequence[Member]) -> list[str]:
-        """Names of what an entry means."""
+        """Returns the names of the submodules and parameters that an entry stands for."""
         if isinstance(entry, str):
             return self._matching(key, entry)
         if isinstance(entry, nn.Module):
@@ -137,10 +139,10 @@ class _Finder:
         return [name for member in entry for name in self.members(key, member)]
 
     def _owned(self, stages: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-        """Names of what each stage of a network was cut from: the largest submodules all of whose weights it has.
+        """Returns the names of the submodules in each stage that `tl.stages` made: the largest ones that it owns whole.
 
-        A stage often has layers of its own around the network's weights, so it is recognised by them. A layer without
-        weights counts where one stage alone runs it.
+        A stage often wraps the network's weights in other layers, so the weights themselves identify a submodule. A
+        layer without weights belongs to a stage if no other stage runs it.
         """
         owners = {id(tensor): name for name, stage in stages.items() for tensor in _tensors(stage)}
         users: dict[int, set[str]] = {}
@@ -148,14 +150,14 @@ class _Finder:
             for layer in stage.modules():
                 users.setdefault(id(layer), set()).add(name)
         members: dict[str, list[str]] = {name: [] for name in stages}
-        taken: set[int] = set()
-        for name, part in self.everything.items():  # a submodule comes before what is in it
-            held = {owners.get(id(tensor)) for tensor in _tensors(part)} or users.get(id(part), {None})
-            (owner, *others) = held
-            if owner is not None and not others and id(part) not in taken:
+        assigned: set[int] = set()
+        for name, part in self.everything.items():  # a submodule comes before its own submodules and parameters
+            stages_of_part = {owners.get(id(tensor)) for tensor in _tensors(part)} or users.get(id(part), {None})
+            (owner, *further) = stages_of_part
+            if owner is not None and not further and id(part) not in assigned:
                 members[owner].append(name)
-                taken |= {id(inner) for inner in _inside(part)}
-        missing = [name for name, stage in stages.items() if not taken.issuperset(map(id, stage.parameters()))]
+                assigned |= {id(inner) for inner in _inside(part)}
+        missing = [name for name, stage in stages.items() if not assigned.issuperset(map(id, stage.parameters()))]
         self.problems += [
             f"stages['{name}']: its weights are not those of {self.kind}; give `tl.stages` the network that is in it"
             for name in missing

@@ -224,27 +224,27 @@ class FreezeSchedule:
         own_warmup, within = self.phases[phase].warmup_epochs, epoch - starts[phase]
         return factor * (within / own_warmup if within < own_warmup else 1.0)
 
-    def parts_with(self, other: FreezeSchedule, history: Sequence[Metrics]) -> int | None:
-        """Returns the first epoch of a history in which another schedule trains otherwise; ``None`` if none does.
+    def parts_with(self, longer: FreezeSchedule, history: Sequence[Metrics]) -> int | None:
+        """Returns the first epoch of a history in which another, longer schedule trains differently; ``None`` if none.
 
-        Lengths alone make no difference, as long as neither a rate nor the end of a phase depends on them.
+        Different lengths make no difference, as long as neither a rate nor the end of a phase depends on them.
         """
         for epoch in range(len(history)):
-            here, there = self.position(history[:epoch]), other.position(history[:epoch])
-            ways = [
+            here, there = self.position(history[:epoch]), longer.position(history[:epoch])
+            states = [
                 (replace(schedule.phases[at.phase], epochs=1, name=""), at.phase, at.starts)
-                for schedule, at in ((self, here), (other, there))
+                for schedule, at in ((self, here), (longer, there))
             ]
-            if ways[0] != ways[1] or any(
+            if states[0] != states[1] or any(
                 self.rates(here.phase, here.starts, epoch + moment)
-                != other.rates(here.phase, here.starts, epoch + moment)
+                != longer.rates(here.phase, here.starts, epoch + moment)
                 for moment in _MOMENTS
             ):
                 return epoch
-        # Where a phase ends, weights may go back to its best ones.
-        ended, goes_on = self.position(history), other.position(history)
+        # At the end of a phase its best weights may be restored, which the longer schedule does not do here.
+        ended, continued = self.position(history), longer.position(history)
         last = self.phases[min(ended.phase, len(self.phases)) - 1]
-        if last.at_end == "restore_best" and ended.starts != goes_on.starts:
+        if last.at_end == "restore_best" and ended.starts != continued.starts:
             return len(history) - 1
         return None
 
@@ -255,7 +255,7 @@ class FreezeSchedule:
 
 
 _MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0 - 1e-6)
-"""Moments of an epoch at which rates are compared; every course is a curve between them."""
+"""Moments of an epoch at which rates are compared: courses are smooth within an epoch, so a few suffice."""
 
 
 def _value(phase: Phase, metrics: Metrics) -> float:

@@ -1,7 +1,7 @@
-"""A local store whose folder was moved or copied: the places of artifacts in its database follow it.
+"""Updates the paths of artifacts in the database of a local store after its folder was moved or copied.
 
-MLflow keeps absolute paths. Without this, runs of a moved store would have no artifacts, and new runs would fill the
-folder that the store has left.
+MLflow stores absolute paths. Without the update, runs of a moved store would have no artifacts, and new runs would
+write to the old folder.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns of MLflow that hold places of artifacts."""
+"""Tables and columns of MLflow that hold paths of artifacts."""
 
 
 def folder_of(experiment: str) -> str:
-    """The folder of an experiment's artifacts, within the folder of all artifacts."""
+    """Returns the folder of an experiment's artifacts, relative to the folder of all artifacts."""
     return re.sub(r"[^\w ./-]|\.\.", "_", experiment).strip("/")
 
 
 def follow(connection: sqlite3.Connection, artifacts: Path) -> None:
-    """Puts the folder that holds the artifacts now in place of the one that the database remembers, and says so.
+    """Replaces a former folder of all artifacts by the present one, and logs it.
 
     Args:
         connection: A connection to the store's database, with its tables.
-        artifacts: Folder of the artifacts beside the database.
+        artifacts: The present folder of all artifacts, next to the database.
     """
     for former in set(_former(connection, artifacts)):
         start = len(former) + 1
@@ -48,9 +48,10 @@ def follow(connection: sqlite3.Connection, artifacts: Path) -> None:
 
 
 def _former(connection: sqlite3.Connection, artifacts: Path) -> Iterator[str]:
-    """Folders that experiments name as that of all artifacts, and that the store has left.
+    """Yields former folders of all artifacts, from the locations of experiments.
 
-    It has left one that is gone, and one whose content lies beside the database too: a copy is a store of its own.
+    A folder is a former one if it does not exist any more, or if its content also lies next to the database, because
+    the store was copied: each copy uses its own artifacts.
     """
     for name, location in connection.execute("SELECT name, artifact_location FROM experiments"):
         for part in re.finditer("/artifacts(?=/)", location if location.startswith("/") else ""):
