@@ -78,7 +78,7 @@ def read_text(text: str, session: Any, metadata: Any) -> tuple[Any, ...]:
 
 
 def read_pair(pair: tuple[str, str], session: Any, metadata: Any) -> tuple[Any, ...]:
-    """Returns tokens, mask and types of a pair ``(1, tokens)``, or ``(1, 2, tokens)`` if a model reads each text singly."""
+    """Returns tokens, mask and types of a pair ``(1, tokens)``, or of both texts ``(1, 2, tokens)``."""
     from tokenizers import Tokenizer
 
     tokenizer, shape = Tokenizer.from_str(metadata["tokenizer"]), session.get_inputs()[0].shape
