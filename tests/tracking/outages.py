@@ -37,7 +37,7 @@ def wait_until(condition: Callable[[], object], patience: float = 60.0) -> None:
 
 def kill(run: JournalRun) -> None:
     """Leaves a run as the system does when its process is killed: nothing ends it, and its lock is free."""
-    run._let_go(delivered=False)
+    run._release(delivered=False)
     run.status = "KILLED"
 
 
