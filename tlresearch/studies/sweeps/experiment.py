@@ -1,4 +1,4 @@
-"""An experiment as what a study varies: each trial is one run of it with other values, and the final ones report."""
+"""An experiment as the subject of a study: each trial is a run of it; final runs are the best trial and baselines."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ TRIAL_TRACKING = {
     "tracking.checkpoint": False,
     "tracking.system_metrics": False,
 }
-"""Trials record config and metrics; the best one is run again with everything."""
+"""Trials record only config and metrics; the best trial is run again with everything."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, varied by overrides.
+    """An experiment that trials vary by overrides.
 
     Attributes:
         base: The experiment.
-        shared: What its trials in this process have in common.
+        shared: Data and backbone that the trials of this process share.
     """
 
     base: Loaded[ExperimentConfig]
@@ -48,12 +48,12 @@ class Experiment:
 
     @property
     def tracking(self) -> TrackingConfig:
-        """That of the experiment."""
+        """Tracking options of the experiment."""
         return self.base.config.tracking
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """Its YAML."""
+        """The YAML of the experiment."""
         return {"experiment.yaml": self.base.recorded}
 
     @functools.cached_property
@@ -63,18 +63,18 @@ class Experiment:
     def run(self, turn: Turn) -> float:
         """Fits the experiment with the trial's values; returns the metric of the selected epoch."""
 
-        def report(epoch: EpochReport) -> None:
+        def report_epoch(epoch: EpochReport) -> None:
             turn.report(epoch.metrics[turn.metric], epoch.epoch)
 
-        def ended(result: RunResult) -> None:
+        def record_end(result: RunResult) -> None:
             turn.ended(result.run_id, result.seconds)
 
         role = Role(
             turn.name,
             turn.parent,
             turn.tags,
-            report,
-            ended,
+            report_epoch,
+            record_end,
             deferred=True,
             shared=self.shared,
             watched={"objective.metric": turn.metric},
@@ -86,7 +86,7 @@ class Experiment:
             raise
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, RunFailedError):
-                raise  # not this trial's fault: when it has been mended, the same command tries the trial again
+                raise  # not the trial's fault: once the user has corrected it, the same command tries the trial again
             self.shared.forget()
             discard(experiment, role)
             raise turn.failed(error) from error
@@ -95,24 +95,26 @@ class Experiment:
         return result.metrics[turn.metric]
 
     def at(self, point: Mapping[str, Any]) -> str:
-        """The whole experiment with the values of a point."""
+        """Returns the YAML of the experiment with the values of a point."""
         return revise(self.base, point).recorded
 
     def finish(
         self, config: SweepConfig, study: Study, parent: Run, progress: SweepProgress, best: FrozenTrial
     ) -> list[FinalRun]:
-        """Runs the best trial again in full, and the baselines; what has been run before is not run again."""
+        """Runs the best trial again in full, and the baselines, except those that an earlier call has run."""
         runs = {"best": best.user_attrs["overrides"], **config.baselines}
         finals = []
         for name, overrides in runs.items():
             experiment, key = revise(self.base, overrides), f"final:{name}"
             identity = hashlib.sha256(experiment.recorded.encode()).hexdigest()
-            before = study.user_attrs.get(key)
-            if before is None or before["identity"] != identity:
+            # The study keeps the result of a final run. It is run again only if its config has changed, such as after
+            # more trials with another best one.
+            stored = study.user_attrs.get(key)
+            if stored is None or stored["identity"] != identity:
                 progress.note(f"final run: {name}")
                 tags = {"tlresearch.study": config.name, "tlresearch.final": name}
                 result: RunResult = fit(experiment, role=Role(name, parent.run_id, tags, test=True))
-                before = {"identity": identity, "run_id": result.run_id, "metrics": result.metrics}
-                study.set_user_attr(key, before)
-            finals.append(FinalRun(name, before["run_id"], before["metrics"]))
+                stored = {"identity": identity, "run_id": result.run_id, "metrics": result.metrics}
+                study.set_user_attr(key, stored)
+            finals.append(FinalRun(name, stored["run_id"], stored["metrics"]))
         return finals

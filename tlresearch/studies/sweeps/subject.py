@@ -1,4 +1,4 @@
-"""What the trials of a study vary, an experiment or a function of the user's, and what each trial is told."""
+"""The subject of a study, which its trials vary: an experiment or a user's function. What a trial passes to it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tlresearch.tracking.base import Run
 
 
 class TrialFailedError(Exception):
-    """A trial ended with an error that is its own; the sweep goes on."""
+    """A trial failed for a reason of its own; the sweep goes on."""
 
 
 @dataclass(frozen=True)
 class FinalRun:
-    """A run that reports: the best trial run again in full, or a baseline.
+    """A run whose results are reported: the best trial run again in full, or a baseline.
 
     Attributes:
         name: ``best``, or the baseline's name.
         run_id: Its MLflow run.
-        metrics: Metrics of the selected epoch, and of the test split where there is one.
+        metrics: Metrics of the selected epoch, and of the test split if there is one.
     """
 
     name: str
@@ -41,11 +41,11 @@ class FinalRun:
 
 @dataclass(frozen=True)
 class Turn:
-    """One trial, as what it varies sees it.
+    """A trial as its subject sees it.
 
     Attributes:
-        trial: Optuna's.
-        point: The values that were drawn, by key.
+        trial: Optuna's trial.
+        point: The suggested values, by key.
         metric: The objective.
         study: Name of the study.
         parent: MLflow run of the study.
@@ -69,14 +69,14 @@ class Turn:
 
     @property
     def prunes(self) -> bool:
-        """Whether what is reported counts; otherwise it is not written to the database: MLflow has the curve."""
+        """Whether a pruner reads the reports. Otherwise they are not written to the database; MLflow has the curve."""
         return not isinstance(self.trial.study.pruner, NopPruner)
 
     def report(self, value: float, epoch: int) -> None:
-        """Tells the study how far the trial is.
+        """Reports the objective after an epoch to the study.
 
         Raises:
-            RunPrunedError: If it is not worth going on with.
+            RunPrunedError: If the pruner stops the trial.
         """
         if not self.prunes:
             return
@@ -85,52 +85,52 @@ class Turn:
             raise RunPrunedError(f"{self.metric} {value:.4f} after epoch {epoch}")
 
     def ended(self, run_id: str, seconds: float) -> None:
-        """Keeps with the trial which run it was, and how long it took."""
+        """Stores the run of the trial, and how long it took, with the trial."""
         self.trial.set_user_attr("run_id", run_id)
         self.trial.set_user_attr("seconds", round(seconds, 2))
 
     def failed(self, error: Exception) -> TrialFailedError:
-        """Keeps with the trial why it failed; returns what the sweep goes on after."""
+        """Stores with the trial why it failed; returns the error to raise, after which the sweep goes on."""
         self.trial.set_user_attr(studies.FAILURE, f"{type(error).__name__}: {first_line(error)}")
         return TrialFailedError(str(error))
 
 
 class Subject(Protocol):
-    """What the trials of a study vary."""
+    """An experiment or a function, varied by the trials of a study."""
 
     @property
     def tracking(self) -> TrackingConfig:
-        """Where its runs are recorded."""
+        """Tracking options of its runs."""
         ...
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """What it is, by the name of the artifact: recorded with the study, which no other one goes on with."""
+        """Its definition as texts, by artifact name. They are recorded, and a study continues only with equal texts."""
         ...
 
     def run(self, turn: Turn) -> float:
         """Runs a trial and returns its objective.
 
         Raises:
-            optuna.TrialPruned: If it was not worth going on with.
+            optuna.TrialPruned: If the pruner stopped it.
             TrialFailedError: If it failed.
-            UserError: If no trial could be run, because of a mistake of the user's.
+            UserError: If a mistake of the user prevents every trial.
         """
         ...
 
     def at(self, point: Mapping[str, Any]) -> str | None:
-        """YAML that is run to have a point again; ``None`` if there is no such file."""
+        """Returns the YAML of an experiment with the values of a point; ``None`` if the subject has none."""
         ...
 
     def finish(
         self, config: SweepConfig, study: Study, parent: Run, progress: SweepProgress, best: FrozenTrial
     ) -> list[FinalRun]:
-        """Runs what comes after the trials."""
+        """Runs the final runs, after the trials."""
         ...
 
 
 def trial_name(number: int, point: Mapping[str, Any]) -> str:
-    """Names a trial by what differs, shortest first: the MLflow UI cuts names after about 14 characters."""
+    """Names a trial by its number and values, abbreviated: the MLflow UI cuts names after about 14 characters."""
     return " ".join([f"{number:02d}", *(f"{_initials(key)}{_short(value)}" for key, value in point.items())])
 
 
