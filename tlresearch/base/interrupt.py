@@ -1,4 +1,4 @@
-"""Ctrl-C stays what it is: Lightning makes an exit of it, and ignores every further one in the process."""
+"""Keeps Ctrl-C working: Lightning turns it into `SystemExit`, and then ignores further ones in the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Runs a training of Lightning's, which an interruption ends as `KeyboardInterrupt`; the next one works too."""
+    """Raises `KeyboardInterrupt` if Ctrl-C ends a Lightning fit in the context, and restores the signal handler."""
+    # Only the main thread may set signal handlers.
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
     try:

@@ -67,7 +67,7 @@ def find_data(root: str) -> Path:
 
 
 def known_place(name: str) -> Path | None:
-    """The folder or file of data that a command names: as it is, else in the data directory; ``None`` if none is."""
+    """Finds data that a command names, by path or in the data folder; ``None`` if there is none."""
     return next((path for path in (Path(name), data_folder() / name) if _exists(path)), None)
 
 
@@ -103,9 +103,9 @@ def _exists(path: Path) -> bool:
 
 
 def yaml_folders(kind: str) -> list[Path]:
-    """Where experiments or sweeps are looked up by name, first to last.
+    """Lists the folders in which experiments or sweeps are looked up by name, in order.
 
-    The current folder's own come first, then those that were drafted for a folder of data, then those that ship with
+    These are the current folder's, then those that were drafted for a folder of data, then those that ship with
     tlresearch, so that an installed package needs no clone.
 
     Args:
@@ -115,13 +115,13 @@ def yaml_folders(kind: str) -> list[Path]:
 
 
 def yaml_names(kind: str) -> list[str]:
-    """Returns the names of all experiments or sweeps that are found by name, sorted."""
+    """Returns the names of all experiments or sweeps in `yaml_folders`, sorted."""
     paths = [path for folder in yaml_folders(kind) for path in folder.rglob("*.yaml") if path.name != BEST]
     return sorted({yaml_name(path, kind) for path in paths})
 
 
 def is_yaml(name: str, kind: str) -> bool:
-    """Whether an experiment or sweep is found by this path or name."""
+    """Whether there is an experiment or sweep with this path or name."""
     return _yaml(name, kind) is not None
 
 

@@ -78,7 +78,7 @@ def serve(*, port: int = 5000, host: str = "127.0.0.1", browser: bool = False) -
 
 
 def _has_desktop() -> bool:
-    """Whether somebody sits in front of this process: without a display, `webbrowser` starts one in the terminal."""
+    """Whether the user has a desktop. Without a display, `webbrowser` would start a browser in the terminal."""
     return sys.stdout.isatty() and (
         sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     )

@@ -1,4 +1,4 @@
-"""A function of the user's as what a study varies: called per trial, recorded, pruned, tried again after a kill."""
+"""A user's function as the subject of a study: called for each trial, recorded, pruned, tried again after a kill."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tlresearch.tracking.run import open_run
 
 
 class Trial(Mapping[str, Any]):
-    """What an objective gets: the values that were drawn, by name, and the way to tell how far it is.
+    """The argument of an objective function: a mapping of the suggested values, and the way to report progress.
 
     Attributes:
         number: Number of the trial, 0 first.
         params: The values by name, as a dict.
-        folder: A folder that lasts until the trial ends: after a kill the trial is tried again with the same values,
-            and finds there what it had kept, such as a checkpoint.
+        folder: A folder that lasts until the trial ends. After a kill the trial is tried again with the same values,
+            and finds its files there, such as a checkpoint.
     """
 
     def __init__(self, turn: Turn, run: Run, folder: Path) -> None:
@@ -59,15 +59,15 @@ class Trial(Mapping[str, Any]):
         return len(self.params)
 
     def report(self, value: float, step: int) -> None:
-        """Records the objective after a step, such as an epoch; `should_prune` then says whether to go on."""
+        """Records the objective after a step, such as an epoch; then `should_prune` says whether to stop."""
         self._run.log_metrics({self._turn.metric: value}, step)
-        self._heard(value, step, raises=False)
+        self._pass_on(value, step, raises=False)
 
     def should_prune(self) -> bool:
-        """Whether what was reported is not worth going on with; ``raise optuna.TrialPruned()`` ends the trial."""
+        """Whether the pruner stops the trial; ``raise optuna.TrialPruned()`` ends it."""
         return bool(self._reason)
 
-    def _heard(self, value: float, step: int, *, raises: bool = True) -> None:
+    def _pass_on(self, value: float, step: int, *, raises: bool = True) -> None:
         self._last = step, value
         try:
             self._turn.report(value, step)
@@ -77,7 +77,7 @@ class Trial(Mapping[str, Any]):
                 raise
 
     def _end(self, value: float) -> None:
-        """Records what the objective has returned, where that is not what it reported last."""
+        """Records the value that the objective returned, unless it reported the same value last."""
         if self._last is None or self._last[1] != value:
             self._run.log_metrics({self._turn.metric: value}, self._last[0] + 1 if self._last else 0)
 
@@ -98,11 +98,11 @@ class Function:
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """Its source, or what it was compiled to."""
+        """Its source, or its bytecode if there is no source."""
         return {"objective.py": source(self.call)}
 
     def run(self, turn: Turn) -> float:
-        """Calls the function with the trial's values; what it trains belongs to the trial."""
+        """Calls the function with the trial's values. What it trains meanwhile is recorded in the trial's run."""
         ended: Exception
         with RunFolder(f"{turn.study}\n{turn.parent}\n{yaml.safe_dump(turn.point)}") as folder:
             try:
@@ -138,7 +138,7 @@ class Function:
             files.mkdir(exist_ok=True)
             trial = Trial(turn, run, files)
             try:
-                with interruptible(), running(Member(run, turn.metric, trial._heard)):
+                with interruptible(), running(Member(run, turn.metric, trial._pass_on)):
                     value = self._checked(self.call(trial))
             except (RunPrunedError, optuna.TrialPruned) as pruned:
                 reason = trial._reason or first_line(pruned) or "by the objective"
@@ -159,28 +159,28 @@ class Function:
             ) from None
 
     def at(self, point: Mapping[str, Any]) -> None:
-        """A function is called, not run from a file."""
+        """Returns ``None``: no YAML runs a function."""
 
     def finish(
         self, config: SweepConfig, study: Study, parent: Run, progress: SweepProgress, best: FrozenTrial
     ) -> list[FinalRun]:
-        """Nothing: a trial of a function is recorded in full."""
+        """Returns no final run: a trial of a function records everything already."""
         return []
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another worker, also where it is a function of a script or notebook."""
+        """Pickles the function by value, since a worker cannot import a function of a script or notebook."""
         return {**vars(self), "call": cloudpickle.dumps(self.call)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes up what `__getstate__` gave."""
+        """Restores what `__getstate__` returned."""
         vars(self).update({**state, "call": cloudpickle.loads(state["call"])})
 
 
 def named(path: str) -> Function:
-    """The function at a dotted path.
+    """Imports the function at a dotted path.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If it cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -191,7 +191,7 @@ def named(path: str) -> Function:
 
 
 def source(call: Callable[..., Any]) -> str:
-    """The source of a function; where there is none, as in an interactive session, what it was compiled to."""
+    """Returns the source of a function, or its bytecode if there is no source, as in an interactive session."""
     try:
         return inspect.getsource(call)
     except (OSError, TypeError):

@@ -45,22 +45,22 @@ def sweep(
     console: Console | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Searches the values of an experiment, or of a function of your own; called again, it goes on where it stopped.
+    """Searches the best values for an experiment or for your own function. A second call continues the search.
 
-    The function is called with a `Trial`: it reads the values by name and returns the objective. What it trains under
-    `tlresearch.Track`, or with `tlresearch.fit`, belongs to the trial by itself.
+    The function is called with a `Trial`: it reads the values by name and returns the objective. Anything that it
+    trains under `tlresearch.Track` or with `tlresearch.fit` is recorded in the trial's run.
 
     Args:
-        subject: The function; an experiment by name or path; or a sweep by name or path, which has a space itself.
-        space: What is searched: a name of the function's or a key of the experiment, with `tlresearch.log`, `uniform`,
+        subject: The function; or an experiment by name or path; or a sweep by name or path, which has its own space.
+        space: The search space: for each value of the function, or key of the experiment, `tlresearch.log`, `uniform`,
             `integers`, `choice` or `depths`.
-        name: Name of the study; unless given, it follows from what is searched, so that a changed function or space is
+        name: Name of the study. By default it depends on subject and space, so that a changed function or space makes
             another study.
-        metric: The objective. Unless given, ``objective`` of a function, and of an experiment what it is watched by.
-        direction: Whether more or less is better. Unless given, a function is minimised, and the task of an experiment
-            says it.
-        tracking: Of a function, where its trials are recorded: the keys of ``tracking`` in an experiment.
-        console: Where progress is shown; ``None`` shows none.
+        metric: The objective. By default ``objective`` for a function, and the monitored metric for an experiment.
+        direction: Whether more or less is better. By default a function is minimised, and the task of an experiment
+            decides.
+        tracking: For a function, the tracking options of its trials: the keys of ``tracking`` in an experiment.
+        console: Console for the progress; ``None`` shows none.
         options: Further keys of a sweep's file: `trials`, `sampler`, `pruner` (by name, too), `seed`, `workers`,
             `enqueue`, `overrides`, `storage`, …
 
@@ -86,13 +86,13 @@ def sweep(
     else:
         values["experiment"] = text = str(subject)
         called = f"{Path(text).stem}/{'_x_'.join(key.rpartition('.')[2] for key in values['space'])}"
-    kept = {key: values.get(key) for key in ("space", "objective", "overrides")}
-    values["name"] = name or f"{called}-{hashlib.sha256(f'{text}{kept}'.encode()).hexdigest()[:8]}"
+    searched = {key: values.get(key) for key in ("space", "objective", "overrides")}
+    values["name"] = name or f"{called}-{hashlib.sha256(f'{text}{searched}'.encode()).hexdigest()[:8]}"
     return _run(check(load_sweep(values), function), console)
 
 
 def _differing(dimension: SpaceConfig) -> dict[str, Any]:
-    """A dimension as it would be written in a file."""
+    """Returns the fields of a dimension that differ from their defaults, as in a YAML file."""
     plain = SpaceConfig()
     return {key: value for key, value in vars(dimension).items() if value != getattr(plain, key)}
 
