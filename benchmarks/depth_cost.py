@@ -82,7 +82,7 @@ def measure(depth: int, batch: int, size: int, steps: int, threads: int) -> Cost
     parts = staged_parts(backbone, head)
     trained = param_groups.apply_phase(phase, parts)
     param_groups.apply_modes(phase, parts)
-    optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=1e-3, momentum=0.9), backbone, head)
+    optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=1e-3, options={"momentum": 0.9}), backbone, head)
     inputs, targets = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     with torch.no_grad():
         backbone(inputs[:2, :, :64, :64])  # libraries that load at first use

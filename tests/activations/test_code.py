@@ -17,10 +17,11 @@ from torch import nn
 import tlresearch
 from tests.finetuning.test_callback import make_phase
 from tests.toy import toy_backbone, toy_data
-from tlresearch.activations import code
-from tlresearch.activations.code import code_behind, code_of, code_under
+from tlresearch.activations.code import code_behind, code_of
 from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import ActivationStore
+from tlresearch.base import code
+from tlresearch.base.code import code_under
 from tlresearch.data.images import ImageSplit
 
 NETWORK = """
@@ -96,7 +97,7 @@ def test_code_that_decodes_and_resizes_counts_and_code_that_reports_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = object.__new__(ImageSplit)
-    file, whole = code._file, code_behind(split)
+    file, whole = code.file_of, code_behind(split)
     for name, counts in {"tlresearch.modality.decoding": True, "tlresearch.data.transforms": True,
                          "tlresearch.base.errors": False}.items():  # fmt: skip
         changed = tmp_path / f"{name}.py"
@@ -104,7 +105,7 @@ def test_code_that_decodes_and_resizes_counts_and_code_that_reports_does_not(
         changed.write_text(f"{changed.read_text()}\n# changed\n")
         code._code_under.cache_clear()
         with monkeypatch.context() as patched:
-            patched.setattr(code, "_file", lambda n, one=name, at=changed: at if n == one else file(n))
+            patched.setattr(code, "file_of", lambda n, one=name, at=changed: at if n == one else file(n))
             assert (code_behind(split) != whole) is counts, name
     code._code_under.cache_clear()
 

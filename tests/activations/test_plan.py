@@ -19,7 +19,7 @@ from tlresearch.config.schema import BackboneConfig
 from tlresearch.data.base import Batch, Data, Fingerprint, SampleKey, Split
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.callback import FreezeScheduleCallback
-from tlresearch.finetuning.schedule import Course, FreezeSchedule
+from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.modality.values import Value
 
 THREE_PHASES = make_schedule(make_phase(0, 2), make_phase(2, 2), make_phase(1, 2))
@@ -189,7 +189,7 @@ def trained(family: str, depth: int, store: ActivationStore, **options: Any) -> 
     data = replace(toy_data(), splits={"train": Photos(noise=options.pop("noise", 0.0)), "val": Photos()})
     prefix = FrozenPrefix(data, task.backbone, store, batch_size=4, **options)
     phase = replace(make_phase(0), stages=tuple(range(stages - depth, stages)), rates=(0.01,) * (stages + 1), epochs=2)
-    schedule = FreezeSchedule((phase,), task.backbone.stage_names, Course())
+    schedule = FreezeSchedule((phase,), task.backbone.stage_names)
     plan = FreezeScheduleCallback(schedule, seed=0, on_phase=prefix.enter)
     loaders = [
         make_loader(prefix.splits["train"], batch_size=4, shuffle=True, seed=0),

@@ -322,7 +322,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_nested_override_is_merged_into_its_section(tmp_path: Path) -> None:
     config = load_experiment(write(tmp_path, GOOD), {"optimizer": {"lr": 0.5}, "data": {"batch_size": 4}}).config
-    assert (config.optimizer.lr, config.optimizer.momentum) == (0.5, 0.9)
+    assert (config.optimizer.lr, config.optimizer.options) == (0.5, {"momentum": 0.9})
     assert (config.data.batch_size, config.data.name) == (4, "digits")
 
 

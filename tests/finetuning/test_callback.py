@@ -17,7 +17,7 @@ from tlresearch.data.base import Data
 from tlresearch.data.loading import make_loader
 from tlresearch.finetuning.callback import FreezeScheduleCallback, FrozenWeightsMovedError
 from tlresearch.finetuning.optimizers import build_optimizer
-from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.tasks.classification import ClassificationTask
 
 Weights = dict[str, torch.Tensor]
@@ -29,12 +29,12 @@ def make_phase(depth: int, epochs: int = 1, **options: Any) -> Phase:
 
 
 def make_schedule(*phases: Phase) -> FreezeSchedule:
-    return FreezeSchedule(phases, STAGES, Course())
+    return FreezeSchedule(phases, STAGES)
 
 
 def make_task(optimizer: str = "sgd", *, backbone: StagedBackbone | None = None, **options: Any) -> ClassificationTask:
     torch.manual_seed(0)
-    config = OptimizerConfig(name=optimizer, lr=0.05, momentum=0.9 if optimizer == "sgd" else None)  # type: ignore[arg-type]
+    config = OptimizerConfig(name=optimizer, lr=0.05, options={"momentum": 0.9} if optimizer == "sgd" else {})
     return ClassificationTask(
         backbone or toy_backbone(),
         classes=2,

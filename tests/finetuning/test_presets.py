@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tlresearch.base.errors import ConfigError
-from tlresearch.config.checks import SCHEDULES
 from tlresearch.config.load import load_text
-from tlresearch.finetuning.presets import PRESETS, build_schedule
+from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 
 STAGES = ("stem", "layer1", "layer2")
@@ -23,10 +22,6 @@ def build(**freeze: Any) -> FreezeSchedule:
 
 def trained(schedule: FreezeSchedule) -> list[tuple[tuple[int, ...], int]]:
     return [(phase.stages, phase.epochs) for phase in schedule.phases]
-
-
-def test_the_config_knows_every_preset() -> None:
-    assert set(SCHEDULES) == set(PRESETS)
 
 
 @pytest.mark.parametrize(

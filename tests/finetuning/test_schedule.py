@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlresearch.base.errors import ConfigError
-from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
+from tlresearch.config.courses import Constant, Cosine, Course, Exponential, Linear, OneCycle, Step
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 
 STAGES = ("stem", "middle", "top")
 
@@ -21,7 +22,7 @@ def phase(name: str = "p", depth: int = 0, epochs: int = 2, **options: object) -
 
 
 def schedule(*phases: Phase, course: Course | None = None) -> FreezeSchedule:
-    return FreezeSchedule(phases, STAGES, course or Course())
+    return FreezeSchedule(phases, STAGES, course or Constant())
 
 
 def losses(*values: float) -> list[dict[str, float]]:
@@ -89,12 +90,13 @@ def test_frozen_stages_have_rate_zero() -> None:
 @pytest.mark.parametrize(
     ("course", "values"),
     [
-        (Course("constant"), [1, 1, 1]),
-        (Course("linear"), [1, 0.5, 0]),
-        (Course("cosine"), [1, 0.5, 0]),
-        (Course("cosine", min_factor=0.2), [1, 0.6, 0.2]),
-        (Course("step", step_size=2, gamma=0.1), [1, 0.01, 0.0001]),
-        (Course("exponential", gamma=0.5), [1, 1 / 16, 1 / 256]),
+        (Constant(), [1, 1, 1]),
+        (Linear(), [1, 0.5, 0]),
+        (Cosine(), [1, 0.5, 0]),
+        (Cosine(0.2), [1, 0.6, 0.2]),
+        (Step(2, 0.1), [1, 0.01, 0.0001]),
+        (OneCycle(rise=0.5, start_factor=0.1, end_factor=0.0), [0.1, 1, 0]),
+        (Exponential(0.5), [1, 1 / 16, 1 / 256]),
     ],
 )
 def test_course_at_start_middle_and_end(course: Course, values: list[float]) -> None:
@@ -102,12 +104,12 @@ def test_course_at_start_middle_and_end(course: Course, values: list[float]) -> 
 
 
 def test_step_falls_at_the_epochs_torch_falls_at() -> None:
-    course = Course("step", step_size=7, gamma=0.1)
+    course = Step(7, 0.1)
     assert [course.factor(e, 25) for e in (6, 6.99, 7, 13, 14)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_the_rate_restarts_with_each_phase_unless_it_continues() -> None:
-    cosine = Course("cosine")
+    cosine = Cosine()
     restarting = schedule(phase("a", 0, 4), phase("b", 1, 4), course=cosine)
     assert restarting.factor(1, (0, 4), 4.0) == pytest.approx(1.0)
     continuing = schedule(phase("a", 0, 4), phase("b", 1, 4, rate="continue"), course=cosine)
@@ -117,7 +119,7 @@ def test_the_rate_restarts_with_each_phase_unless_it_continues() -> None:
 
 
 def test_warm_up_rises_linearly_and_the_course_starts_after_it() -> None:
-    plan = schedule(phase(epochs=6, warmup_epochs=2.0), course=Course("linear"))
+    plan = schedule(phase(epochs=6, warmup_epochs=2.0), course=Linear())
     assert [plan.factor(0, (0,), epoch) for epoch in (0, 1, 2, 4, 6)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
@@ -141,7 +143,7 @@ def schedules(draw: st.DrawFn) -> FreezeSchedule:
                 warmup_epochs=draw(st.sampled_from([0.0, 0.5, 1.0])),
             )
         )
-    course = Course(draw(st.sampled_from(["constant", "cosine", "linear", "step"])))  # type: ignore[arg-type]
+    course = draw(st.sampled_from([Constant(), Cosine(), Linear(), Step()]))
     return schedule(*phases, course=course)
 
 

@@ -14,8 +14,8 @@ from tests.toy import toy_text
 from tlresearch.backbones.build import build_backbone
 from tlresearch.base.direction import direction_of
 from tlresearch.base.errors import ConfigError, UserError
+from tlresearch.config.catalogue import TASKS
 from tlresearch.config.load import load_text
-from tlresearch.config.tasks import TASKS
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.run.fit import fit
@@ -25,7 +25,7 @@ from tlresearch.tasks.build import build_task, find_task
 QUIET = {"tracking.figures": False, "tracking.model": False, "tracking.system_metrics": False}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TASKS.names)
 def test_every_task_is_a_class_that_says_what_it_is(name: str) -> None:
     task = find_task(name)
     assert task.learns

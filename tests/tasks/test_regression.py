@@ -272,3 +272,12 @@ def test_targets_belong_to_sources_of_numbers() -> None:
 def test_labels_are_refused_by_regression() -> None:
     with pytest.raises(ConfigError, match="regression learns numbers targets"):
         fit(load_text("data: {name: digits}\nbackbone: {name: small_cnn, weights: null}\ntask: {name: regression}"))
+
+
+def test_a_loss_and_a_metric_of_a_library_see_numbers(folder: Path) -> None:
+    task = (
+        "{name: regression, loss: {name: torch.nn.SmoothL1Loss, beta: 0.5}, metrics: [torchmetrics.MeanAbsoluteError]}"
+    )
+    result = run(folder, task=task, freeze="{schedule: full, epochs: 2}")
+    assert result.metrics["test/mean_absolute_error"] == pytest.approx(result.metrics["test/mae"], rel=1e-4)
+    assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]

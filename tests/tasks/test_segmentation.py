@@ -26,11 +26,10 @@ from tlresearch.run.fit import fit
 from tlresearch.serving.stored import WEIGHTS
 from tlresearch.studies.reproduction.verify import verify_run
 from tlresearch.tasks.counts import ClassCounts, Counts
+from tlresearch.tasks.losses import Combined, CrossEntropy, Dice, Focal
 from tlresearch.tasks.segmentation import (
-    COMBINATIONS,
     DECODERS,
     SegmentationHead,
-    SegmentationLoss,
     SegmentationTask,
     balanced_pixel_weights,
     overlap_metrics,
@@ -59,16 +58,16 @@ def test_cross_entropy_is_torchs_and_focal_is_less() -> None:
     weights = torch.tensor([1.0, 2.0, 0.5])
     for weight in (None, weights):
         expected = functional.cross_entropy(scores, masks.long(), weight=weight, ignore_index=IGNORE)
-        found = SegmentationLoss(COMBINATIONS["cross_entropy"], class_weights=weight)(scores, masks)
+        found = CrossEntropy(weight, IGNORE)(scores, masks)
         assert torch.isclose(found, expected)
-        assert SegmentationLoss(COMBINATIONS["focal"], class_weights=weight)(scores, masks) < found
+        assert Focal(2.0, weight, IGNORE)(scores, masks) < found
     logits = torch.tensor([math.log(0.9 / 0.1), 0.0]).view(1, 2, 1, 1)
     by_hand = 0.1**2 * -math.log(0.9)
-    assert float(SegmentationLoss(COMBINATIONS["focal"])(logits, torch.zeros(1, 1, 1))) == pytest.approx(by_hand)
+    assert float(Focal()(logits, torch.zeros(1, 1, 1))) == pytest.approx(by_hand)
 
 
 def test_dice_by_hand_and_pixels_that_do_not_count() -> None:
-    dice = SegmentationLoss(COMBINATIONS["dice"])
+    dice = Dice(IGNORE)
     masks = torch.tensor([[[0, 0, 1, 1]]])
     right = 50 * functional.one_hot(masks, 2).permute(0, 3, 1, 2).float()
     assert float(dice(right, masks)) == pytest.approx(0, abs=1e-5)
@@ -77,8 +76,8 @@ def test_dice_by_hand_and_pixels_that_do_not_count() -> None:
     assert float(dice(wrong, masks)) == pytest.approx(1 - ((2 * 2 + 1) / (6 + 1) + (0 + 1) / (2 + 1)) / 2)
     ignored = torch.tensor([[[0, 0, IGNORE, IGNORE]]])
     assert float(dice(wrong, ignored)) == pytest.approx(0, abs=1e-5)
-    both = SegmentationLoss(COMBINATIONS["combined"])(wrong, masks)
-    assert torch.isclose(both, dice(wrong, masks) + SegmentationLoss(COMBINATIONS["cross_entropy"])(wrong, masks))
+    both = Combined()(wrong, masks)
+    assert torch.isclose(both, dice(wrong, masks) + CrossEntropy()(wrong, masks))
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:
@@ -187,10 +186,11 @@ def test_adapters_in_a_backbone_with_maps_start_equal_and_merge() -> None:
             r"task.options.decoder: unknown 'unett' \(did you",
         ),
         (
-            {"task": "{name: segmentation, options: {los: dice}}"},
-            r"segmentation has no option 'los' \(did you mean 'loss'",
+            {"task": "{name: segmentation, options: {widht: 8}}"},
+            r"segmentation has no option 'widht' \(did you mean 'width'",
         ),
-        ({"task": "{name: segmentation, options: {loss: hinge}}"}, "task.options.loss: unknown 'hinge'"),
+        ({"task": "{name: segmentation, loss: hinge}"}, "task.loss.name: 'hinge' is unknown"),
+        ({"task": "{name: segmentation, loss: {name: dice, gamma: 2}}"}, "task.loss.gamma: is only read by focal"),
         ({"task": "{name: classification}"}, "classification learns binary or multiclass or multilabel targets"),
     ],
 )

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlresearch.activations.code import code_of, code_under
+from tlresearch.activations.code import code_of
 from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.channels import channel_axes
 from tlresearch.backbones.sequences import mean_of
+from tlresearch.base.code import code_under
 from tlresearch.data.base import SampleKey, Split
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.modality.values import Value, leaves, unstack

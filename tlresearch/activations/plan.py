@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from tlresearch.activations.code import code_behind, code_of, code_under
+from tlresearch.activations.code import code_behind, code_of
 from tlresearch.activations.entry import Stored
 from tlresearch.activations.inference import Inference, frozen
 from tlresearch.activations.splits import BoundarySplit
 from tlresearch.activations.store import ActivationStore
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.code import code_under
 from tlresearch.data.base import Data, SampleKey, SplitName
 from tlresearch.finetuning.param_groups import digests
 from tlresearch.finetuning.schedule import Phase

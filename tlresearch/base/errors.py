@@ -121,23 +121,26 @@ def load_object(path: str, key: str) -> Any:
         key: The config key that holds the path, for the error.
 
     Raises:
-        UserError: If the module or the name in it does not exist.
+        UserError: If the module does not exist, cannot be imported, or has no such name.
     """
     module, _, name = path.rpartition(".")
     if not module:
         raise UserError(f"{key}: '{path}' is neither known nor a dotted path such as my_package.my_module.{path}")
     try:
         return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        # Only the module itself or a package of it: a module that it imports and that is missing keeps its traceback.
-        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise
-        raise UserError(
-            f"{key}: there is no module '{error.name}' for '{path}'; "
-            "run from the folder that holds it, or add that to PYTHONPATH"
-        ) from None
     except AttributeError:
         raise UserError(f"{key}: the module '{module}' has no '{name}'") from None
+    except Exception as error:  # a module of the user's may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module == missing or module.startswith(f"{missing}.")):
+            raise UserError(
+                f"{key}: there is no module '{missing}' for '{path}'; "
+                "run from the folder that holds it, or add that to PYTHONPATH"
+            ) from None
+        raise UserError(
+            f"{key}: '{module}' cannot be imported: {type(error).__name__}: {one_line(error, 300)}; "
+            f"`python -c 'import {module}'` shows where"
+        ) from error
 
 
 def call_object(path: str, key: str, arguments: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import yaml
 
 from tlresearch.base.errors import MissingFileError, nearest
 from tlresearch.base.paths import find_data, find_weights
+from tlresearch.config.catalogue import LOSSES, TASKS
 from tlresearch.config.device_checks import device_problems
 from tlresearch.config.distill_checks import distill_problems
 from tlresearch.config.published_checks import reference_problems
@@ -20,13 +21,12 @@ from tlresearch.config.schema import (
     ExperimentConfig,
     FreezeConfig,
     LoraConfig,
-    OptimizerConfig,
     PhaseConfig,
+    TaskConfig,
     type_of,
 )
 from tlresearch.config.shift import missing_shift, shift_problems
 from tlresearch.config.sweep_schema import SweepConfig
-from tlresearch.config.tasks import TASKS
 
 DATA_SOURCES = (
     "image_folder",
@@ -50,22 +50,6 @@ FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision"
 NUMBERED = ("image_csv", "npz", "audio_manifest", "text_table", "hf_dataset")
 """Sources that read `data.targets`."""
 BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
-SCHEDULES = (
-    "linear_probe",
-    "full",
-    "depth",
-    "lp_ft",
-    "gradual",
-    "top_down",
-    "surgical",
-    "norm_only",
-    "bias_only",
-    "lora",
-    "scratch",
-    "phases",
-)
-SAMPLERS = ("tpe", "random", "gp", "qmc", "grid", "cmaes", "nsgaii", "brute_force")
-PRUNERS = ("none", "median", "hyperband", "successive_halving", "percentile", "patient", "threshold", "wilcoxon")
 
 CONDITION = re.compile(r"^\s*(?P<key>[\w.]+)\s*(?P<sign>==|!=|>=|<=|>|<)\s*(?P<value>\S+)\s*$")
 """A dimension's condition, such as ``freeze.unfreeze_depth > 0``."""
@@ -79,9 +63,8 @@ def problems(config: ExperimentConfig | SweepConfig) -> list[str]:
         *_data(config.data),
         *shift_problems(config.data, _data),
         *_backbone(config.backbone),
-        *_known("task.name", config.task.name, tuple(TASKS)),
         *freeze_problems(config.freeze),
-        *_optimizer(config.optimizer),
+        *_loss(config.task),
         *_together(config),
         *device_problems(config),
         *distill_problems(config),
@@ -119,11 +102,6 @@ def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
         return
     listing = ", ".join(f"{k}<model>" if k.endswith("/") else k for k in known)
     yield f"{key}: '{name}' is unknown{nearest(name, known)}; known: {listing}, or a dotted path to your own"
-
-
-def _one_of(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
-    if name not in known:
-        yield f"{key}: '{name}' is unknown{nearest(name, known)}; known: {', '.join(known)}"
 
 
 def _data(data: DataConfig) -> Iterator[str]:
@@ -187,7 +165,6 @@ def _backbone(backbone: BackboneConfig) -> Iterator[str]:
 
 def freeze_problems(freeze: FreezeConfig) -> Iterator[str]:
     """Yields what is wrong with a freeze section."""
-    yield from _one_of("freeze.schedule", freeze.schedule, SCHEDULES)
     yield from _depth("freeze.unfreeze_depth", freeze.unfreeze_depth)
     needs = {"depth": "unfreeze_depth", "surgical": "stages", "phases": "phases"}
     for schedule, key in needs.items():
@@ -212,10 +189,11 @@ def freeze_problems(freeze: FreezeConfig) -> Iterator[str]:
             f"but the schedule is {freeze.schedule}"
         )
     for index, phase in enumerate(freeze.phases):
-        yield from _phase(f"freeze.phases[{index}]", phase)
+        yield from phase_problems(f"freeze.phases[{index}]", phase)
 
 
-def _phase(key: str, phase: PhaseConfig) -> Iterator[str]:
+def phase_problems(key: str, phase: PhaseConfig) -> Iterator[str]:
+    """Yields what is wrong with a phase."""
     yield from _depth(f"{key}.unfreeze_depth", phase.unfreeze_depth)
     ways = [phase.unfreeze_depth is not None, bool(phase.stages), bool(phase.parameters)]
     if sum(ways) != 1:
@@ -236,20 +214,16 @@ def _depth(key: str, depth: int | str | None) -> Iterator[str]:
         yield f"{key}: must be a number of stages or 'all', but got '{depth}'"
 
 
-def _optimizer(optimizer: OptimizerConfig) -> Iterator[str]:
-    readers = {
-        "momentum": (("sgd", "rmsprop"), optimizer.momentum is not None),
-        "nesterov": (("sgd",), optimizer.nesterov),
-        "betas": (("adam", "adamw"), bool(optimizer.betas)),
-        "rho": (("adadelta",), optimizer.rho is not None),
-    }
-    for key, (names, given) in readers.items():
-        if given and optimizer.name not in names:
-            yield f"optimizer.{key}: is only read by {' and '.join(names)}, but the optimizer is {optimizer.name}"
-    if optimizer.nesterov and optimizer.name == "sgd" and not optimizer.momentum:
-        yield "optimizer.nesterov: needs optimizer.momentum above 0"
-    if optimizer.betas and (len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas)):
-        yield f"optimizer.betas: must be two numbers in [0, 1), but got {optimizer.betas}"
+def _loss(task: TaskConfig) -> Iterator[str]:
+    if task.loss is None:
+        return
+    part = LOSSES.part(task.loss.name)
+    if part is not None and task.name in TASKS and task.name not in part.of:
+        fitting = [name for name, other in LOSSES.parts.items() if task.name in other.of]
+        has = f"it has {', '.join(fitting)}" if fitting else "give the dotted path of one, or leave it out"
+        yield f"task.loss: {task.loss.name} is for {' and '.join(part.of)}, but task.name is {task.name}; {has}"
+    if task.label_smoothing and not LOSSES.is_default(task.loss.name):
+        yield f"task.label_smoothing: is read by the task's own loss only, but task.loss is {task.loss.name}"
 
 
 def _together(config: ExperimentConfig) -> Iterator[str]:
@@ -294,8 +268,6 @@ def _sweep(sweep: SweepConfig) -> Iterator[str]:
         yield "experiment: is needed: the experiment that is varied, such as hymenoptera/linear_probe"
     if not sweep.space:
         yield "space: is empty; name at least one key of the experiment with its range or choices"
-    yield from _one_of("sampler.name", sweep.sampler.name or "tpe", SAMPLERS)
-    yield from _one_of("pruner.name", sweep.pruner.name or "none", PRUNERS)
     if sweep.function:
         yield from _function(sweep)
     elif sweep.objective.metric and not sweep.objective.metric.startswith("val/"):

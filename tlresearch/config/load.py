@@ -9,7 +9,7 @@ import io
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,9 @@ from tlresearch.base.paths import find_yaml, topic
 from tlresearch.base.redact import read_variable
 from tlresearch.config import checks
 from tlresearch.config.merging import assign, merge
+from tlresearch.config.parts import part_problems
 from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.setting import outside
 from tlresearch.config.sweep_schema import SweepConfig
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
@@ -222,7 +224,7 @@ def load_schedule(values: Mapping[str, Any], source: str) -> ExperimentConfig:
     tree = OmegaConf.structured(ExperimentConfig)
     merge(tree, ExperimentConfig, values, "", problems)
     config = _resolve(tree, ExperimentConfig, problems)
-    problems += [*_range_problems(config), *checks.freeze_problems(config.freeze)]
+    problems += [*_range_problems(config), *part_problems(config), *checks.freeze_problems(config.freeze)]
     if problems:
         raise ConfigError(problems, source)
     return config
@@ -265,8 +267,8 @@ def _load(schema: type[ConfigT], values: dict[str, Any], overrides: Overrides, s
 
 def _checked(loaded: Loaded[ConfigT], problems: list[str]) -> Loaded[ConfigT]:
     """The config, if beside the problems that came up on the way there is nothing wrong with it."""
-    config = loaded.config
-    problems += _range_problems(config)
+    config: ConfigT = loaded.config
+    problems += [*_range_problems(config), *part_problems(config)]
     # A section with a bad value was filled with defaults: what its combinations say would only confuse.
     bad_sections = {_section_of(problem) for problem in problems}
     problems += [line for line in checks.problems(config) if _section_of(line) not in bad_sections]
@@ -390,21 +392,7 @@ def _range_problems(section: Any, prefix: str = "") -> Iterator[str]:
                 if dataclasses.is_dataclass(entry):
                     yield from _range_problems(entry, f"{path}[{key}].")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield from _outside(value, path, item.metadata)
-
-
-def _outside(value: float, path: str, about: Mapping[str, Any]) -> Iterator[str]:
-    bounds: dict[str, tuple[float | None, Callable[[float], bool]]] = {
-        "at least": (about.get("at_least"), lambda bound: value >= bound),
-        "above": (about.get("above"), lambda bound: value > bound),
-        "at most": (about.get("at_most"), lambda bound: value <= bound),
-        "below": (about.get("below"), lambda bound: value < bound),
-    }
-    for words, (bound, holds) in bounds.items():
-        # Written so that NaN, which fulfils no comparison, is refused by any bound.
-        if bound is not None and not holds(bound):
-            unit = f" ({about['unit']})" if about.get("unit") else ""
-            yield f"{path}: must be {words} {bound:g}{unit}, but got {value!r}"
+            yield from outside(value, path, item.metadata)
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

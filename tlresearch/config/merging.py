@@ -23,11 +23,13 @@ _FULL_KEYS = {"overrides": 1, "baselines": 2}
 
 def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: list[str]) -> None:
     """Puts plain values into a structured node, key by key, so that one bad key does not hide the next."""
+    if hasattr(schema, "registry"):
+        values = _arguments_in_options(schema, values)
     if not isinstance(values, Mapping):
         known = ", ".join(f.name for f in dataclasses.fields(schema))
         problems.append(f"{prefix.rstrip('.')}: is a section with the keys {known}, but got {values!r}")
         return
-    hints = _hints(schema)
+    hints = hints_of(schema)
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in hints:
@@ -48,8 +50,25 @@ def merge(node: DictConfig, schema: type, values: Any, prefix: str, problems: li
 
 
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
-    return typing.get_type_hints(schema)
+def hints_of(schema: type) -> dict[str, Any]:
+    """Returns the type of each key of a section."""
+    return {name: hint for name, hint in typing.get_type_hints(schema).items() if name not in ("registry", "is_part")}
+
+
+def _arguments_in_options(schema: Any, values: Any) -> Any:
+    """A section that names a part, with the part's arguments, which may stand beside the name, in its options.
+
+    A text alone is the name, where a section is nothing but a part; null beside the name takes an argument away.
+    """
+    if isinstance(values, str) and getattr(schema, "is_part", False):
+        return {schema.registry.key: values}
+    if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
+        return values
+    own = {key: value for key, value in values.items() if key in hints_of(schema)}
+    arguments = {str(key): value for key, value in values.items() if key not in own}
+    kept = {key: value for key, value in own.get("options", {}).items() if key not in arguments}
+    given = {key: value for key, value in arguments.items() if value is not None}
+    return {**own, "options": {**kept, **given}} if arguments else own
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -113,7 +132,7 @@ def _set_leaf(node: DictConfig, key: str, value: Any, hint: Any, path: str, prob
     except (FutureWarning, OmegaConfBaseException, ValueError, TypeError):
         choices = [str(choice) for choice in _choices(hint)]
         close = nearest(str(value), choices) if isinstance(value, str) else ""
-        problems.append(f"{path}: must be {_describe(hint)}, but got {value!r}{close}")
+        problems.append(f"{path}: must be {type_name(hint)}, but got {value!r}{close}")
 
 
 def _as_declared(value: Any, hint: Any) -> Any:
@@ -137,7 +156,8 @@ def _choices(hint: Any) -> list[Any]:
     return [choice for inner in typing.get_args(hint) for choice in _choices(inner)]
 
 
-def _describe(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """Says in words what a value must be."""
     names = {
         int: "a whole number",
         float: "a number",
@@ -151,7 +171,7 @@ def _describe(hint: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in inner)
+        return " or ".join(type_name(part) for part in inner)
     if origin is list:
-        return f"a list, each entry {_describe(inner[0])}" if inner[0] is not Any else "a list"
+        return f"a list, each entry {type_name(inner[0])}" if inner[0] is not Any else "a list"
     return "a mapping" if origin is dict else str(hint)

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tlresearch.config.merging import hints_of
+from tlresearch.config.parts import Registry
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.show import markdown
@@ -28,16 +30,33 @@ class Option(NamedTuple):
 
 def options(schema: type = ExperimentConfig, prefix: str = "") -> Iterator[Option]:
     """Yields every option of a schema in its order; lists and mappings of sections as ``key[]`` and ``key.<name>``."""
-    hints = typing.get_type_hints(schema)
+    hints = hints_of(schema)
     for field in dataclasses.fields(schema):
-        hint, about, key = hints[field.name], field.metadata, f"{prefix}{field.name}"
+        if field.name == "options" and (registry := getattr(schema, "registry", None)):
+            yield from _arguments(registry, prefix)
+        hint, key = hints[field.name], f"{prefix}{field.name}"
         inner = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
         if inner:
             mark = {list: "[]", dict: ".<name>"}.get(typing.get_origin(hint), "")
             yield from options(typing.cast(type, inner[0]), f"{key}{mark}.")
             continue
-        unit = f" ({about['unit']})" if about["unit"] else ""
-        yield Option(key, _words(hint), _default(field), f"{about['meaning']}{unit}")
+        yield _option(key, hint, field)
+
+
+def _arguments(registry: Registry, prefix: str) -> Iterator[Option]:
+    """The arguments of parts with short names; the same argument of several parts is one option."""
+    options: dict[Option, list[str]] = {}
+    for name, part in registry.parts.items():
+        for field in dataclasses.fields(part.takes) if part.takes else ():
+            option = _option(f"{prefix}{field.name}", hints_of(typing.cast(type, part.takes))[field.name], field)
+            options.setdefault(option, []).append(name)
+    for option, names in options.items():
+        yield option._replace(meaning=f"Of {', '.join(names)}: {option.meaning[:1].lower()}{option.meaning[1:]}")
+
+
+def _option(key: str, hint: Any, field: dataclasses.Field[Any]) -> Option:
+    unit = f" ({field.metadata['unit']})" if field.metadata["unit"] else ""
+    return Option(key, _words(hint), _default(field), f"{field.metadata['meaning']}{unit}")
 
 
 def page() -> Page:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tlresearch.base.errors import nearest
+from tlresearch.config.catalogue import CALLBACKS, LOGGERS, LOSSES, METRICS, OPTIMIZERS, PRESETS, SCHEDULERS, TASKS
+from tlresearch.config.merging import hints_of
+from tlresearch.config.parts import PartConfig, Registry
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.setting import setting
-from tlresearch.config.tasks import TASKS
 
 
 def type_of(key: str) -> Any:
-    """Returns the type of an experiment's option by its full key; `Any` inside free-form mappings.
+    """Returns the type of an experiment's option by its full key; `Any` inside free-form mappings and for whole parts.
 
     Raises:
         KeyError: If there is no such option; the message names the nearest.
@@ -21,13 +23,16 @@ def type_of(key: str) -> Any:
     section: Any = ExperimentConfig
     parts = key.split(".")
     for index, part in enumerate(parts):
-        hints = typing.get_type_hints(section)
-        if part not in hints:
+        hints = hints_of(section)
+        registry: Registry | None = getattr(section, "registry", None)
+        hint = hints.get(part) or (registry.type_of(part) if registry else None)
+        if hint is None:
             raise KeyError(f"unknown key{nearest(part, list(hints))}")
-        hint = hints[part]
         if typing.get_origin(hint) is dict:
             return Any
         inner = [kind for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+        if index == len(parts) - 1 and any(isinstance(kind, type) and issubclass(kind, PartConfig) for kind in inner):
+            return Any
         if not inner or index == len(parts) - 1:
             if inner or index < len(parts) - 1:
                 raise KeyError("is a section, not an option" if inner else f"'{part}' is an option, not a section")
@@ -100,13 +105,34 @@ class BackboneConfig:
 
 
 @dataclass
+class LossConfig(PartConfig):
+    """What is learnt from, instead of the task's own loss."""
+
+    registry: ClassVar[Registry] = LOSSES
+    name: str = setting("", f"{LOSSES.listing}.")
+
+
+@dataclass
+class MetricConfig(PartConfig):
+    """A metric beside those of the task."""
+
+    registry: ClassVar[Registry] = METRICS
+    name: str = setting("", "Dotted path of a metric of torchmetrics; the number of classes need not be given.")
+    label: str | None = setting(None, "What it is called in results; null makes it from the name: cohen_kappa.")
+    direction: Literal["min", "max"] | None = setting(None, "Whether less or more is better; null takes what the metric says.")
+
+
+@dataclass
 class TaskConfig:
     """What is learnt on top of the backbone."""
 
-    name: str = setting("classification", f"{', '.join(TASKS)}, or a dotted path.")
+    registry: ClassVar[Registry] = TASKS
+    name: str = setting("classification", f"{TASKS.listing}.")
     dropout: float = setting(0.0, "Dropout in front of the head's linear layer.", unit="probability", at_least=0, below=1)
     label_smoothing: float = setting(0.0, "Label smoothing of the cross entropy (multi-class only).", unit="probability", at_least=0, below=1)
     class_weights: Literal["none", "balanced"] = setting("none", "Weight the loss by inverse class frequency.")
+    loss: LossConfig | None = setting(None, "Loss; null is the task's own.")
+    metrics: list[MetricConfig] = setting([], "Metrics beside those of the task, of validation and test.")
     teacher: str | None = setting(None, "A finished classification run this one learns from too (knowledge distillation): its id, the beginning of it or name, or latest:<run name>.")
     distill_alpha: float = setting(0.5, "Share of the teacher's part in the loss; 1 learns from the teacher alone.", unit="share of the loss", above=0, at_most=1)
     temperature: float = setting(4.0, "What the logits of teacher and student are divided by in the teacher's part of the loss.", above=0)
@@ -160,7 +186,8 @@ class LoraConfig:
 class FreezeConfig:
     """Which stages train when: a preset by name, or the phases themselves."""
 
-    schedule: str = setting("linear_probe", "linear_probe, full, depth, lp_ft, gradual, top_down, surgical, norm_only, bias_only, lora, scratch, or phases.")
+    registry: ClassVar[Registry] = PRESETS
+    schedule: str = setting("linear_probe", f"{PRESETS.listing}.")
     epochs: int = setting(10, "Length of the whole schedule.", unit="epochs", at_least=1)
     unfreeze_depth: int | str | None = setting(None, "Stages trained, counted from the head, for `schedule: depth`: 0 to the number of stages, or 'all'.", unit="stages", at_least=0)
     probe_epochs: int | None = setting(None, "Length of the linear probe of `schedule: lp_ft`; null is half.", unit="epochs", at_least=1)
@@ -168,32 +195,31 @@ class FreezeConfig:
     frozen_norm: Literal["eval", "train"] = setting("eval", "Norm layers of frozen stages: use and keep their statistics, or follow the batches.")
     lora: LoraConfig = setting(LoraConfig, "Low-rank adapters.")
     phases: list[PhaseConfig] = setting([], "The phases of `schedule: phases`.")
+    options: dict[str, Any] = setting({}, "Arguments of a schedule by dotted path; they may stand beside `schedule` too.")
 
 
 @dataclass
 class OptimizerConfig:
     """The optimizer; one parameter group per stage and decay split, from start to end."""
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop", "adadelta", "adagrad"] = setting("adamw", "Optimizer of torch.optim.")
+    registry: ClassVar[Registry] = OPTIMIZERS
+    name: str = setting("adamw", f"{OPTIMIZERS.listing}.")
     lr: float = setting(1.0e-3, "Base rate: that of the head.", above=0)
     layer_lr_decay: float = setting(1.0, "Rate factor per stage towards the input, the last stage being the first to be multiplied; 1 is off.", above=0, at_most=1)
     weight_decay: float = setting(0.0, "Weight decay.", at_least=0)
     decay_norm_and_bias: bool = setting(False, "Whether norm weights and biases decay too.")
-    momentum: float | None = setting(None, "Momentum of sgd and rmsprop; null is the optimizer's default.", at_least=0, below=1)
-    nesterov: bool = setting(False, "Nesterov momentum of sgd.")
-    betas: list[float] = setting([], "Averaging coefficients of adam and adamw; empty is the optimizer's default.")
-    rho: float | None = setting(None, "Averaging coefficient of adadelta; null is the optimizer's default.", at_least=0, below=1)
+    options: dict[str, Any] = setting({}, "Further arguments of the optimizer; they may stand beside `name` too.")
 
 
 @dataclass
 class SchedulerConfig:
     """How the rate moves within a phase."""
 
-    name: Literal["constant", "cosine", "linear", "step", "exponential"] = setting("cosine", "Course of the rate after the warm-up.")
+    registry: ClassVar[Registry] = SCHEDULERS
+    name: str = setting("cosine", f"Course of the rate after the warm-up: {SCHEDULERS.listing}.")
     warmup_epochs: float = setting(0.0, "Linear warm-up at the start of each phase.", unit="epochs", at_least=0)
-    min_factor: float = setting(0.0, "Last rate of cosine and linear as a share of the base rate.", at_least=0, at_most=1)
-    step_size: int = setting(10, "Epochs between two falls of `step`.", unit="epochs", at_least=1)
-    gamma: float = setting(0.1, "Factor of each fall of `step`, of each epoch of `exponential`.", above=0, at_most=1)
+    interval: Literal["epoch", "batch"] = setting("epoch", "How often a scheduler by dotted path steps.")
+    options: dict[str, Any] = setting({}, "Further arguments of the scheduler; they may stand beside `name` too.")
 
 
 @dataclass
@@ -216,6 +242,22 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class CallbackConfig(PartConfig):
+    """A callback of Lightning."""
+
+    registry: ClassVar[Registry] = CALLBACKS
+    name: str = setting("", "Dotted path of a callback of Lightning.")
+
+
+@dataclass
+class LoggerConfig(PartConfig):
+    """A logger of Lightning."""
+
+    registry: ClassVar[Registry] = LOGGERS
+    name: str = setting("", "Dotted path of a logger of Lightning.")
+
+
+@dataclass
 class TrainerConfig:
     """How the training loop runs."""
 
@@ -233,6 +275,8 @@ class TrainerConfig:
     accumulate: int = setting(1, "Batches whose gradients make one step.", unit="batches", at_least=1)
     deterministic: bool = setting(True, "Use deterministic algorithms, so that a run repeats bit for bit.")
     threads: int | None = setting(None, "Threads of one process; null leaves torch's choice.", unit="threads", at_least=1)
+    callbacks: list[CallbackConfig] = setting([], "Callbacks of Lightning, called behind the freeze schedule.")
+    loggers: list[LoggerConfig] = setting([], "Loggers of Lightning beside MLflow.")
     on_oom: Literal["fail", "halve"] = setting("fail", "Out of memory: fail with a clear line, or go on from the last checkpoint with half the batch and twice `accumulate`, so that a step is made of as many samples.")
     checkpoint_every: int = setting(1, "Epochs between two checkpoints a killed run resumes from; 0 writes none.", unit="epochs", at_least=0)
     checkpoint_seconds: float = setting(5.0, "Least time between two checkpoints; they also take at most 1 % of a run's time. 0 writes one whenever it is due.", unit="seconds", at_least=0)

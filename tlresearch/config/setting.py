@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -30,3 +31,18 @@ def setting(
     if isinstance(default, type):
         return field(default_factory=default, metadata=about)
     return field(default=default, metadata=about)
+
+
+def outside(value: float, path: str, about: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the bounds of a setting that a value does not keep."""
+    bounds: dict[str, tuple[float | None, Callable[[float], bool]]] = {
+        "at least": (about.get("at_least"), lambda bound: value >= bound),
+        "above": (about.get("above"), lambda bound: value > bound),
+        "at most": (about.get("at_most"), lambda bound: value <= bound),
+        "below": (about.get("below"), lambda bound: value < bound),
+    }
+    for words, (bound, holds) in bounds.items():
+        # Written so that NaN, which fulfils no comparison, is refused by any bound.
+        if bound is not None and not holds(bound):
+            unit = f" ({about['unit']})" if about.get("unit") else ""
+            yield f"{path}: must be {words} {bound:g}{unit}, but got {value!r}"

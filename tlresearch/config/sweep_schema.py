@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from tlresearch.config.catalogue import PRUNERS, SAMPLERS
+from tlresearch.config.parts import PartConfig, Registry
 from tlresearch.config.setting import setting
 
 
@@ -32,11 +34,19 @@ class ObjectiveConfig:
 
 
 @dataclass
-class ComponentConfig:
-    """A sampler or pruner of Optuna by name."""
+class SamplerConfig(PartConfig):
+    """A sampler of Optuna."""
 
-    name: str = setting("", "Name, such as tpe, random, gp, grid, qmc; median, hyperband, successive_halving, none.")
-    options: dict[str, Any] = setting({}, "Arguments of its constructor.")
+    registry: ClassVar[Registry] = SAMPLERS
+    name: str = setting("tpe", f"{SAMPLERS.listing}.")
+
+
+@dataclass
+class PrunerConfig(PartConfig):
+    """A pruner of Optuna."""
+
+    registry: ClassVar[Registry] = PRUNERS
+    name: str = setting("none", f"{PRUNERS.listing}.")
 
 
 @dataclass
@@ -69,8 +79,8 @@ class SweepConfig:
     space: dict[str, SpaceConfig] = setting({}, "Search space: full key of the experiment to its range or choices.")
     enqueue: list[dict[str, Any]] = setting([], "Points tried first, each a mapping of full key to value.")
     objective: ObjectiveConfig = setting(ObjectiveConfig, "Objective.")
-    sampler: ComponentConfig = setting(ComponentConfig, "Sampler; tpe unless named.")
-    pruner: ComponentConfig = setting(ComponentConfig, "Pruner; none unless named.")
+    sampler: SamplerConfig = setting(SamplerConfig, "Sampler.")
+    pruner: PrunerConfig = setting(PrunerConfig, "Pruner.")
     trials: int = setting(20, "Total number of trials; running the sweep again continues up to it.", unit="trials", at_least=1)
     workers: int | None = setting(None, "Trials that run at the same time, each in a process on its share of the cores; null is 1, and with Ray as many as the cluster has room for.", unit="processes", at_least=1)
     launcher: Literal["local", "ray"] = setting("local", "Where the workers run: on this machine, or on a Ray cluster.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -22,6 +23,7 @@ from tlresearch.finetuning import param_groups
 from tlresearch.finetuning.parts import Parts, find_parts
 from tlresearch.finetuning.schedule import FreezeSchedule, Metrics, Phase, Plateau, Position
 from tlresearch.finetuning.sharding import whole
+from tlresearch.finetuning.torch_course import TorchCourse
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +235,8 @@ class FreezeScheduleCallback(L.Callback):
             trainer.should_stop = True
             return
         self._batches = max(1, int(trainer.num_training_batches))
+        if isinstance(self.schedule.course, TorchCourse):
+            self.schedule = replace(self.schedule, course=self.schedule.course.of(self._batches))
         resumed = self._restored is not None and self._entered == self.position.phase
         self._enter_phase(trainer, pl_module, resumed=resumed)
 
@@ -414,6 +418,18 @@ def only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> Optimizer:
             "FreezeSchedule",
         )
     return _plain(trainer.optimizers[0])
+
+
+def callback_problems(callbacks: Sequence[L.Callback]) -> Iterator[str]:
+    """Yields which callbacks do what a freeze schedule does, or undo it."""
+    for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            yield (
+                "StochasticWeightAveraging: it sets its own rates, averages over phases and moves the statistics of "
+                "frozen norm layers; leave it out"
+            )
+        if isinstance(callback, BaseFinetuning):
+            yield f"{type(callback).__name__}: it freezes and unfreezes too; keep one of the two"
 
 
 def _plain(optimizer: Any) -> Optimizer:

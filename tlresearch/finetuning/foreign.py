@@ -16,7 +16,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import LBFGS
@@ -26,7 +25,7 @@ from tlresearch.base.errors import ConfigError
 from tlresearch.config.load import load_schedule
 from tlresearch.data.seeding import derive_seed, seed_all
 from tlresearch.finetuning import param_groups
-from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener, only_optimizer
+from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener, callback_problems, only_optimizer
 from tlresearch.finetuning.parts import Member, Parts, Stages, find_parts
 from tlresearch.finetuning.presets import build_schedule
 
@@ -304,14 +303,7 @@ def _flat(schedulers: Sequence[Any]) -> Iterator[Any]:
 
 
 def _trainer_problems(trainer: L.Trainer) -> Iterator[str]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging):
-            yield (
-                "StochasticWeightAveraging: it sets its own rates, averages over phases and moves the statistics of "
-                "frozen norm layers; leave it out"
-            )
-        if isinstance(callback, BaseFinetuning):
-            yield f"{type(callback).__name__}: it freezes and unfreezes too; keep one of the two"
+    yield from callback_problems(trainer.callbacks)  # type: ignore[attr-defined]
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         yield (
             f"strategy: {type(trainer.strategy).__name__} holds parameters in a form of its own; "

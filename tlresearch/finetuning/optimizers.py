@@ -1,30 +1,20 @@
-"""Optimizers by name; what decays and what does not are its two groups, which the freeze schedule splits by stage."""
+"""The optimizer of a run: what decays and what does not are its two groups, which the schedule splits by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.base.errors import ConfigError, load_object
+from tlresearch.config.catalogue import OPTIMIZERS
+from tlresearch.config.parts import make
 from tlresearch.config.schema import OptimizerConfig
 from tlresearch.finetuning.param_groups import is_norm
-
-OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adadelta": torch.optim.Adadelta,
-    "adagrad": torch.optim.Adagrad,
-}
-
-
-FUSED = {"sgd", "adam", "adamw", "adagrad"}
-"""Optimizers whose step torch can do in one kernel over all parameters."""
 
 
 def build_optimizer(
@@ -38,6 +28,9 @@ def build_optimizer(
         head: The head.
         fused: Whether one kernel may update all parameters. A fused step unscales 16-bit gradients itself, which
             does not go with clipping them.
+
+    Raises:
+        ConfigError: If it cannot be made, or is to decay weights and cannot.
     """
     exempt = set() if config.decay_norm_and_bias else {id(p) for p in _norms_and_biases(backbone, head)}
     weights = list(dict.fromkeys((*backbone.parameters(), *head.parameters())))
@@ -45,16 +38,17 @@ def build_optimizer(
         {"params": [p for p in weights if id(p) not in exempt], "name": "", "decays": True},
         {"params": [p for p in weights if id(p) in exempt], "name": "no_decay", "decays": False},
     ]
-    given: dict[str, Any] = {
-        "momentum": config.momentum,
-        "nesterov": config.nesterov or None,
-        "betas": tuple(config.betas) or None,
-        "rho": config.rho,
-    }
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if fused and config.name in FUSED:
-        arguments["fused"] = True
-    return OPTIMIZERS[config.name]([group for group in groups if group["params"]], lr=config.lr, **arguments)
+    given = {"lr": config.lr, **({"fused": True} if fused and _fuses(config.name) else {})}
+    optimizer: Optimizer = make(config, "optimizer", [group for group in groups if group["params"]], **given)
+    if config.weight_decay and not any("weight_decay" in group for group in optimizer.param_groups):
+        raise ConfigError([f"optimizer.weight_decay: {config.name} has none; set it to 0"], "optimizer")
+    return optimizer
+
+
+def _fuses(name: str) -> bool:
+    """Whether an optimizer's step can be done in one kernel over all parameters, as torch's own say."""
+    kind = load_object(OPTIMIZERS.path(name), "optimizer.name")
+    return kind.__module__.startswith("torch.optim") and "fused" in inspect.signature(kind).parameters
 
 
 def _norms_and_biases(*modules: nn.Module) -> Iterator[nn.Parameter]:

@@ -10,13 +10,16 @@ in Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import cast
 
-from tlresearch.base.errors import ConfigError, nearest
+from tlresearch.base.errors import ConfigError, load_object, nearest
+from tlresearch.config.catalogue import PRESETS, SCHEDULERS
+from tlresearch.config.checks import phase_problems
+from tlresearch.config.courses import Course
+from tlresearch.config.parts import called, make
 from tlresearch.config.schema import ExperimentConfig, FreezeConfig, PhaseConfig
-from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
-
-Preset = Callable[[FreezeConfig, Sequence[str]], list[PhaseConfig]]
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 
 
 def linear_probe(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
@@ -86,25 +89,9 @@ def lora(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     return [PhaseConfig(name="lora", parameters=["@lora"], epochs=freeze.epochs)]
 
 
-def explicit(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+def phases(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     """The phases the config spells out."""
     return list(freeze.phases)
-
-
-PRESETS: Mapping[str, Preset] = {
-    "linear_probe": linear_probe,
-    "full": full,
-    "depth": depth,
-    "lp_ft": lp_ft,
-    "gradual": gradual,
-    "top_down": top_down,
-    "surgical": surgical,
-    "norm_only": norm_only,
-    "bias_only": bias_only,
-    "lora": lora,
-    "scratch": scratch,
-    "phases": explicit,
-}
 
 
 def build_schedule(config: ExperimentConfig, stage_names: Sequence[str]) -> FreezeSchedule:
@@ -117,14 +104,39 @@ def build_schedule(config: ExperimentConfig, stage_names: Sequence[str]) -> Free
     Raises:
         ConfigError: If a depth, stage or length does not fit the backbone; every problem at once.
     """
-    phases = PRESETS[config.freeze.schedule](config.freeze, stage_names)
+    phases = _phases(config, stage_names)
     problems: list[str] = []
     resolved = [_resolve(index, phase, config, stage_names, problems) for index, phase in enumerate(phases)]
     if problems:
         raise ConfigError(problems, config.name)
-    scheduler = config.scheduler
-    course = Course(scheduler.name, scheduler.min_factor, scheduler.step_size, scheduler.gamma)
-    return FreezeSchedule(tuple(resolved), tuple(stage_names), course)
+    return FreezeSchedule(tuple(resolved), tuple(stage_names), _course(config))
+
+
+def _phases(config: ExperimentConfig, stage_names: Sequence[str]) -> list[PhaseConfig]:
+    freeze = config.freeze
+    preset = load_object(PRESETS.path(freeze.schedule), "freeze.schedule")
+    if freeze.schedule in PRESETS:
+        return cast(list[PhaseConfig], preset(freeze, stage_names))
+    made = called(preset, freeze.schedule, "freeze", (freeze, list(stage_names)), freeze.options)
+    if not isinstance(made, list) or not made or not all(isinstance(phase, PhaseConfig) for phase in made):
+        raise ConfigError(
+            [f"freeze.schedule: {freeze.schedule} must return a list of PhaseConfig, but returned {made!r}"],
+            config.name,
+        )
+    wrong = [line for index, phase in enumerate(made) for line in phase_problems(f"freeze.schedule[{index}]", phase)]
+    if wrong:
+        raise ConfigError(wrong, config.name)
+    return made
+
+
+def _course(config: ExperimentConfig) -> Course:
+    if config.scheduler.name in SCHEDULERS:
+        return cast(Course, make(config.scheduler, "scheduler"))
+    from tlresearch.finetuning.torch_course import TorchCourse  # imports torch, which a schedule does without otherwise
+
+    course = TorchCourse(config.scheduler, config.optimizer.lr)
+    course.factor(0, 1)
+    return course
 
 
 def _one_epoch_each(freeze: FreezeConfig, count: int) -> int:

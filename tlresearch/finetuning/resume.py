@@ -175,6 +175,7 @@ class SealedCheckpoints(TorchCheckpointIO):
         content = buffer.getbuffer()
         content[-2:] = DIGEST.to_bytes(2, "little")  # the last field of a zip file is the length of its comment
         try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a ModelCheckpoint of the user's
             write(Path(path), content, hashlib.sha256(content).hexdigest())
         except OSError as error:
             if not self._warned:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tlresearch.base.errors import ConfigError
+from tlresearch.config.courses import Constant, Course
 
 Metrics = Mapping[str, float]
 
@@ -79,28 +80,6 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Course:
-    """How the rate moves within a phase, as a factor of its base rate."""
-
-    name: Literal["constant", "cosine", "linear", "step", "exponential"] = "constant"
-    min_factor: float = 0.0
-    step_size: int = 10
-    gamma: float = 0.1
-
-    def factor(self, elapsed: float, horizon: float) -> float:
-        """Returns the factor after `elapsed` of `horizon` epochs; 1 at the start."""
-        if self.name == "step":
-            return self.gamma ** (math.floor(elapsed + 1e-9) // self.step_size)
-        if self.name == "exponential":
-            return self.gamma ** math.floor(elapsed + 1e-9)
-        if self.name == "constant":
-            return 1.0
-        progress = min(1.0, elapsed / horizon) if horizon > 0 else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.name == "cosine" else 1 - progress
-        return self.min_factor + (1 - self.min_factor) * falling
-
-
-@dataclass(frozen=True)
 class Position:
     """The position of a run in its schedule after the epochs of a history.
 
@@ -131,7 +110,7 @@ class FreezeSchedule:
 
     phases: tuple[Phase, ...]
     stage_names: tuple[str, ...]
-    course: Course = Course()
+    course: Course = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
         """Checks that the phases fit the stages."""

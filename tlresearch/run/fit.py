@@ -16,6 +16,7 @@ from tlresearch.backbones.describe import check_size
 from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
+from tlresearch.config.parts import check_own, identities
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning import lora
 from tlresearch.finetuning.callback import Listener, RunPrunedError
@@ -142,6 +143,7 @@ def fit(
         loaded = load_experiment(experiment, overrides)
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
+    check_own(loaded.config, loaded.source)
     loaded = _pinned(loaded)
     role = role or _own_role(loaded.config.name)
     while True:
@@ -197,6 +199,8 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
             say=progress.note if progress else log.info,
             ours=ranks.started_here,
         )
+        for logger in how.trainer.loggers:
+            logger.log_hyperparams(loaded.flat())
         if not resumed:
             results.log_computation(tracked, training.computation(how.trainer, tuned.settings()), tuned)
         ranks.meet()
@@ -232,7 +236,8 @@ def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
 
 
 def _run_folder(loaded: Loaded[ExperimentConfig], role: Role) -> RunFolder:
-    return RunFolder(f"{loaded.recorded}\n{role.identity}")
+    own = identities(loaded.config)  # of parts by dotted path: with other code it is another run
+    return RunFolder(f"{loaded.recorded}\n{role.identity}{own or ''}")
 
 
 def _open_run(loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder) -> JournalRun | SilentRun:
@@ -260,7 +265,7 @@ def _record_beginning(
     if not isinstance(tracked, JournalRun):
         return
     if not folder.checkpoint.exists():
-        results.log_provenance(tracked, loaded.recorded, sys.argv)
+        results.log_provenance(tracked, loaded, sys.argv)
     if role.parent is None:
         results.save_run_view(tracked, monitor)
     own = role.parent is None and not role.repeats
@@ -300,7 +305,7 @@ def _resume(config: ExperimentConfig, folder: RunFolder, tracked: Run, built: Bu
     folder.write(run_id=tracked.reference, name=tracked.name, **inputs)
     resumed = folder.checkpoint.exists()
     if not resumed:  # A checkpoint is written only after the inputs were logged.
-        results.log_inputs(tracked, built.data, built.backbone, built.schedule, built.task, config.trainer.monitor)
+        results.log_inputs(tracked, config, built)
         if config.continues is not None and is_leader():
             continuing.take_up(config, built, folder, tracked)
     return resumed

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import CONFIG, TRAINED
 from tlresearch.base.errors import TrackingError, WeightsError
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, revise
+from tlresearch.config.parts import identities
 from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.data.base import Data
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
-from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.run.autotune import Tuned
 from tlresearch.run.training import Built, Training
 from tlresearch.serving.stored import save_predictor
 from tlresearch.show.elements import typed
 from tlresearch.tasks.base import Task
+from tlresearch.tasks.build import declared
 from tlresearch.tasks.metric_names import renamed
 from tlresearch.tracking import figures, records
 from tlresearch.tracking.base import Run
@@ -106,9 +106,11 @@ def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     return revise(loaded, {"backbone.checkpoint": found[0].info.run_id})
 
 
-def log_provenance(run: Run, recorded: str, command: Sequence[str]) -> None:
-    """Records config, code, versions and hardware, before anything can fail."""
-    run.log_text(recorded, CONFIG)
+def log_provenance(run: Run, loaded: Loaded[ExperimentConfig], command: Sequence[str]) -> None:
+    """Records config, parts by dotted path, code, versions and hardware, before anything can fail."""
+    run.log_text(loaded.recorded, CONFIG)
+    if own := identities(loaded.config):
+        run.log_dict(own, records.PARTS)
     collect(command).log(run)
 
 
@@ -122,18 +124,16 @@ def save_run_view(run: JournalRun, monitor: str) -> None:
     )
 
 
-def log_inputs(
-    run: Run, data: Data, backbone: StagedBackbone, schedule: FreezeSchedule, task: Task, monitor: str
-) -> None:
+def log_inputs(run: Run, config: ExperimentConfig, built: Built) -> None:
     """Records data, weights, and what the task says of its metrics, before training."""
-    weights = backbone.weights
+    data, backbone, task, weights = built.data, built.backbone, built.task, built.backbone.weights
     tags = {
         "tlresearch.data": f"{data.name} {data.fingerprint.digest[:16]}",
         "tlresearch.weights": weights.source,
         "tlresearch.weights_sha256": weights.sha256,
         "tlresearch.stages": ", ".join(backbone.stage_names),
-        records.DIRECTIONS: json.dumps(dict(task.directions)),
-        records.MONITOR: monitor,
+        records.DIRECTIONS: json.dumps(dict(declared(config.task))),
+        records.MONITOR: config.trainer.monitor,
         "tlresearch.cut": backbone.way,
     }
     if weights.random_stages:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tlresearch.backbones.base import StagedBackbone
+from tlresearch.config.parts import any_own
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.config.tasks import TASKS
 from tlresearch.data.base import Data
 from tlresearch.data.build import build_data
 from tlresearch.finetuning.presets import build_schedule
@@ -65,7 +65,7 @@ def leaves_as_it_is(config: ExperimentConfig, backbone: StagedBackbone) -> bool:
     frozen = all(
         phase.boundary == len(backbone.stage_names) and phase.frozen_norm == "eval" for phase in schedule.phases
     )
-    # A user's own task or backbone may change anything, and random weights depend on the run's seed.
-    ours = "/" in config.backbone.name and config.task.name in TASKS and not backbone.weights.random_stages
+    # A user's own part may change anything, and random weights depend on the run's seed.
+    ours = "/" in config.backbone.name and not any_own(config) and not backbone.weights.random_stages
     plain = not (schedule.adapters or trainer.gradient_checkpointing or regularize.l2_sp)
     return frozen and ours and plain and trainer.devices == 1 and regularize.stochastic_depth is None

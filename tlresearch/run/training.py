@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
@@ -18,12 +22,13 @@ from tlresearch.activations.inference import Inference
 from tlresearch.activations.plan import FrozenPrefix
 from tlresearch.activations.store import default_store
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.base.errors import ConfigError
+from tlresearch.base.errors import ConfigError, one_line
 from tlresearch.base.interrupt import interruptible
+from tlresearch.config.parts import make
 from tlresearch.config.schema import ExperimentConfig, TrainerConfig
 from tlresearch.data.base import Data, SplitName
 from tlresearch.data.loading import make_loader
-from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener
+from tlresearch.finetuning.callback import FreezeScheduleCallback, Listener, callback_problems
 from tlresearch.finetuning.finite import FiniteLoss
 from tlresearch.finetuning.regularize import WeightAverage
 from tlresearch.finetuning.resume import EpochCheckpoint, RunFolder, SealedCheckpoints, read_checkpoint
@@ -39,6 +44,9 @@ ONE_THREAD = 10_000_000
 
 It is over before another thread has woken up; the other cores are left to whoever records the run.
 """
+
+
+_CALLBACKS = Path(lightning_callbacks.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -132,10 +140,16 @@ def prepare(
         before_checkpoint: Called before a checkpoint is written.
         say: Told in one line what a user should know.
         ours: Whether the processes of several devices were started by `processes.others`.
+
+    Raises:
+        ConfigError: If a callback or logger of the config cannot be made, or does not go with a freeze schedule.
     """
+    own = [make(section, f"trainer.callbacks[{n}]") for n, section in enumerate(config.trainer.callbacks)]
+    if problems := list(callback_problems(own)):
+        raise ConfigError([f"trainer.callbacks: {problem}" for problem in problems], config.name)
     prefix = build_prefix(config, built.data, built.backbone, say)
     plan = build_plan(config, built, prefix, listeners, watch)
-    callbacks = [watch, *callbacks]
+    callbacks = [watch, *callbacks, *own]
     if config.trainer.checkpoint_every:
         often = config.trainer.checkpoint_every, config.trainer.checkpoint_seconds
         callbacks = [
@@ -234,31 +248,48 @@ def build_trainer(
     Where the processes of several devices are `ours`, what the environment says of a Slurm job is not about them.
     """
     options = config.trainer
+    loggers = [make(section, f"trainer.loggers[{n}]") for n, section in enumerate(options.loggers)]
     task.arrange(options.memory_format)
+    task.publishes = bool(loggers or options.callbacks)
     ordered: list[L.Callback] = [FiniteLoss(), plan, *callbacks]
     if config.regularize.ema > 0:
         average = WeightAverage(config.regularize.ema, task.changing_state)
         plan.weights = average.current
         ordered.insert(0, average)  # in front of the schedule, which reads it at an epoch's end
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=build_strategy(options),
-        precision=cast(Any, options.precision),
-        max_epochs=plan.schedule.max_epochs,
-        gradient_clip_val=options.gradient_clip,
-        accumulate_grad_batches=options.accumulate,
-        deterministic=options.deterministic,
-        callbacks=ordered,
-        plugins=[SealedCheckpoints(), *([LightningEnvironment()] if ours and options.devices > 1 else [])],
-        default_root_dir=folder.path,
-        logger=False,
-        enable_checkpointing=options.checkpoint_every > 0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    with _refused_by_lightning(config):
+        return L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=build_strategy(options),
+            precision=cast(Any, options.precision),
+            max_epochs=plan.schedule.max_epochs,
+            gradient_clip_val=options.gradient_clip,
+            accumulate_grad_batches=options.accumulate,
+            deterministic=options.deterministic,
+            callbacks=ordered,
+            plugins=[SealedCheckpoints(), *([LightningEnvironment()] if ours and options.devices > 1 else [])],
+            default_root_dir=folder.path,
+            logger=loggers or False,
+            log_every_n_steps=1,
+            enable_checkpointing=any(isinstance(callback, lightning_callbacks.Checkpoint) for callback in ordered),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+
+
+@contextlib.contextmanager
+def _refused_by_lightning(config: ExperimentConfig) -> Iterator[None]:
+    """Turns what Lightning says of callbacks and loggers of the user's into one line."""
+    try:
+        yield
+    except (MisconfigurationException, RuntimeError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        theirs = isinstance(error, MisconfigurationException) or Path(where).parent == _CALLBACKS
+        if not theirs or not (config.trainer.callbacks or config.trainer.loggers):
+            raise
+        raise ConfigError([f"trainer.callbacks: {one_line(error, 400)}"], config.name) from error
 
 
 def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -285,7 +316,7 @@ def train(how: Training, task: Task, folder: RunFolder) -> None:
         folder.forget()
     threads = torch.get_num_threads()
     try:
-        with interruptible(), how.watch.computing("training"):
+        with interruptible(), how.watch.computing("training"), _refused_by_lightning(how.config):
             how.trainer.fit(
                 trained_copy(how.trainer, task),
                 _loader(how, "train"),

@@ -23,7 +23,7 @@ from tlresearch.show.elements import Cell, Column, Command, Entry, Note, Table, 
 from tlresearch.show.page import Page, Shown, page_of
 from tlresearch.studies.family import fit_family, paired, values
 from tlresearch.studies.seeds import GroupResult
-from tlresearch.tasks.build import find_task
+from tlresearch.tasks.build import declared
 from tlresearch.tasks.watched import monitored
 from tlresearch.tracking.figures import COLOURS, new_figure, style
 from tlresearch.tracking.run import JournalRun
@@ -216,7 +216,7 @@ def fit_curve(
         groups = {key: family.groups[_member(*key)] for key in members}
         metric = metric or _default_metric(first.config, next(iter(groups.values())))
         rising = sorted(groups, key=lambda key: (schedules.index(key[0]), key[1]))
-        mode = direction_of(metric, find_task(first.config.task.name).directions) or first.config.trainer.mode or "max"
+        mode = direction_of(metric, declared(first.config.task)) or first.config.trainer.mode or "max"
         points = [_point(key, groups, (schedules[0], key[1]), metric, mode) for key in rising]
         seconds = sum(group.seconds for group in groups.values())
         result = Curve(name, metric, tuple(points), family.run.run_id, seconds)

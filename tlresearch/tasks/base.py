@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, TypedDict, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from tlresearch.activations.inference import arranged
 from tlresearch.backbones.base import End, StagedBackbone
@@ -20,6 +21,7 @@ from tlresearch.data.base import Batch, Data, SplitName, TargetKind
 from tlresearch.finetuning.sharding import placed_like, whole
 from tlresearch.modality.base import Modality
 from tlresearch.modality.values import to_device
+from tlresearch.tasks.metrics import AddedMetrics
 from tlresearch.tasks.predictor import Answers, Predictor
 from tlresearch.tracking.dataset import SAMPLES_OF
 from tlresearch.tracking.items import Items
@@ -42,6 +44,8 @@ class TaskArguments(TypedDict):
     mixer: NotRequired[Mixer | None]
     penalty: NotRequired[Penalty | None]
     options: NotRequired[Mapping[str, Any]]
+    criterion: NotRequired[nn.Module | None]
+    metrics: NotRequired[Mapping[str, Metric]]
 
 
 class Task(L.LightningModule, ABC):
@@ -60,6 +64,8 @@ class Task(L.LightningModule, ABC):
         mixer: Applied to each training batch with the epoch's number, such as mixup.
         penalty: Added to the training loss, such as L2-SP.
         options: Options of the task, over `defaults`.
+        criterion: Takes outputs and targets and gives the loss, instead of `loss`.
+        metrics: Metrics beside the task's own, of validation and test; they get what `scored` gives.
     """
 
     learns: ClassVar[tuple[TargetKind, ...]] = ()
@@ -70,6 +76,8 @@ class Task(L.LightningModule, ABC):
     """Whether less or more is better, of each metric beside the loss; see `direction_of`."""
     monitor: ClassVar[str] = "accuracy"
     """Metric of validation that a run is watched and a sweep optimised by, unless the config names one."""
+    ignored: ClassVar[int | None] = None
+    """Target that does not count, of tasks that have one."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Options (``task.options``) with their defaults."""
     packages: ClassVar[tuple[str, ...]] = ()
@@ -90,6 +98,8 @@ class Task(L.LightningModule, ABC):
         mixer: Mixer | None = None,
         penalty: Penalty | None = None,
         options: Mapping[str, Any] | None = None,
+        criterion: nn.Module | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -99,11 +109,16 @@ class Task(L.LightningModule, ABC):
         self._mixer = mixer
         self._penalty = penalty
         self.options = {**self.defaults, **(options or {})}
+        self.criterion = criterion
+        self.added = nn.ModuleDict({f"{split}_metrics": AddedMetrics(metrics or {}) for split in ("val", "test")})
+        self.added_labels = tuple(metrics or ())
         self.class_parts: Mapping[str, str] = {}
         """What stands for each class in the names of its metrics, of tasks that have such metrics."""
         self.results: dict[str, dict[str, float]] = {}
         self.memory_format = "contiguous"
         self.teacher: Teacher | None = None
+        self.publishes = False
+        """Whether metrics are handed to Lightning too, for callbacks and loggers of the user's."""
 
     @classmethod
     @abstractmethod
@@ -144,6 +159,15 @@ class Task(L.LightningModule, ABC):
         return {f"{SAMPLES_OF}{name}": int(count) for name, count in zip(data.classes, counts, strict=True)}
 
     @classmethod
+    def balanced(cls, data: Data) -> Tensor:
+        """Returns the weight of each class in the loss, by how rare it is.
+
+        Raises:
+            ConfigError: If the task has no classes to weigh.
+        """
+        raise ConfigError([f"task.class_weights: {cls.__name__} has no classes to weigh; set it to none"], "task")
+
+    @classmethod
     def measure(cls, data: Data, split: SplitName, answers: Answers) -> dict[str, float] | None:
         """Measures a served model's answers by the task's metrics; ``None`` where they are of different things."""
         return None
@@ -151,6 +175,18 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the mean loss of a batch."""
+
+    def compared(self, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Returns what a loss that the config names gets: outputs and targets as they are, unless a task says else."""
+        return outputs, targets
+
+    def scored(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
+        """Returns predictions and targets of a batch as metrics of torchmetrics take them.
+
+        Raises:
+            ConfigError: Unless the task says what they are.
+        """
+        raise ConfigError([f"task.metrics: {type(self).__name__} takes no further metrics; leave it out"], "task")
 
     @abstractmethod
     def update_metrics(self, split: str, outputs: Any, batch: Batch, loss: Tensor) -> None:
@@ -181,7 +217,7 @@ class Task(L.LightningModule, ABC):
         """Returns the loss of a training batch."""
         mixed = self._mixer(batch, self.current_epoch) if self._mixer else batch
         outputs = self(mixed.inputs, mixed.boundary)
-        loss = self.loss(outputs, mixed.targets)
+        loss = self._loss(outputs, mixed.targets)
         self.update_metrics("train", _detached(outputs), batch, loss.detach())
         if self.teacher:
             loss = self.teacher(loss, outputs, mixed)
@@ -197,15 +233,15 @@ class Task(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Closes the validation metrics."""
-        self.results["val"] = self.compute_metrics("val")
+        self._close("val")
 
     def on_test_epoch_end(self) -> None:
         """Closes the test metrics."""
-        self.results["test"] = self.compute_metrics("test")
+        self._close("test")
 
     def finish_epoch(self) -> dict[str, float]:
         """Closes the training metrics and returns those of the epoch as ``split/name``."""
-        self.results["train"] = self.compute_metrics("train")
+        self._close("train")
         return {f"{s}/{name}": value for s in ("train", "val") for name, value in self.results.get(s, {}).items()}
 
     def configure_optimizers(self) -> Optimizer:
@@ -242,7 +278,24 @@ class Task(L.LightningModule, ABC):
     def _evaluate(self, split: str, batch: Batch) -> None:
         with torch.no_grad():
             outputs = self(batch.inputs, batch.boundary)
-            self.update_metrics(split, outputs, batch, self.loss(outputs, batch.targets))
+            self.update_metrics(split, outputs, batch, self._loss(outputs, batch.targets))
+            if (added := self._added(split)).metrics:
+                added.update(*self.scored(outputs, batch))
+
+    def _close(self, split: str) -> None:
+        added = self._added(split).finish() if split != "train" else {}
+        self.results[split] = {**self.compute_metrics(split), **added}
+        if self.publishes:
+            self.log_dict({f"{split}/{name}": value for name, value in self.results[split].items()})
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        if self.criterion is None:
+            return self.loss(outputs, targets)
+        loss: Tensor = self.criterion(*self.compared(outputs, targets))
+        return loss
+
+    def _added(self, split: str) -> AddedMetrics:
+        return cast(AddedMetrics, self.added[f"{split}_metrics"])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch; `Batch.boundary` is a plain number and stays."""

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlresearch.backbones.base import End, StagedBackbone, evaluating
+from tlresearch.base.direction import Directions
 from tlresearch.base.errors import ConfigError, load_object, nearest
+from tlresearch.config.catalogue import TASKS
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
-from tlresearch.config.tasks import TASKS
 from tlresearch.data.base import Batch, Data, SampleKey
 from tlresearch.data.mixing import mix_batch
 from tlresearch.finetuning.optimizers import build_optimizer
 from tlresearch.finetuning.regularize import L2SP
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.tasks.base import Mixer, Task, TaskArguments
+from tlresearch.tasks.losses import build_loss
+from tlresearch.tasks.metrics import build_metrics, directions_of
 
 
 def find_task(name: str) -> type[Task]:
@@ -28,7 +31,7 @@ def find_task(name: str) -> type[Task]:
         ConfigError: If the path leads to something else.
         UserError: If there is nothing at the path.
     """
-    found = load_object(TASKS.get(name, name), "task.name")
+    found = load_object(TASKS.path(name), "task.name")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError([f"task.name: {name} must be a class derived from tlresearch.tasks.base.Task"], "task")
     return found
@@ -37,6 +40,11 @@ def find_task(name: str) -> type[Task]:
 def needed_end(config: TaskConfig) -> End:
     """Returns what a task needs at the backbone's end."""
     return find_task(config.name).end
+
+
+def declared(config: TaskConfig) -> Directions:
+    """Returns the direction of every metric of a task, those that the config adds among them."""
+    return {**find_task(config.name).directions, **directions_of(config.metrics)}
 
 
 def build_task(config: ExperimentConfig, backbone: StagedBackbone, data: Data, schedule: FreezeSchedule) -> Task:
@@ -112,7 +120,11 @@ def _arguments(
 ) -> TaskArguments:
     names = list(backbone.stage_names)
     random = {names.index(stage) for stage in backbone.weights.random_stages}
+    task, kind = config.task, find_task(config.task.name)
+    balanced = kind.balanced(data) if task.loss is not None and task.class_weights == "balanced" else None
     return TaskArguments(
+        criterion=build_loss(task, weights=balanced, ignored=kind.ignored, source=config.name),
+        metrics=build_metrics(task.metrics, data, kind.directions, config.name),
         optimizer=partial(build_optimizer, config.optimizer, fused=_may_fuse(config.trainer)),
         changing=frozenset(schedule.changing_stages | random),
         mixer=_mixer(config.data, len(data.classes), config.seed),

@@ -219,20 +219,21 @@ class ClassificationTask(Task):
             raise ConfigError(
                 ["task.label_smoothing: is for one label per sample, but the data has several"], config.name
             )
-        weights = None
-        if config.task.class_weights == "balanced":
-            targets = torch.as_tensor(data.splits["train"].targets)
-            weights = balanced_weights(targets, data.kind, len(data.classes))
         return cls(
             backbone,
             classes=len(data.classes),
             kind=data.kind,
             head=cls.build_head(config.task, backbone, data.classes, data.preprocessing),
             label_smoothing=config.task.label_smoothing,
-            class_weights=weights,
+            class_weights=cls.balanced(data) if config.task.class_weights == "balanced" else None,
             class_names=data.classes,
             **arguments,
         )
+
+    @classmethod
+    def balanced(cls, data: Data) -> Tensor:
+        """Returns weights by the number of samples."""
+        return balanced_weights(torch.as_tensor(data.splits["train"].targets), data.kind, len(data.classes))
 
     @classmethod
     def build_head(
@@ -266,10 +267,13 @@ class ClassificationTask(Task):
         outputs = outputs.float()
         return outputs.sigmoid() if self.kind == "multilabel" else outputs.softmax(dim=1)
 
+    def scored(self, outputs: Tensor, batch: Batch) -> tuple[Any, Any]:
+        """Returns the probabilities ``(batch, classes)``, and class numbers ``(batch,)`` or 0/1 columns."""
+        return self.probabilities(outputs), batch.targets.int() if self.kind == "multilabel" else batch.targets
+
     def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the predictions of evaluation for figures."""
-        probabilities = self.probabilities(outputs)
-        targets = batch.targets.int() if self.kind == "multilabel" else batch.targets
+        probabilities, targets = self.scored(outputs, batch)
         self._meters(split).update(probabilities, targets, loss)
         if split in self.predictions:
             self.predictions[split].append((batch.indices.cpu(), probabilities.cpu(), targets.cpu()))

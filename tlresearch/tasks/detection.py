@@ -277,14 +277,18 @@ class DetectionTask(Task):
         with seeded("evaluation"):
             return torch.stack(list(self.detector.losses(outputs, targets).values())).sum()
 
+    def scored(self, outputs: Maps, batch: Batch) -> tuple[Any, Any]:
+        """Returns detections and true objects, a mapping for each image as torchmetrics takes them."""
+        return self.detector.detections(outputs), [self.detector.as_given(target) for target in batch.targets]
+
     def update_metrics(self, split: str, outputs: Maps, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the first detections of evaluation for figures."""
         meters: Any = self.meters[f"{split}_meters"]
         if split == "train":
             meters.update(loss, weight=len(batch.targets))
             return
-        detections = self.detector.detections(outputs)
-        meters.update(detections, [self.detector.as_given(target) for target in batch.targets], loss)
+        detections, targets = self.scored(outputs, batch)
+        meters.update(detections, targets, loss)
         for index, found in zip(batch.indices.tolist(), detections, strict=True):
             if index < SHOWN:
                 self.predictions[split][index] = {name: leaf.cpu() for name, leaf in found.items()}

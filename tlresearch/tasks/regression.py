@@ -297,6 +297,15 @@ class RegressionTask(Task):
             return functional.huber_loss(outputs, wanted, delta=float(self.options["delta"]))
         return (functional.l1_loss if name == "mae" else functional.mse_loss)(outputs, wanted)
 
+    def compared(self, outputs: Tensor, targets: Tensor) -> tuple[Any, Any]:
+        """Returns numbers and targets ``(batch, targets)`` in standard deviations."""
+        return outputs.float()[:, :, outputs.shape[2] // 2], self.numbers.standardised(targets.float())
+
+    def scored(self, outputs: Tensor, batch: Batch) -> tuple[Any, Any]:
+        """Returns numbers and targets in their own unit, ``(batch,)``; of several ``(batch, targets)``."""
+        numbers = self.numbers.in_own_unit(outputs)[:, :, outputs.shape[2] // 2]
+        return (numbers, batch.targets) if len(self.names) > 1 else (numbers[:, 0], batch.targets[:, 0])
+
     def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the numbers of evaluation for figures."""
         numbers = self.numbers.in_own_unit(outputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 import numpy as np
@@ -37,6 +36,7 @@ from tlresearch.modality.image import (
 from tlresearch.modality.values import stack
 from tlresearch.tasks.base import Task, TaskArguments
 from tlresearch.tasks.counts import ClassCounts, Counts
+from tlresearch.tasks.losses import CrossEntropy
 from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.predictor import ScoresPredictor, Shown
 from tlresearch.tracking.figures import class_legend, new_figure
@@ -153,7 +153,7 @@ class SegmentationTask(Task):
         backbone: A backbone that ends in feature maps.
         head: Takes them and gives scores ``(batch, classes, H, W)`` at the input size.
         classes: Class names.
-        criterion: The loss.
+        class_weights: Weight of each class in the loss.
         arguments: See `Task`.
     """
 
@@ -161,7 +161,8 @@ class SegmentationTask(Task):
     monitor = "dice"
     directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "iou", "dice", "iou_*", "dice_*"), "max")
     end = "maps"
-    defaults: ClassVar[Mapping[str, Any]] = {"decoder": None, "width": None, "loss": "cross_entropy", "gamma": 2.0}
+    ignored = IGNORE
+    defaults: ClassVar[Mapping[str, Any]] = {"decoder": None, "width": None}
     predictor = SegmentationPredictor
 
     def __init__(
@@ -170,11 +171,11 @@ class SegmentationTask(Task):
         head: nn.Module,
         *,
         classes: tuple[str, ...],
-        criterion: SegmentationLoss,
+        class_weights: Tensor | None = None,
         **arguments: Unpack[TaskArguments],
     ) -> None:
         super().__init__(backbone, head, **arguments)
-        self.criterion = criterion
+        self.cross_entropy = CrossEntropy(class_weights, IGNORE)
         self.served_columns = ("mask", *(f"share({name})" for name in classes))
         self.class_parts = metric_names(classes)
         self.meters = nn.ModuleDict({f"{split}_meters": PixelMeters(classes) for split in SPLITS})
@@ -189,9 +190,14 @@ class SegmentationTask(Task):
             backbone,
             cls.build_head(config.task, backbone, data.classes, data.preprocessing),
             classes=data.classes,
-            criterion=segmentation_loss(config.task, data, config.name),
+            class_weights=cls.balanced(data) if config.task.class_weights == "balanced" else None,
             **arguments,
         )
+
+    @classmethod
+    def balanced(cls, data: Data) -> Tensor:
+        """Returns weights by the number of pixels."""
+        return balanced_pixel_weights(data.splits["train"].targets, len(data.classes))
 
     @classmethod
     def build_head(
@@ -221,8 +227,13 @@ class SegmentationTask(Task):
         return SegmentationHead(decoder, (side, side))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss over all pixels of a batch; `targets` are class numbers ``(batch, H, W)``."""
-        return self.criterion(outputs, targets)
+        """Cross entropy over all pixels of a batch; `targets` are class numbers ``(batch, H, W)``."""
+        loss: Tensor = self.cross_entropy(outputs, targets)
+        return loss
+
+    def scored(self, outputs: Tensor, batch: Batch) -> tuple[Any, Any]:
+        """Returns the probabilities ``(batch, classes, H, W)`` and class numbers ``(batch, H, W)``."""
+        return outputs.float().softmax(dim=1), batch.targets.long()
 
     def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the first predictions of evaluation for figures."""
@@ -279,28 +290,6 @@ def balanced_pixel_weights(masks: Any, classes: int) -> Tensor:
         counts += torch.bincount(mask.long().clamp(max=classes).flatten(), minlength=classes + 1)
     counts = counts[:classes].clamp(min=1)
     return counts.sum() / (classes * counts)
-
-
-def segmentation_loss(config: TaskConfig, data: Data, source: str) -> SegmentationLoss:
-    """Builds the loss that a config asks for.
-
-    Raises:
-        ConfigError: If there is none of its name.
-    """
-    options = {**SegmentationTask.defaults, **config.options}
-    name = options["loss"]
-    if name not in COMBINATIONS:
-        raise ConfigError(
-            [
-                f"task.options.loss: unknown '{name}'{nearest(str(name), list(COMBINATIONS))}; "
-                f"choose from {', '.join(COMBINATIONS)}"
-            ],
-            source,
-        )
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_pixel_weights(data.splits["train"].targets, len(data.classes))
-    return SegmentationLoss(COMBINATIONS[name], gamma=float(options["gamma"]), class_weights=weights)
 
 
 def images_of(preprocessing: Modality | None) -> Preprocessing:
@@ -472,73 +461,3 @@ class Fpn(nn.Module):
 
 
 DECODERS: Mapping[str, Callable[..., nn.Module]] = {"unet": Unet, "fpn": Fpn}
-
-
-COMBINATIONS: Mapping[str, Mapping[str, float]] = {
-    "cross_entropy": {"cross_entropy": 1.0},
-    "dice": {"dice": 1.0},
-    "focal": {"focal": 1.0},
-    "combined": {"cross_entropy": 1.0, "dice": 1.0},
-}
-"""What a loss by name is made of; ``combined`` is the usual one for unbalanced masks."""
-
-
-@dataclass(frozen=True)
-class SegmentationLoss:
-    """A weighted sum of losses over pixels.
-
-    Attributes:
-        parts: Weight of each loss by name: cross_entropy, dice, focal.
-        gamma: Exponent of the focal loss; 0 is cross entropy.
-        class_weights: Weight of each class in cross entropy and focal.
-    """
-
-    parts: Mapping[str, float]
-    gamma: float = 2.0
-    class_weights: Tensor | None = None
-
-    def __call__(self, scores: Tensor, masks: Tensor) -> Tensor:
-        """Returns the loss.
-
-        Args:
-            scores: Scores ``(batch, classes, H, W)``.
-            masks: Class numbers ``(batch, H, W)``; pixels of `IGNORE` do not count.
-        """
-        # Pixel by pixel: the loss over planes has no deterministic version on a GPU.
-        flat = scores.float().permute(0, 2, 3, 1).reshape(-1, scores.shape[1])
-        targets = masks.reshape(-1).long()
-        weights = self.class_weights.to(scores.device) if self.class_weights is not None else None
-        losses: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: cross_entropy(flat, targets, weights),
-            "dice": lambda: dice(flat, targets),
-            "focal": lambda: focal(flat, targets, self.gamma, weights),
-        }
-        return torch.stack([weight * losses[name]() for name, weight in self.parts.items()]).sum()
-
-
-def cross_entropy(scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of scores ``(pixels, classes)``; 0 where every pixel is ignored."""
-    return focal(scores, targets, 0.0, weights)
-
-
-def focal(scores: Tensor, targets: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
-    """Mean focal loss (Lin et al. 2017): cross entropy times ``(1 - p)**gamma`` of the right class's probability."""
-    loss = functional.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="none")
-    counted = (targets != IGNORE).float()
-    share = counted if weights is None else counted * weights[targets.clamp(max=len(weights) - 1)]
-    if gamma:
-        share, loss = share, loss * (1 - (-loss).exp()) ** gamma
-    return (loss * share).sum() / share.sum().clamp(min=1e-8)
-
-
-def dice(scores: Tensor, targets: Tensor, smooth: float = 1.0) -> Tensor:
-    """Mean over the classes of ``1 - 2 |P T| / (|P| + |T|)`` with probabilities P (Milletari et al. 2016).
-
-    It is taken over all pixels of the batch, so that a class which an image lacks does not count as wrong there.
-    """
-    counted = (targets != IGNORE)[:, None].float()
-    probabilities = scores.softmax(dim=1) * counted
-    wanted = functional.one_hot(targets.clamp(max=scores.shape[1] - 1), scores.shape[1]) * counted
-    overlap = (probabilities * wanted).sum(dim=0)
-    total = probabilities.sum(dim=0) + wanted.sum(dim=0)
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()

@@ -217,6 +217,7 @@ class TokensTask(Task):
     monitor = "f1"
     directions: ClassVar[Directions] = dict.fromkeys(("accuracy", "precision", "recall", "f1", "f1_*"), "max")
     end = "sequence"
+    ignored = IGNORED
     packages = ("seqeval",)
     predictor = TokensPredictor
 
@@ -248,16 +249,19 @@ class TokensTask(Task):
         cls, config: ExperimentConfig, backbone: StagedBackbone, data: Data, arguments: TaskArguments
     ) -> TokensTask:
         """Builds the token classification task of an experiment."""
-        targets = list(data.splits["train"].targets)
-        balanced = config.task.class_weights == "balanced"
         return cls(
             backbone,
             classes=data.classes,
             head=cls.build_head(config.task, backbone, data.classes, data.preprocessing),
             label_smoothing=config.task.label_smoothing,
-            class_weights=tag_weights(targets, len(data.classes)) if balanced else None,
+            class_weights=cls.balanced(data) if config.task.class_weights == "balanced" else None,
             **arguments,
         )
+
+    @classmethod
+    def balanced(cls, data: Data) -> Tensor:
+        """Returns weights by the number of tags."""
+        return tag_weights(list(data.splits["train"].targets), len(data.classes))
 
     @classmethod
     def build_head(
@@ -302,6 +306,11 @@ class TokensTask(Task):
             ignore_index=IGNORED,
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
+
+    def scored(self, outputs: Tensor, batch: Batch) -> tuple[Any, Any]:
+        """Returns the probabilities ``(tags, classes)`` and tags ``(tags,)`` of the tokens that have one."""
+        tags = padded(batch.targets, outputs)
+        return outputs.float().softmax(dim=2)[tags != IGNORED], tags[tags != IGNORED]
 
     def update_metrics(self, split: str, outputs: Tensor, batch: Batch, loss: Tensor) -> None:
         """Takes a batch into the split's metrics; keeps the predictions of evaluation for figures."""

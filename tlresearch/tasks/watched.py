@@ -13,10 +13,10 @@ from tlresearch.backbones.base import evaluating
 from tlresearch.base.direction import SHARED, Direction, direction_of
 from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.checks import watched
-from tlresearch.config.schema import ExperimentConfig
+from tlresearch.config.schema import ExperimentConfig, TaskConfig
 from tlresearch.data.base import Data, SampleKey
 from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import find_task
+from tlresearch.tasks.build import declared, find_task
 
 
 def monitored(config: ExperimentConfig) -> str:
@@ -30,14 +30,13 @@ def directed(config: ExperimentConfig) -> ExperimentConfig:
     Raises:
         ConfigError: If the task declares no direction of a metric that decides about the run.
     """
-    declared = find_task(config.task.name).directions
+    directions = declared(config.task)
     problems: list[str] = []
 
     def mode(section: str, metric: str, stated: Direction | None, *, decides: bool = True) -> Direction:
-        direction = stated or direction_of(metric, declared)
+        direction = stated or direction_of(metric, directions)
         if direction is None and decides:
-            name = config.task.name
-            problems.append(f"{section}.mode: {undeclared(name, metric)}; set min or max")
+            problems.append(f"{section}.mode: {undeclared(config.task, metric)}; set min or max")
         return direction or "max"
 
     trainer, stop = config.trainer, config.trainer.early_stopping
@@ -59,11 +58,11 @@ def directed(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def undeclared(task: str, metric: str) -> str:
+def undeclared(task: TaskConfig, metric: str) -> str:
     """Says that a task does not declare which way a metric is better, with the nearest name that it declares."""
     split = metric.rpartition("/")[0]
-    declared = [f"{split}/{known}" for known in {**SHARED, **find_task(task).directions} if "*" not in known]
-    return f"{task} does not say which way {metric} is better{nearest(metric, declared)}"
+    known = [f"{split}/{name}" for name in {**SHARED, **declared(task)} if "*" not in name]
+    return f"{task.name} does not say which way {metric} is better{nearest(metric, known)}"
 
 
 def metric_names(task: Task, data: Data) -> tuple[str, ...]:
@@ -86,7 +85,7 @@ def metric_names(task: Task, data: Data) -> tuple[str, ...]:
                 names += [f"{split}/{name}" for name in probe.compute_metrics(split)]
     except Exception:  # code of the user's own that takes no batch of one sample; what else is wrong, training tells
         return ()
-    return tuple(names)
+    return (*names, *(f"val/{label}" for label in task.added_labels))
 
 
 def check_watched(config: ExperimentConfig, names: Sequence[str], further: Mapping[str, str]) -> None:

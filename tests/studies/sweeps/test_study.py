@@ -10,8 +10,8 @@ import pytest
 from optuna.exceptions import ExperimentalWarning
 
 from tlresearch.base.errors import ConfigError, UserError
-from tlresearch.config import checks
-from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
+from tlresearch.config.catalogue import PRUNERS, SAMPLERS
+from tlresearch.config.sweep_schema import PrunerConfig, SamplerConfig, SpaceConfig, SweepConfig
 from tlresearch.studies.sweeps import study as studies
 
 SPACE = {"optimizer.lr": SpaceConfig(low=1e-4, high=1e-1, log=True)}
@@ -22,19 +22,14 @@ OPTIONS = {
 }
 
 
-def test_the_config_knows_every_name() -> None:
-    assert set(checks.SAMPLERS) == set(studies.SAMPLERS)
-    assert set(checks.PRUNERS) == set(studies.PRUNERS)
-
-
-@pytest.mark.parametrize("name", [name for name in checks.SAMPLERS if name not in ("grid", "cmaes")])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names if name not in ("grid", "cmaes")])
 def test_samplers(name: str) -> None:
-    assert studies.open_study(SweepConfig(name=name, sampler=ComponentConfig(name)), SPACE).study_name == name
+    assert studies.open_study(SweepConfig(name=name, sampler=SamplerConfig(name)), SPACE).study_name == name
 
 
-@pytest.mark.parametrize("name", checks.PRUNERS)
+@pytest.mark.parametrize("name", PRUNERS.names)
 def test_pruners(name: str) -> None:
-    sweep = SweepConfig(name=name, pruner=ComponentConfig(name, options=OPTIONS.get(name, {})))
+    sweep = SweepConfig(name=name, pruner=PrunerConfig(name, options=OPTIONS.get(name, {})))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         assert studies.open_study(sweep, SPACE).study_name == name
@@ -42,13 +37,13 @@ def test_pruners(name: str) -> None:
 
 def test_a_grid_needs_choices() -> None:
     with pytest.raises(ConfigError, match="the grid sampler needs choices"):
-        studies.open_study(SweepConfig(name="g", sampler=ComponentConfig("grid")), SPACE)
+        studies.open_study(SweepConfig(name="g", sampler=SamplerConfig("grid")), SPACE)
     space = {"optimizer.lr": SpaceConfig(choices=[0.1, 0.2])}
-    assert studies.open_study(SweepConfig(name="g", sampler=ComponentConfig("grid")), space).study_name == "g"
+    assert studies.open_study(SweepConfig(name="g", sampler=SamplerConfig("grid")), space).study_name == "g"
 
 
 def test_no_start_and_no_worker_draws_the_points_of_another() -> None:
-    sweep = SweepConfig(name="streams", sampler=ComponentConfig("random"))
+    sweep = SweepConfig(name="streams", sampler=SamplerConfig("random"))
 
     def draw(worker: int = 0) -> float:
         study = studies.open_study(sweep, SPACE, worker=worker)
@@ -59,15 +54,25 @@ def test_no_start_and_no_worker_draws_the_points_of_another() -> None:
 
     first, second, third = draw(), draw(), draw(worker=1)
     assert len({first, second, third}) == 3
-    again = SweepConfig(name="again", sampler=ComponentConfig("random"))
+    again = SweepConfig(name="again", sampler=SamplerConfig("random"))
     study = studies.open_study(again, SPACE)
     distribution = optuna.distributions.FloatDistribution(0, 1)
     assert study.sampler.sample_independent(study, study.ask(), "x", distribution) == first  # a fresh study repeats
 
 
 def test_options_a_sampler_does_not_take_are_a_clear_error() -> None:
-    with pytest.raises(ConfigError, match=r"sampler\.options: tpe refuses them"):
-        studies.open_study(SweepConfig(name="s", sampler=ComponentConfig("tpe", options={"colour": 1})), SPACE)
+    with pytest.raises(ConfigError, match="sampler: tpe cannot be made with these arguments"):
+        studies.open_study(SweepConfig(name="s", sampler=SamplerConfig("tpe", options={"colour": 1})), SPACE)
+
+
+def test_a_pruner_by_dotted_path_may_hold_another() -> None:
+    options = {"patience": 2, "wrapped_pruner": {"name": "optuna.pruners.MedianPruner", "n_startup_trials": 1}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study = studies.open_study(
+            SweepConfig(name="own", pruner=PrunerConfig("optuna.pruners.PatientPruner", options)), SPACE
+        )
+    assert isinstance(study.pruner, optuna.pruners.PatientPruner)
 
 
 def test_a_storage_that_cannot_be_opened_names_it_without_its_password(tmp_path: Path) -> None:

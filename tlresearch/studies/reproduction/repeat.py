@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tlresearch.base.errors import UserError
 from tlresearch.config.load import Loaded
+from tlresearch.config.parts import identities
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.callback import EpochReport, Listener, RunPrunedError
 from tlresearch.run.fit import Role, fit
@@ -25,7 +26,14 @@ from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import connect
 from tlresearch.understand.comparison.agreement import TOLERANCE, Agreement, Verdict, agreements, overall, read_history
-from tlresearch.understand.comparison.differences import Difference, Record, differences, input_differences, read_record
+from tlresearch.understand.comparison.differences import (
+    Difference,
+    Record,
+    differences,
+    input_differences,
+    part_differences,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -84,7 +92,9 @@ class Repetition(Shown):
             self.name,
             (
                 Section("", (Text(f"{linked}\n{self._meaning()}."), table)),
-                Section("Code, data, weights, packages, hardware, precision, threads", (Facts(tuple(self._facts())),)),
+                Section(
+                    "Code, data, weights, parts, packages, hardware, precision, threads", (Facts(tuple(self._facts())),)
+                ),
             ),
             badges=(Badge(self.verdict, _TONES[self.verdict]),),
         )
@@ -194,7 +204,10 @@ def _check_inputs(loaded: Loaded[ExperimentConfig], record: Record, *, anyway: b
             console.print("  the run recorded no data and weights to compare with", style="yellow")
         return
     backbone = present_weights(loaded.config)
-    changed = input_differences(record.inputs, inputs_of(present_data(loaded.config, backbone), backbone))
+    changed = [
+        *input_differences(record.inputs, inputs_of(present_data(loaded.config, backbone), backbone)),
+        *part_differences(record.parts, identities(loaded.config)),
+    ]
     lines = "\n".join(f"  {change.kind}: {change.text}" for change in changed)
     if changed and not anyway:
         raise UserError(

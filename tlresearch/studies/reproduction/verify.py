@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.lineage import TRAINED
 from tlresearch.base.errors import UserError, first_line
 from tlresearch.config.load import Loaded, MissingFilesError
+from tlresearch.config.parts import identities
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.run.training import settle
@@ -38,7 +39,7 @@ from tlresearch.tracking.model import load_model, model_ids
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.run import PRUNED_MARK
 from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.comparison.differences import Inputs, input_differences, read_record
+from tlresearch.understand.comparison.differences import Inputs, input_differences, part_differences, read_record
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -138,6 +139,8 @@ def _checks(store: Store, run: Run, loaded: Loaded[ExperimentConfig]) -> Iterato
         yield _same("weights", recorded, now, weights.source)
     if backbone and data:
         yield _same("data", recorded, now, f"{len(now.files)} samples, fingerprint {now.data[:12]}")
+    if record.parts:
+        yield _parts(record.parts, config)
     yield _predictions(store, run)
     if backbone and data:
         yield _trained(store, run, config, data, backbone)
@@ -166,6 +169,13 @@ def _same(kind: Literal["data", "weights"], recorded: Inputs | None, now: Inputs
         return Check(kind, "not recorded", "the run recorded no fingerprint")
     changed = [change.text for change in input_differences(recorded, now) if change.kind == kind]
     return Check(kind, "failed" if changed else "ok", "; ".join(changed) or about)
+
+
+def _parts(recorded: Mapping[str, Any], config: ExperimentConfig) -> Check:
+    """The code of what the config names by dotted path."""
+    changed = [change.text for change in part_differences(recorded, identities(config))]
+    sources = ", ".join(f"{part['path']} ({part['source'][:19]})" for part in recorded.values())
+    return Check("parts", "failed" if changed else "ok", "; ".join(changed) or sources)
 
 
 def _predictions(store: Store, run: Run) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from tlresearch.base.errors import RunFailedError, UserError
 from tlresearch.config.load import Loaded, revise
+from tlresearch.config.parts import identities
 from tlresearch.config.schema import ExperimentConfig, TrackingConfig
 from tlresearch.config.sweep_schema import SweepConfig
 from tlresearch.finetuning.callback import EpochReport
@@ -53,8 +55,9 @@ class Experiment:
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """The YAML of the experiment."""
-        return {"experiment.yaml": self.base.recorded}
+        """The YAML of the experiment, and where the code of parts by dotted path comes from."""
+        own = identities(self.base.config)
+        return {"experiment.yaml": self.base.recorded, **({"parts.json": json.dumps(own, indent=1)} if own else {})}
 
     @functools.cached_property
     def _base_of_trials(self) -> Loaded[ExperimentConfig]:

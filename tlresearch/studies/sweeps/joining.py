@@ -16,6 +16,7 @@ from tlresearch.backbones.build import build_backbone
 from tlresearch.base.direction import Direction, direction_of
 from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import Loaded, load_experiment, revise
+from tlresearch.config.parts import check_own
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.search_space import in_stages, needs_stages, resolve_all
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
@@ -24,7 +25,7 @@ from tlresearch.studies.sweeps import study as studies
 from tlresearch.studies.sweeps.experiment import Experiment
 from tlresearch.studies.sweeps.function import named
 from tlresearch.studies.sweeps.subject import Subject
-from tlresearch.tasks.build import find_task, needed_end
+from tlresearch.tasks.build import declared, needed_end
 from tlresearch.tasks.watched import monitored, undeclared
 from tlresearch.tracking.base import SilentRun
 from tlresearch.tracking.provenance import collect
@@ -106,10 +107,10 @@ def _directed(sweep: SweepConfig, base: ExperimentConfig) -> SweepConfig:
     objective = replace(sweep.objective, metric=sweep.objective.metric or monitored(base))
     if objective.direction is not None:
         return replace(sweep, objective=objective)
-    direction = direction_of(objective.metric, find_task(base.task.name).directions)
+    direction = direction_of(objective.metric, declared(base.task))
     if direction is None:
         raise ConfigError(
-            [f"objective.direction: {undeclared(base.task.name, objective.metric)}; set maximize or minimize"],
+            [f"objective.direction: {undeclared(base.task, objective.metric)}; set maximize or minimize"],
             sweep.name,
         )
     words: dict[Direction, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
@@ -160,18 +161,19 @@ def _stages(base: Loaded[ExperimentConfig]) -> int:
 
 
 def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) -> None:
-    """Applies the ends of every dimension to the experiment, so that a wrong bound is an error before the first trial.
+    """Applies the ends of every dimension, and each choice, to the experiment: a wrong one is an error before any trial.
 
     Dimensions that depend on another one (`when`) are left out: not every combination of them is valid.
     """
+    usual = {key: dimension for key, dimension in space.items() if dimension.when is None}
+    points = []
     for end in ("low", "high"):
-        point = {}
-        for key, dimension in space.items():
-            if dimension.when is None:
-                value = getattr(dimension, end)
-                point[key] = dimension.choices[0 if end == "low" else -1] if dimension.choices else value
-        point = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in point.items()}
-        revise(base, point)
+        ends = {key: d.choices[0 if end == "low" else -1] if d.choices else getattr(d, end) for key, d in usual.items()}
+        points.append({key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in ends.items()})
+    points += [{**points[0], key: choice} for key, d in usual.items() for choice in d.choices[1:-1]]
+    for point in points:
+        revised = revise(base, point)
+        check_own(revised.config, f"{base.source} with {point}")
 
 
 def _same_sweep(study: Study, plan: Plan) -> None:
@@ -184,8 +186,8 @@ def _same_sweep(study: Study, plan: Plan) -> None:
         study.set_user_attr("identity", identity)
     elif stored != identity:
         raise UserError(
-            f"sweep '{config.name}': its experiment, space or objective has changed since its first trial; "
-            "give the new sweep another name, as in name=second_try"
+            f"sweep '{config.name}': its experiment, space, objective or the code of a part has changed "
+            "since its first trial; give the new sweep another name, as in name=second_try"
         )
 
 

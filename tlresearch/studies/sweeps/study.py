@@ -7,13 +7,11 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -24,30 +22,11 @@ from tlresearch.base.liveness import Identity, is_gone
 from tlresearch.base.paths import home
 from tlresearch.base.quiet import quiet
 from tlresearch.base.redact import redact
-from tlresearch.config.sweep_schema import ComponentConfig, SpaceConfig, SweepConfig
+from tlresearch.config.parts import make
+from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.data.seeding import derive_seed
 from tlresearch.studies.sweeps.storage import PatientStorage
 
-SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
-    "tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.RandomSampler,
-    "gp": optuna.samplers.GPSampler,
-    "qmc": optuna.samplers.QMCSampler,
-    "grid": optuna.samplers.GridSampler,
-    "cmaes": optuna.samplers.CmaEsSampler,
-    "nsgaii": optuna.samplers.NSGAIISampler,
-    "brute_force": optuna.samplers.BruteForceSampler,
-}
-PRUNERS: Mapping[str, Callable[..., BasePruner]] = {
-    "none": optuna.pruners.NopPruner,
-    "median": optuna.pruners.MedianPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
-    "percentile": optuna.pruners.PercentilePruner,
-    "patient": optuna.pruners.PatientPruner,
-    "threshold": optuna.pruners.ThresholdPruner,
-    "wilcoxon": optuna.pruners.WilcoxonPruner,
-}
 WORKER, RETRY_OF, SURPLUS, FAILURE = "worker", "retry_of", "surplus", "failure"
 """Attributes of a trial: the process that runs it; number of the trial whose values it tries again; whether it is
 beyond the total and never began; why it failed. A failed trial without a reason was interrupted: it is given back."""
@@ -98,7 +77,7 @@ def open_study(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, worker: 
         study = optuna.create_study(
             study_name=sweep.name,
             storage=storage,
-            pruner=_component(PRUNERS, sweep.pruner, "pruner", "none"),
+            pruner=make(sweep.pruner, "pruner"),
             direction=direction,
             load_if_exists=True,
         )
@@ -310,15 +289,5 @@ def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, seed: int)
             raise ConfigError([f"space[{key}]: the grid sampler needs choices" for key in open_ended], sweep.name)
         grid = {key: list(dimension.choices) for key, dimension in space.items()}
         return optuna.samplers.GridSampler(grid, seed=sweep.seed)
-    sampler: BaseSampler = _component(SAMPLERS, sweep.sampler, "sampler", "tpe", seed=seed)
+    sampler: BaseSampler = make(sweep.sampler, "sampler", seed=seed)
     return sampler
-
-
-def _component(
-    table: Mapping[str, Callable[..., Any]], config: ComponentConfig, key: str, default: str, **fixed: Any
-) -> Any:
-    try:
-        return table[config.name or default](**fixed, **config.options)
-    except (TypeError, ValueError, ImportError) as error:
-        reason = first_line(error)
-        raise ConfigError([f"{key}.options: {config.name} refuses them: {reason}"], "sweep") from None

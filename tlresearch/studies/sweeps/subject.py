@@ -140,4 +140,10 @@ def _initials(key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.1e}".replace("e-0", "e-") if isinstance(value, float) else f"{value}"
+    if isinstance(value, float):
+        return f"{value:.1e}".replace("e-0", "e-")
+    if isinstance(value, list):
+        return "+".join(_short(entry) for entry in value) or "none"
+    if isinstance(value, Mapping):  # a part
+        return _short(value.get("name", ""))
+    return f"{value}".rpartition(".")[2]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tlresearch.base.direction import Direction, Directions, direction_of
 from tlresearch.base.errors import TrackingError
-from tlresearch.config.tasks import TASKS
+from tlresearch.config.catalogue import TASKS
 from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone, typed
 from tlresearch.show.metrics import folded, without_ends
 from tlresearch.show.page import Page, Shown, page_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tlresearch.tracking import records
@@ -15,8 +15,8 @@ from tlresearch.tracking.store import Store
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-Kind = Literal["data", "weights", "code", "packages", "hardware", "computation"]
-KINDS: tuple[Kind, ...] = ("data", "weights", "code", "packages", "hardware", "computation")
+Kind = Literal["data", "weights", "parts", "code", "packages", "hardware", "computation"]
+KINDS: tuple[Kind, ...] = ("data", "weights", "parts", "code", "packages", "hardware", "computation")
 
 _MOST_NAMES = 10
 
@@ -60,12 +60,14 @@ class Record:
         environment: Code, packages and hardware as in ``provenance/environment.json``.
         diff: What differed from the commit, by file.
         computation: Threads, precision and the like.
+        parts: What the config named by dotted path, by key, as in ``provenance/parts.json``.
     """
 
     inputs: Inputs | None
     environment: Mapping[str, Any] | None
     diff: Mapping[str, str]
     computation: Mapping[str, Any] | None
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def not_recorded(self) -> list[str]:
@@ -90,7 +92,8 @@ def read_record(store: Store, run: Run) -> Record:
     environment = read_json(store, run_id, records.ENVIRONMENT)
     code = (environment or {}).get("code") or {}
     diff = _by_file(read_text(store, run_id, records.DIFF) or "") if code.get("dirty") else {}
-    return Record(inputs, environment, diff, read_json(store, run_id, records.COMPUTATION))
+    parts = read_json(store, run_id, records.PARTS) or {}
+    return Record(inputs, environment, diff, read_json(store, run_id, records.COMPUTATION), parts)
 
 
 def differences(old: Record, new: Record) -> tuple[Difference, ...]:
@@ -98,6 +101,7 @@ def differences(old: Record, new: Record) -> tuple[Difference, ...]:
     found: list[Difference] = []
     if old.inputs and new.inputs:
         found += input_differences(old.inputs, new.inputs)
+    found += part_differences(old.parts, new.parts)
     if old.environment and new.environment:
         found += [Difference("code", text) for text in _code(old, new)]
         packages = (record.environment["packages"] for record in (old, new) if record.environment)
@@ -129,6 +133,17 @@ def input_differences(old: Inputs, new: Inputs) -> list[Difference]:
     elif old.weights != new.weights:
         found.append(Difference("weights", f"'{old.weights}' -> '{new.weights}', with the same content"))
     return found
+
+
+def part_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Says of which parts that both have the source is not what it was."""
+    changed = [key for key, part in old.items() if key in new and part["source"] != new[key]["source"]]
+    texts = [f"{key}: the source of {old[key]['path']} has changed: {_both(old[key], new[key])}" for key in changed]
+    return [Difference("parts", text) for text in texts]
+
+
+def _both(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return f"{old['source'][:19]} -> {new['source'][:19]}"
 
 
 def _listing(names: list[str]) -> str:

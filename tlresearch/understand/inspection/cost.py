@@ -11,10 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
+from tlresearch.config.parts import make
+from tlresearch.config.schema import OptimizerConfig
 from tlresearch.modality.values import Value, leaves, stack, to_device
-
-STATES = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2, "adagrad": 1}
-"""Values an optimizer keeps of each trained parameter; those of sgd only with momentum."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,16 @@ class DepthCost:
     def total(self, batch: int) -> int:
         """Bytes of a step with `batch` samples."""
         return self.weights + self.gradients + self.state + batch * self.activations
+
+
+def state_values(config: OptimizerConfig) -> int:
+    """Returns how many values an optimizer keeps of each trained parameter: it makes a step on a small matrix."""
+    weights = torch.nn.Parameter(torch.zeros(8, 8))
+    weights.grad = torch.ones(8, 8)
+    optimizer = make(config, "optimizer", [weights], lr=config.lr)
+    optimizer.step()
+    kept = [value for value in optimizer.state[weights].values() if isinstance(value, Tensor) and value.numel() > 1]
+    return sum(value.numel() for value in kept) // weights.numel()
 
 
 def multiply_adds(backbone: StagedBackbone, example: Value) -> list[int]:
@@ -70,7 +79,7 @@ def depth_costs(backbone: StagedBackbone, example: Value, state_values: int) -> 
     Args:
         backbone: The backbone; it is left as it was.
         example: One input without the batch dimension.
-        state_values: Values the optimizer keeps of each parameter; see `STATES`.
+        state_values: Values the optimizer keeps of each parameter; see `state_values`.
     """
     kept = _kept_by_stage(copy.deepcopy(backbone), example)
     weights = sum(_bytes(tensor) for tensor in backbone.original_state_dict().values())

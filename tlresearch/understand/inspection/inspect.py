@@ -36,7 +36,7 @@ from tlresearch.tracking.items import read_items
 from tlresearch.tracking.manifest import add_to_ended_run
 from tlresearch.tracking.records import find_run
 from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.inspection.cost import STATES, depth_costs, multiply_adds
+from tlresearch.understand.inspection.cost import depth_costs, multiply_adds, state_values
 from tlresearch.understand.inspection.saliency import Saliency, choose, explain, saliency_figure
 from tlresearch.understand.inspection.stages import Finished, reopen, stage_changes, stages_figure, stages_table
 
@@ -187,14 +187,9 @@ def stage_table(config: BackboneConfig, backbone: StagedBackbone, image_size: in
 def memory_table(backbone: StagedBackbone, example: Value, config: ExperimentConfig) -> Table:
     """Memory of a training step at each unfreeze depth, with the optimizer and batch size of an experiment."""
     optimizer, batch = config.optimizer, config.data.batch_size
-    state = STATES[optimizer.name]
-    if optimizer.name == "sgd" and not optimizer.momentum:
-        state = 0
-    elif optimizer.name == "rmsprop" and optimizer.momentum:
-        state = 2
     names = [*backbone.stage_names, "head"]
     rows: list[tuple[Entry, ...]] = []
-    for cost in depth_costs(backbone, example, state):
+    for cost in depth_costs(backbone, example, state_values(optimizer)):
         sizes = (cost.weights, cost.gradients, cost.state, batch * cost.activations, cost.total(batch))
         rows.append((cost.depth, names[len(backbone.stages) - cost.depth], *(size / 1e6 for size in sizes)))
     heads = ("weights", "gradients", "optimizer", "activations of a batch", "together")
@@ -241,9 +236,8 @@ def plan_table(loaded: Loaded[ExperimentConfig], backbone: StagedBackbone, sched
         Column("last rate", align="right"),
         Column("frozen norm"),
     )
-    title = (
-        f"freeze schedule {loaded.config.freeze.schedule}, {schedule.max_epochs} epochs, rate {schedule.course.name}"
-    )
+    config = loaded.config
+    title = f"freeze schedule {config.freeze.schedule}, {schedule.max_epochs} epochs, rate {config.scheduler.name}"
     return Table(columns, tuple(rows), title=f"{loaded.config.name}: {title}", rules=frozenset(rules))
 
 
