@@ -115,10 +115,21 @@ def test_what_the_loader_takes_is_no_complaint() -> None:
     assert complaints("sweeps", {"overrides": {"freeze": {"epochs": 3}, "data.options.fit": "crop"}}) == []
 
 
+def test_arguments_stand_beside_the_name_of_a_part() -> None:
+    section = {"name": "sgd", "momentum": 0.9}
+    assert complaints("experiments", {"optimizer": section, "task": {"loss": "dice"}}) == []
+    assert complaints("experiments", {"optimizer": {"name": "timm.optim.Lamb", "anything": 1}}) == []
+    assert complaints("experiments", {"trainer": {"callbacks": ["my.Callback", {"name": "my.Other", "x": 1}]}}) == []
+    assert complaints("sweeps", {"space": {"optimizer.momentum": {"low": 0, "high": 0.9}, "task.loss": {}}}) == []
+    assert complaints("experiments", {"optimizer": {**section, "momentun": 0.9}})
+    assert complaints("experiments", {"optimizer": {"momentum": 2}})
+
+
 def test_every_option_is_described() -> None:
     schema = json_schema("experiments")
     assert set(schema["properties"]) == {field.name for field in dataclasses.fields(ExperimentConfig)}
-    options = [option for section in schema["definitions"].values() for option in section["properties"].values()]
+    sections = [part for section in schema["definitions"].values() for part in section.get("anyOf", [section])]
+    options = [option for section in sections for option in section.get("properties", {}).values()]
     assert len(options) > 100
     assert all(option.get("description") for option in options if "SpaceConfig" not in str(option))
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tlresearch.config.merging import hints_of
+from tlresearch.config.parts import PartConfig, Registry
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 
@@ -85,10 +87,18 @@ class _Builder:
 
     def section(self, schema: type) -> Schema:
         """A section: its options, and no others."""
-        hints = typing.get_type_hints(schema)
+        hints = hints_of(schema)
         properties = {item.name: self.option(item, hints[item.name]) for item in dataclasses.fields(schema)}
-        about = (schema.__doc__ or "").strip()
-        return {"type": "object", "description": about, "properties": properties, "additionalProperties": False}
+        whole: Schema = {"type": "object", "description": (schema.__doc__ or "").strip()}
+        registry: Registry | None = getattr(schema, "registry", None)
+        if registry is None:
+            return {**whole, "properties": properties, "additionalProperties": False}
+        properties |= {item.name: self.option(item, hint) for item, hint in registry.arguments()}
+        # What a dotted path leads to may take any argument.
+        named = {"properties": {registry.key: {"pattern": r"^[^/]*\.[^/]*$"}}, "required": [registry.key]}
+        known = {"propertyNames": {"enum": list(properties)}}
+        section = {**whole, "properties": properties, "if": named, "then": {}, "else": known}
+        return {"anyOf": [{"type": "string"}, section]} if issubclass(schema, PartConfig) else section
 
     def option(self, item: dataclasses.Field[Any], hint: Any) -> Schema:
         """One option: its type with range, meaning, unit and default."""
@@ -159,11 +169,16 @@ def _leaves(schema: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field
     """Every option of an experiment by its full key, with its type."""
     hints = typing.get_type_hints(schema)
     leaves: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    registry: Registry | None = getattr(schema, "registry", None)
+    if registry is not None:
+        leaves |= {f"{prefix}{item.name}": (item, hint) for item, hint in registry.arguments()}
     for item in dataclasses.fields(schema):
         hint, key = hints[item.name], f"{prefix}{item.name}"
         inner = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
         if inner and typing.get_origin(hint) not in (list, dict):
             leaves |= _leaves(typing.cast(type, inner[0]), f"{key}.")
+            if issubclass(typing.cast(type, inner[0]), PartConfig):
+                leaves[key] = (item, hint)
         elif item.name not in _BY_FULL_KEY:
             leaves[key] = (item, hint)
     return leaves

@@ -114,6 +114,13 @@ class Registry:
             if item.name == argument
         }
 
+    def arguments(self) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+        """Yields every argument of the short names with its type."""
+        for part in self.parts.values():
+            hints = typing.get_type_hints(part.takes) if part.takes else {}
+            for item in dataclasses.fields(part.takes) if part.takes else ():
+                yield item, hints[item.name]
+
     def type_of(self, argument: str) -> Any:
         """Returns the type of an argument of any of the parts; ``None`` if there is none."""
         for name in self.readers(argument):
