@@ -46,7 +46,7 @@ def _home(function: Any) -> str:
     return str(getattr(function, "__module__", None) or "")
 
 
-def _source_withoutfile_of(kind: type) -> str:
+def _source_without_file(kind: type) -> str:
     """Returns the source of a class that no module file defines, as in a notebook; empty for any other class."""
     if file_of(kind.__module__) is not None:
         return ""

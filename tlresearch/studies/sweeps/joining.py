@@ -161,7 +161,7 @@ def _stages(base: Loaded[ExperimentConfig]) -> int:
 
 
 def _check_space(base: Loaded[ExperimentConfig], space: dict[str, SpaceConfig]) -> None:
-    """Applies the ends of every dimension, and each choice, to the experiment: a wrong one is an error before any trial.
+    """Applies the ends of every dimension, and each choice, to the experiment: a wrong one is an error at once.
 
     Dimensions that depend on another one (`when`) are left out: not every combination of them is valid.
     """
