@@ -219,9 +219,9 @@ def _open(storage: str, trials: int) -> tuple[float, float, int]:
 
 
 def _compare() -> None:
-    from tlresearch.understand.comparison.compare import compare_sweep
+    from tlresearch.understand.comparison.compare import compare
 
-    compare_sweep("scaling")
+    compare(sweep="scaling")
 
 
 def _first_page(address: str) -> int:

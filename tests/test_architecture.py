@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,13 +14,13 @@ PACKAGE = Path(__file__).parents[1] / "tlresearch"
 FLOORS = [
     ["base", "show"],
     ["config", "modality"],
-    ["tracking", "data", "backbones"],
+    ["tracking", "data"],
+    ["backbones"],
     ["finetuning", "drafting"],
     ["activations"],
     ["tasks"],
     ["serving"],
-    ["run", "understand.comparison.differences"],
-    ["studies.reproduction.present"],
+    ["run"],
     ["understand", "export"],
     ["studies"],
     ["commands", "__init__"],
@@ -104,6 +105,18 @@ def test_only_tracking_uses_mlflow() -> None:
     users = {module for module, path in MODULES.items() if "mlflow" in foreign_imports(path)}
     assert users
     assert {user.split(".")[0] for user in users} == {"tracking"}
+
+
+def test_a_store_is_opened_in_few_places_and_handed_down() -> None:
+    """By `Runs`, and by those who write to it."""
+    users = {module for module, path in MODULES.items() if re.search(r"(?<!def )\bconnect\(", path.read_text())}
+    assert users - {"base.exclusive", "tracking.database", "tracking.store", "studies.sweeps.storage"} == {
+        "tracking.records",
+        "tracking.run",
+        "tracking.courier",
+        "commands.sync",
+        "tracking.ui",
+    }
 
 
 def foreign_imports(path: Path) -> set[str]:

@@ -23,7 +23,7 @@ from tlresearch.config import checks
 from tlresearch.config.load import load_experiment, load_sweep, revise
 from tlresearch.config.reference import as_markdown
 from tlresearch.show.terminal import plain_text
-from tlresearch.understand.inspection.inspect import inspect_anything
+from tlresearch.understand.inspection.inspect import inspect
 
 PAGES = tuple(sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]))
 NAMES = tuple(str(page.relative_to(REPOSITORY)) for page in PAGES)
@@ -275,7 +275,7 @@ def test_every_yaml_is_a_valid_experiment_or_sweep(name: str, tmp_path: Path, mo
 @pytest.mark.parametrize("experiment", ["hymenoptera/gradual", "docs/examples/probe_then_deep.yaml"])
 def test_the_plans_shown_are_what_inspect_prints(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_data", Path)  # the photos need not be here
-    printed = {line.rstrip() for line in plain_text(inspect_anything(experiment, []), 110).splitlines()}
+    printed = {line.rstrip() for line in plain_text(inspect(experiment), 110).splitlines()}
     shown = [body for body in blocks("docs/schedules.md", "text") if f"{Path(experiment).stem}: freeze" in body]
     assert len(shown) == 1
     for line in shown[0].splitlines():

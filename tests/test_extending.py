@@ -100,7 +100,7 @@ def test_a_backbone_of_ones_own_starts_from_its_weights_file(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("outside")
-def test_a_backbone_of_ones_own_is_passed_on_and_served() -> None:
+def test_a_backbone_of_ones_own_is_passed_on_and_served_if_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     from tlresearch.tracking.store import connect
@@ -112,43 +112,48 @@ def test_a_backbone_of_ones_own_is_passed_on_and_served() -> None:
     for name, tensor in source.task.backbone.state_dict().items():
         assert torch.equal(target.task.backbone.state_dict()[name], tensor), name
     mlflow.set_tracking_uri(connect().uri)
+    with pytest.raises(UserError, match=r"a stored model names two_conv\.two_conv, whose code would run"):
+        mlflow.pyfunc.load_model(f"runs:/{source.run_id}/model")
+    monkeypatch.setenv("TLRESEARCH_TRUSTED_LOADERS", "two_conv")
     served = mlflow.pyfunc.load_model(f"runs:/{source.run_id}/model")
     frame = served.predict(np.zeros((2, 8, 8, 1), dtype=np.uint8))
     assert list(frame.columns) == ["class", "probability", "p(0)", "p(1)", "p(2)", "p(3)"]
 
 
 @pytest.mark.usefixtures("outside")
-def test_a_task_of_ones_own_is_served_verified_and_compared() -> None:
-    from tlresearch.serving.predict import predict
-    from tlresearch.studies.reproduction.verify import verify_run
-    from tlresearch.understand.comparison.compare import compare_runs
+def test_a_task_of_ones_own_is_served_verified_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLRESEARCH_TRUSTED_LOADERS", "counting")
+    from tlresearch.run.recorded import load
+    from tlresearch.studies.reproduction.verify import verify
+    from tlresearch.understand.comparison.compare import compare
 
     few = {"freeze.epochs": 2, "tracking.system_metrics": False, "tracking.figures": False}
     result = fit("counting.yaml", few)
     worse = fit("counting.yaml", {**few, "name": "slow", "optimizer.lr": 1e-5})
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("blank.png")
-    ((_, shown),) = predict(result.run_id, ["blank.png"]).answers
+    ((_, shown),) = load(result.run_id).predict(["blank.png"]).answers
     assert float(shown.prediction) < 10
-    states = {check.name: check.state for check in verify_run(result.run_id).checks}
+    states = {check.name: check.state for check in verify(result.run_id).checks}
     assert states["model"] == "ok", states
-    found = compare_runs([result.run_id, worse.run_id])
+    found = compare(result.run_id, worse.run_id)
     assert found.best["test/mean_error"] == result.run_id  # less of it is better, as the task says
     assert found.best["test/exact"] == result.run_id
 
 
 @pytest.mark.usefixtures("outside")
-def test_a_modality_of_ones_own_is_served_and_verified() -> None:
+def test_a_modality_of_ones_own_is_served_and_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLRESEARCH_TRUSTED_LOADERS", "pulses")
     from tlresearch.export.shipping import export_run, forms_of
-    from tlresearch.serving.predict import predict
-    from tlresearch.studies.reproduction.verify import verify_run
+    from tlresearch.run.recorded import load
+    from tlresearch.studies.reproduction.verify import verify
 
     result = fit("pulses.yaml", {"tracking.system_metrics": False})
     late = np.zeros(20, np.float32)
     late[17:20] = 10
     np.save("late.npy", late)
-    ((_, shown),) = predict(result.run_id, ["late.npy"]).answers
+    ((_, shown),) = load(result.run_id).predict(["late.npy"]).answers
     assert shown.prediction == "late"
-    states = {check.name: check.state for check in verify_run(result.run_id).checks}
+    states = {check.name: check.state for check in verify(result.run_id).checks}
     assert states["model"] == states["trained weights"] == "ok", states
     with pytest.raises(UserError, match="the preprocessing of a series cannot be part of a graph"):
         export_run(result.run_id, forms_of(["pt2"], [], []))

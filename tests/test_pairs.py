@@ -26,8 +26,9 @@ from tlresearch.data.build import build_data
 from tlresearch.modality.pair import JointPairs, RawPairs
 from tlresearch.modality.values import stack, unstack
 from tlresearch.run.fit import RunResult
-from tlresearch.serving.predict import predict
-from tlresearch.tracking.model import load_model, model_ids
+from tlresearch.run.recorded import load
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 from tlresearch.understand.ranking.rank import rank
 
@@ -165,20 +166,20 @@ def test_pairs_are_served_and_predicted(pairs: str, place: Path, tmp_path: Path)
     text = experiment(place, pairs, task="{name: regression}", data=numbers(place))
     result = run(text, **{"tracking.model": True})
     store = connect()
-    model = load_model(store, model_ids(store.client.get_run(result.run_id))[0])
+    model = load_model(store, Runs(store).get(result.run_id).model_id)
     table = pd.read_csv(place / "pairs.csv")
     answers = model.predict(table[["premise", "hypothesis"]])
     assert list(answers) == ["shared"]
     [pair] = model.predict([tuple(table.loc[0, ["premise", "hypothesis"]])])["shared"]
     assert pair == pytest.approx(answers["shared"][0], abs=1e-5)
     file = tmp_path / "answers.csv"
-    predicted = predict(result.run_id, [str(place / "pairs.csv")], texts=["good film", "bad film"], out=str(file))
+    predicted = load(result.run_id).predict([str(place / "pairs.csv")], texts=["good film", "bad film"], out=str(file))
     assert len(predicted.answers) == len(table) + 1
     written = pd.read_csv(file)
     assert written["input"][1].endswith("pairs.csv:3")
     np.testing.assert_allclose(written["shared"][: len(table)], answers["shared"], atol=1e-5)
     with pytest.raises(UserError, match="pairs of texts; give 2 for each, but got 1"):
-        predict(result.run_id, texts=["good film"])
+        load(result.run_id).predict(texts=["good film"])
 
 
 def test_pairs_are_ranked(place: Path) -> None:

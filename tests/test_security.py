@@ -309,6 +309,28 @@ def test_a_stored_model_cannot_name_a_function_of_its_choice(loader: str, tmp_pa
         rebuild(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["task", "backbone", "log_mel", "options"])
+def test_a_stored_model_cannot_name_parts_of_its_choice(part: str, tmp_path: Path, trap: Path) -> None:
+    from tlresearch.tracking.loaders import LOADER, SETTINGS, rebuild
+
+    call = {"name": "os.mkdir", "options": {"path": str(trap)}}
+    task: dict[str, Any] = {"name": "classification", "dropout": 0.0, "options": {}}
+    backbone = {"task": {"name": "small_cnn", "options": {}}, "backbone": call}.get(part, call)
+    if part == "log_mel":
+        backbone = {**call, "name": "log_mel/os.mkdir"}
+    if part == "options":  # ours, and calls what it is told to
+        backbone = {"name": "tlresearch.base.errors.call_object", "options": {"path": "os.mkdir", "key": "x.y"}}
+        backbone["options"]["arguments"] = {"path": str(trap)}
+    if part == "task":
+        task["name"] = "os.mkdir"
+    about = {"task": task, "backbone": {**backbone, "granularity": "stage", "in_channels": 1}}
+    about |= {"classes": ["a"], "kind": "multiclass", "preprocessing": {}}
+    (tmp_path / "predictor.json").write_text(json.dumps(about))
+    (tmp_path / SETTINGS).write_text(json.dumps({"loader": LOADER}))
+    with pytest.raises(UserError, match="whose code would run; if you trust it, add its package to TLRESEARCH_TRUSTED"):
+        rebuild(tmp_path)
+
+
 # Secrets stay where they are.
 
 

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from tlresearch.finetuning.foreign import FreezeSchedule as FreezeSchedule
     from tlresearch.run.fit import RunResult as RunResult
     from tlresearch.run.fit import fit as fit
+    from tlresearch.run.recorded import RecordedRun as RecordedRun
+    from tlresearch.run.recorded import load as load
     from tlresearch.run.track import Track as Track
+    from tlresearch.studies.reproduction.reproduce import reproduce as reproduce
+    from tlresearch.studies.reproduction.verify import verify as verify
     from tlresearch.studies.seeds import GroupResult as GroupResult
     from tlresearch.studies.seeds import fit_group as fit_group
     from tlresearch.studies.sweeps.function import Trial as Trial
     from tlresearch.studies.sweeps.result import SweepResult as SweepResult
     from tlresearch.studies.sweeps.run import sweep as sweep
+    from tlresearch.understand.comparison.compare import compare as compare
+    from tlresearch.understand.inspection.inspect import inspect as inspect
+    from tlresearch.understand.ranking.rank import rank as rank
 
 # GNU's OpenMP, with which torch computes, has a thread that is done look for more for some 10 ms before it sleeps: time
 # of a core in which whoever records a run would be done. The variable is read once, when torch is loaded.
@@ -31,20 +38,27 @@ __version__ = "0.1.0"
 __all__ = [
     "FreezeSchedule",
     "GroupResult",
+    "RecordedRun",
     "RunResult",
     "SweepResult",
     "Track",
     "Trial",
     "__version__",
     "choice",
+    "compare",
     "depths",
     "fit",
     "fit_group",
+    "inspect",
     "integers",
+    "load",
     "log",
+    "rank",
+    "reproduce",
     "stages",
     "sweep",
     "uniform",
+    "verify",
 ]
 
 _WHERE = {
@@ -58,6 +72,13 @@ _WHERE = {
     "Trial": ("tlresearch.studies.sweeps.function", "Trial"),
     **{name: ("tlresearch.config.search_space", name) for name in ("choice", "depths", "integers", "log", "uniform")},
     "SweepResult": ("tlresearch.studies.sweeps.result", "SweepResult"),
+    "load": ("tlresearch.run.recorded", "load"),
+    "RecordedRun": ("tlresearch.run.recorded", "RecordedRun"),
+    "compare": ("tlresearch.understand.comparison.compare", "compare"),
+    "inspect": ("tlresearch.understand.inspection.inspect", "inspect"),
+    "rank": ("tlresearch.understand.ranking.rank", "rank"),
+    "reproduce": ("tlresearch.studies.reproduction.reproduce", "reproduce"),
+    "verify": ("tlresearch.studies.reproduction.verify", "verify"),
     "stages": ("tlresearch.backbones.stages", "stages"),
 }
 

@@ -41,7 +41,7 @@ from tlresearch.commands import (
     worker,
 )
 from tlresearch.commands.completion import complete
-from tlresearch.commands.shared import store_of
+from tlresearch.commands.shared import Outcome, console_of_leader, store_of
 from tlresearch.show.signs import survive_encodings
 
 COMMANDS = (
@@ -68,7 +68,8 @@ COMMANDS = (
     cache,
     demo,
 )
-"""In the order of the help. Each module has ``command``, ``arguments`` and ``EXAMPLE``."""
+"""In the order of the help. Each module has ``arguments``, ``EXAMPLE``, and ``command``, which returns an exit code or
+what it has found."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     survive_encodings()
     options = _parse(arguments)
     protect_output()
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Callable[[argparse.Namespace], int | Outcome] = options.command
     try:
         _find_modules_here()
         with _each_warning_once(), store_of(options):
-            return command(options)
+            outcome = command(options)
+            return outcome if isinstance(outcome, int) else _show(outcome)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,6 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _show(outcome: Outcome) -> int:
+    """Shows what a command has found."""
+    from tlresearch.show.terminal import show
+
+    show(console_of_leader(), outcome.page)
+    return outcome.exit_code
 
 
 def _find_modules_here() -> None:

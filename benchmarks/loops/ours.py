@@ -51,8 +51,7 @@ def run(spec: Spec) -> Outcome:
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
 
     from tlresearch.studies.sweeps.run import run as run_sweep
-    from tlresearch.tracking.records import find_run
-    from tlresearch.tracking.store import connect
+    from tlresearch.tracking.records import Runs
 
     ended = _watch(by_turns=int(spec.options.get("by turns", "0")))
     began = time.time()
@@ -60,7 +59,7 @@ def run(spec: Spec) -> Outcome:
     complete = time.time()
     trials = [trial.duration.total_seconds() for trial in result.trials if trial.duration is not None]
     recorded = [trial.user_attrs["run_id"] for trial in result.trials if trial.user_attrs["run_id"]]
-    runs = [find_run(connect(), run_id) for run_id in recorded]
+    runs = [Runs().get(run_id).stored for run_id in recorded]
     resolved = runs[-1].data.tags
     return Outcome(
         ended[1] - began,

@@ -20,7 +20,8 @@ from tlresearch.finetuning import lora
 from tlresearch.modality.image import Preprocessing
 from tlresearch.run.fit import fit
 from tlresearch.tasks.build import find_task
-from tlresearch.tracking.model import load_model, model_ids
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("pycocotools", reason="the extra detection is not installed")
@@ -137,7 +138,7 @@ def test_it_learns_is_cached_and_its_logged_model_needs_no_folder(root: Path, tm
         assert one == pytest.approx(other, abs=1e-4, nan_ok=True)
     assert cached.history[1]["train/loss"] < cached.history[0]["train/loss"]
     assert "test/map_50" in cached.metrics
-    (model,) = model_ids(connect().client.get_run(cached.run_id))
+    model = Runs().get(cached.run_id).model_id
     folder.rename(tmp_path / "elsewhere")
     image = torch.randint(0, 256, (60, 30, 3), dtype=torch.uint8).numpy()
     answer: Any = load_model(connect(), model).predict([image])

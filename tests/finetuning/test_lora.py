@@ -20,7 +20,7 @@ from tests.test_resume import DRIVER
 from tests.toy import toy_backbone, toy_text
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
-from tlresearch.backbones.lineage import CONFIG, TRAINED, build_with_lineage
+from tlresearch.backbones.lineage import build_with_lineage
 from tlresearch.backbones.vision import build_torchvision
 from tlresearch.base.errors import ConfigError, MissingExtraError
 from tlresearch.config.load import load_text
@@ -28,7 +28,7 @@ from tlresearch.config.schema import BackboneConfig
 from tlresearch.finetuning import lora
 from tlresearch.run.fit import fit
 from tlresearch.serving.stored import load_predictor, save_predictor
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.records import Runs
 
 pytest.importorskip("peft", reason="the extra text is not installed")
 # Kind of layer that is adapted where no pattern is given, and how many of them there are, counted by hand.
@@ -157,13 +157,9 @@ def test_a_run_serves_and_hands_on_merged_weights(tmp_path: Path, monkeypatch: p
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 
-    def download(run_id: str, path: str) -> Path:
-        assert path in (CONFIG, TRAINED)
-        return Path(connect().client.download_artifacts(run_id, path))
-
     options = {"in_channels": 1, "width": 4}
     config = BackboneConfig(name="small_cnn", weights=None, checkpoint=result.run_id, options=options)
-    torch.testing.assert_close(build_with_lineage(config, download).eval()(x), backbone(x), rtol=0, atol=0)
+    torch.testing.assert_close(build_with_lineage(config, Runs()).eval()(x), backbone(x), rtol=0, atol=0)
 
 
 @pytest.mark.slow

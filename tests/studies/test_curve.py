@@ -16,7 +16,7 @@ from tlresearch.run import fit as experiment
 from tlresearch.show import markdown
 from tlresearch.studies import seeds
 from tlresearch.studies.curve import Curve, Payoff, Point, fit_curve, payoffs, remarks
-from tlresearch.tracking.records import children
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.usefixtures("tables"), *(pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY)]
@@ -68,7 +68,7 @@ def test_the_command_runs_all_shows_the_curve_and_runs_nothing_twice(
     assert main(words) == 0
     assert len(fits) == 8
     parent = capsys.readouterr().out.partition("MLflow run ")[2][:32]
-    assert len(children(store, parent)) == 4
+    assert len(Runs(store).get(parent).members) == 4
     files = {item.path for item in store.client.list_artifacts(parent)}
     assert {"curve.json", "curve.md", "figures"} <= files
     history = store.client.get_metric_history(parent, "curve/slow/test/accuracy")

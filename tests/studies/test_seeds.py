@@ -18,8 +18,7 @@ from tlresearch.config.load import load_text
 from tlresearch.run import fit as experiment
 from tlresearch.studies import seeds
 from tlresearch.studies.seeds import fit_group
-from tlresearch.tracking.groups import GROUP, SEED
-from tlresearch.tracking.records import children, search
+from tlresearch.tracking.records import GROUP, SEED, Record, Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -52,7 +51,7 @@ def test_a_group_has_a_parent_with_summaries_and_a_run_per_seed(fits: Counted) -
     result = fit_group(load_text(SHORT))
     store = connect()
     parent = store.client.get_run(result.run_id)
-    nested = children(store, result.run_id)
+    nested = [run.stored for run in Runs(store).get(result.run_id).members]
     assert sorted(run.data.tags[SEED] for run in nested) == ["0", "1"]
     assert {run.info.status for run in [parent, *nested]} == {"FINISHED"}
 
@@ -84,7 +83,7 @@ def test_the_split_varies_where_it_is_tied_to_the_seed(fits: Counted) -> None:
         trainer=TRAINER,
     )
     fit_group(load_text(text), [3, 4])
-    data = {run.data.tags["tlresearch.data"] for run in search(connect(), f"tags.`{SEED}` LIKE '%'")}
+    data = {run.tags["tlresearch.data"] for run in Runs().search(f"tags.`{SEED}` LIKE '%'")}
     assert len(data) == 2
 
 
@@ -92,18 +91,18 @@ def test_an_interrupted_group_goes_on_and_a_finished_one_is_kept_or_run_anew(fit
     fits.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
         fit_group(load_text(SHORT))
-    store = connect()
-    (before,) = (run for run in search(store, f"tags.`{GROUP}` LIKE '%'") if SEED not in run.data.tags)
-    assert before.info.status == "KILLED"
+    (before,) = (run for run in Runs().search(f"tags.`{GROUP}` LIKE '%'") if run.is_group)
+    assert before.state == "killed"
 
     fits.interrupt_at = None
     result = fit_group(load_text(SHORT))
     assert fits.seeds == [0, 1]
-    assert result.run_id == before.info.run_id
-    assert len(children(store, result.run_id)) == 2
+    assert result.run_id == before.run_id
+    assert len(Runs().get(result.run_id).members) == 2
 
     kept = fit_group(load_text(SHORT), again=False)
-    assert (kept.run_id, kept.runs, kept.metrics) == (result.run_id, result.runs, result.metrics)
+    assert (kept.run_id, kept.metrics) == (result.run_id, result.metrics)
+    assert [run.run_id for run in kept.runs] == [run.run_id for run in result.runs]
     assert fits.seeds == [0, 1]
 
     fresh = fit_group(load_text(SHORT))
@@ -117,19 +116,19 @@ def test_a_group_stays_the_same_when_an_option_is_added_but_not_when_a_default_c
     # Nothing but what was chosen identifies it.
     assert seeds._chosen(load_text(SHORT).config)["freeze"] == {"schedule": "full", "epochs": 1}
     first = fit_group(load_text(SHORT), [0])
-    text = seeds.read_text
+    text = Record.text
 
     def as_of_old(*place: Any) -> str:
         return "\n".join(line for line in str(text(*place)).splitlines() if "checkpoint_seconds" not in line)
 
-    monkeypatch.setattr(seeds, "read_text", as_of_old)
+    monkeypatch.setattr(Record, "text", as_of_old)
     assert fit_group(load_text(SHORT), [0], again=False).run_id == first.run_id
     assert fits.seeds == [0]
 
     def with_another_default(*place: Any) -> str:
         return str(text(*place)).replace("checkpoint_seconds: 5.0", "checkpoint_seconds: 7.0")
 
-    monkeypatch.setattr(seeds, "read_text", with_another_default)
+    monkeypatch.setattr(Record, "text", with_another_default)
     assert fit_group(load_text(SHORT), [0], again=False).run_id != first.run_id
 
 
@@ -149,7 +148,6 @@ def counted(self, *batch):
     return plain(self, *batch)
 
 Task.training_step = counted
-seeds.log_finished = lambda *_: None  # as if it had been killed in front of that: the group knows of no seed
 seeds.fit_group(load_text(sys.argv[1]))
 """
 
@@ -161,12 +159,11 @@ def test_a_killed_group_loses_and_doubles_nothing(tables: None) -> None:
     assert killed.returncode == -signal.SIGKILL
 
     result = fit_group(load_text(text))
-    runs = search(connect(), "")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert [run.state for run in Runs().search("")] == ["finished"] * 3
     whole = fit_group(load_text(text))  # the group has finished: it is run anew
     assert whole.run_id != result.run_id
     for one, other in zip(result.runs, whole.runs, strict=True):
-        assert (one.seed, one.metrics, one.history) == (other.seed, other.metrics, other.history)
+        assert (one.tags[SEED], one.metrics, one.history) == (other.tags[SEED], other.metrics, other.history)
 
 
 def test_no_two_processes_run_the_same_group(fits: Counted) -> None:
@@ -181,7 +178,7 @@ def test_no_two_processes_run_the_same_group(fits: Counted) -> None:
         patch.setattr(seeds, "fit", meanwhile)
         fit_group(load_text(SHORT), [0])
     assert fits.seeds == [0]
-    assert len(search(connect(), "")) == 2
+    assert len(Runs().search("")) == 2
 
 
 def test_the_second_task_starts_from_the_run_with_the_same_seed(fits: Counted) -> None:

@@ -20,7 +20,8 @@ from tlresearch.run.fit import fit
 from tlresearch.tasks import detection
 from tlresearch.tasks.detection import BoxMeters
 from tlresearch.tasks.detectors import DETECTORS, DetectionHead, native
-from tlresearch.tracking.model import load_model, model_ids
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("pycocotools", reason="the extra detection is not installed")
@@ -205,7 +206,7 @@ def test_the_logged_model_predicts_boxes_in_pixels_of_the_image(root: Path) -> N
     tracking = "{figures: false, system_metrics: false}"
     text = boxes_text(root, freeze="{schedule: full, epochs: 1}", tracking=tracking)
     result = fit(load_text(text.replace("detector: fcos", "detector: ssd")))
-    (model,) = model_ids(connect().client.get_run(result.run_id))
+    model = Runs().get(result.run_id).model_id
     large = np.kron(shapes(0)[0], np.ones((2, 2, 1))).astype(np.uint8)
     answer = load_model(connect(), model).predict([large[:, :48]])
     assert list(answer.columns) == ["boxes", "classes", "scores"]

@@ -25,7 +25,8 @@ from tlresearch.modality.image import Preprocessing
 from tlresearch.run.fit import fit
 from tlresearch.tasks.detection import BoxMeters, DetectionTask, InstancesTask, box_pictures
 from tlresearch.tasks.detectors import InstanceHead, mask_rcnn
-from tlresearch.tracking.model import load_model, model_ids
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytest.importorskip("pycocotools", reason="the extra detection is not installed")
@@ -213,7 +214,7 @@ def test_a_cached_run_equals_the_uncached_one_and_serves_masks(root: Path) -> No
     assert "test/mask_map" in cached.metrics
     figures = {item.path for item in connect().client.list_artifacts(cached.run_id, "figures")}
     assert "figures/detections.png" in figures
-    (model,) = model_ids(connect().client.get_run(cached.run_id))
+    model = Runs().get(cached.run_id).model_id
     answer = load_model(connect(), model).predict([np.kron(shapes(0)[0], np.ones((2, 2, 1))).astype(np.uint8)[:, :48]])
     assert list(answer.columns) == ["boxes", "classes", "scores", "mask"]
     mask = np.array(answer["mask"][0])

@@ -19,8 +19,8 @@ from tlresearch.base.errors import ConfigError, DataError
 from tlresearch.config.load import load_text
 from tlresearch.run.fit import RunResult
 from tlresearch.tasks.regression import NumbersHead, RegressionTask, intervals, measured
-from tlresearch.tracking.items import read_items
-from tlresearch.tracking.model import load_model, load_predictor, model_ids
+from tlresearch.tracking.model import load_model, load_predictor
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -201,12 +201,12 @@ def test_a_run_is_recorded_served_and_the_same_again(folder: Path) -> None:
     assert json.loads(tags["tlresearch.directions"])["mae"] == "min"
     figures = {item.path for item in store.client.list_artifacts(result.run_id, "figures")}
     assert {"figures/predicted_against_true.png", "figures/residuals.png"} <= figures
-    items = read_items(store, result.run_id)
+    items = Runs(store).get(result.run_id).items
     assert items is not None
     assert items.measure == "error"
     assert np.mean([item.score for item in items.items]) == pytest.approx(result.metrics["test/mae"], rel=1e-4)
 
-    [model] = model_ids(store.client.get_run(result.run_id))
+    model = Runs(store).get(result.run_id).model_id
     answers = load_model(store, model).predict(pd.DataFrame({"image": [str(folder / "3.png"), str(folder / "7.png")]}))
     assert list(answers.columns) == ["level", "low(level)", "high(level)"]
     assert all(answers["low(level)"] <= answers["level"])

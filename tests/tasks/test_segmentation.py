@@ -24,7 +24,7 @@ from tlresearch.finetuning import lora
 from tlresearch.modality.image import IGNORE
 from tlresearch.run.fit import fit
 from tlresearch.serving.stored import WEIGHTS
-from tlresearch.studies.reproduction.verify import verify_run
+from tlresearch.studies.reproduction.verify import verify
 from tlresearch.tasks.counts import ClassCounts, Counts
 from tlresearch.tasks.losses import Combined, CrossEntropy, Dice, Focal
 from tlresearch.tasks.segmentation import (
@@ -35,7 +35,8 @@ from tlresearch.tasks.segmentation import (
     overlap_metrics,
 )
 from tlresearch.tracking.manifest import local, model_address
-from tlresearch.tracking.model import load_model, model_ids
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -202,15 +203,15 @@ def test_mistakes_are_named(root: Path, sections: dict[str, str], message: str) 
 def test_the_logged_model_predicts_masks_of_raw_images(root: Path) -> None:
     tracking = "{figures: false, system_metrics: false}"
     result = fit(load_text(masks_text(root, freeze="{schedule: full, epochs: 6}", tracking=tracking)))
-    checks = {check.name: check for check in verify_run(result.run_id).checks}
+    checks = {check.name: check for check in verify(result.run_id).checks}
     assert checks["model"].state == checks["trained weights"].state == "ok", checks
     store = connect()
-    (model,) = model_ids(store.client.get_run(result.run_id))
+    model = Runs(store).get(result.run_id).model_id
     with local(store, model_address(store, model)) as folder:
         file = folder / "artifacts" / "model" / WEIGHTS
         tensors = load_file(file)
         save_file({name: torch.zeros_like(t) if name.startswith("head.") else t for name, t in tensors.items()}, file)
-        failed = {check.name for check in verify_run(result.run_id).checks if check.state == "failed"}
+        failed = {check.name for check in verify(result.run_id).checks if check.state == "failed"}
         save_file(tensors, file)
     assert failed == {"artifacts", "model"}  # what the model says is measured, and not what the run kept
     image, mask, _ = shapes(0)

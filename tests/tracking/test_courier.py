@@ -22,7 +22,7 @@ from tlresearch.tracking.calls import resolve
 from tlresearch.tracking.courier import courier_process, is_led, wait_until_delivered
 from tlresearch.tracking.journal import journals
 from tlresearch.tracking.manifest import read_text
-from tlresearch.tracking.records import find_run
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import connect, resolve_uri
 
@@ -124,7 +124,7 @@ def test_a_second_process_ships_only_when_the_first_has_ended() -> None:
         with courier_process(resolve_uri()):
             assert len(couriers()) == 1
             record(start("inner"))
-        assert find_run(connect(), "inner").info.status == "FINISHED"
+        assert Runs().find("inner").state == "finished"
 
 
 def test_what_the_store_refuses_is_raised_and_kept() -> None:
@@ -135,7 +135,7 @@ def test_what_the_store_refuses_is_raised_and_kept() -> None:
 
     with pytest.raises(TrackingError, match="0123"):
         sweep()
-    assert find_run(connect(), "taken").info.status == "FINISHED"
+    assert Runs().find("taken").state == "finished"
     assert [journal.name for journal in journals()] == ["refused"]
 
 
@@ -200,7 +200,7 @@ def test_what_was_recorded_outlives_a_killed_training(who: str) -> None:
         assert resolve(connect(), reference) is None
         start("next", deferred=False).close()
     wait_until(lambda: not journals())
-    stored = find_run(connect(), reference)
+    stored = Runs().find(reference).stored
     assert stored.info.status == "KILLED"
     assert len(connect().client.get_metric_history(stored.info.run_id, "val/accuracy")) == 200
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.tracking.outages import kill
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.tracking.items import Item, Items, read_items
+from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.manifest import add_to_ended_run, damaged, read_manifest
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import Store
 
@@ -63,7 +64,7 @@ def test_what_is_added_later_leaves_the_run_ended_and_is_covered_too() -> None:
 def test_predictions_are_read_as_they_were_written() -> None:
     items = Items("val", (Item("a,b.png", 'x "y"', "z", 0.25), Item("c.png", "x;z", "", 1.0)))
     with start() as run:
-        assert read_items(run.store, run.run_id) is None
+        assert Runs(run.store).get(run.run_id).items is None
         run.log_text(items.text(), items.path)
-    assert read_items(run.store, run.run_id) == items
+    assert Runs(run.store).get(run.run_id).items == items
     assert [item.right for item in items.items] == [0.0, 0.0]

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tlresearch.config.schema import TrackingConfig
-from tlresearch.tracking.model import log_model, model_ids
+from tlresearch.tracking.model import log_model
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.run import JournalRun, open_run
 
 LOADER = """
@@ -53,7 +54,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[JournalRun,
             metrics={"val/accuracy": 0.9},
             step=3,
         )
-    (model_id,) = model_ids(run.store.client.get_run(run.run_id))
+    model_id = Runs(run.store).get(run.run_id).model_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.store.uri)
     mlflow.set_tracking_uri(run.store.uri)
     return run, model_id, mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")

@@ -19,7 +19,7 @@ from tlresearch.tracking import courier as couriers
 from tlresearch.tracking.calls import Call
 from tlresearch.tracking.courier import deliver
 from tlresearch.tracking.journal import Writer, folder, journals
-from tlresearch.tracking.records import find_run
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 
@@ -111,7 +111,7 @@ def test_a_nested_run_opened_meanwhile_gets_its_id_later(database: Path, tmp_pat
     store = connect()
     assert first != child.run_id
     assert content(store, child.run_id) == content(store, quiet.run_id)
-    assert find_run(store, first).info.run_id == child.run_id
+    assert Runs(store).find(first).run_id == child.run_id
     stored = store.client.get_run(child.run_id)
     assert stored.data.tags["mlflow.parentRunId"] == group.run_id
     assert store.client.get_run(group.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
@@ -129,7 +129,7 @@ def test_a_nested_run_goes_on_meanwhile_by_the_id_it_had_before_it_was_made(data
             again.log_metrics({"loss": 0.25}, 1)
             again.close()
     store = connect()
-    assert again.run_id == child.run_id == find_run(store, child.reference).info.run_id
+    assert again.run_id == child.run_id == Runs(store).find(child.reference).run_id
     assert store.client.get_run(child.run_id).info.status == "FINISHED"
     assert [point.value for point in store.client.get_metric_history(child.run_id, "loss")] == [0.5, 0.25]
 

@@ -19,7 +19,7 @@ from tests.tracking.outages import EPOCHS, content, record, start
 from tlresearch.cli import main
 from tlresearch.tracking import courier as couriers
 from tlresearch.tracking.journal import journals
-from tlresearch.tracking.records import search
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -149,8 +149,8 @@ def test_a_run_ends_well_without_the_server_and_sync_delivers_it(
     assert main(["sync"]) == 0
     assert "nothing waits" in capsys.readouterr().out
     store = connect(server.uri)
-    (found,) = search(store, "attributes.run_name = 'toy'")
-    held = content(store, found.info.run_id)
+    (found,) = Runs(store).search("attributes.run_name = 'toy'")
+    held = content(store, found.run_id)
     assert held["status"] == "FINISHED"
     assert {step for step, _ in held["points"]["val/accuracy"]} == {0, 1, 2}
     assert held["models"] == ["READY"]
@@ -163,7 +163,7 @@ def test_a_sweep_goes_on_while_the_server_is_away(server: MlflowServer, proxy: R
     process = tlresearch("sweep", str(tmp_path / "sweep.yaml"), home=home, uri=uri)
     store = connect(server.uri)
     trials = "tags.`tlresearch.study` = 'away' and tags.`tlresearch.trial` != ''"
-    while process.poll() is None and len(search(store, trials)) < 2:
+    while process.poll() is None and len(Runs(store).search(trials)) < 2:
         time.sleep(0.1)
     proxy.mode = "refuse"
     while process.poll() is None and len(list(home.glob("journals/*/calls.jsonl"))) < 3:
@@ -171,7 +171,7 @@ def test_a_sweep_goes_on_while_the_server_is_away(server: MlflowServer, proxy: R
     proxy.mode = "normal"
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    runs = search(store, trials)
+    runs = [run.stored for run in Runs(store).search(trials)]
     assert sorted(int(run.data.tags["tlresearch.trial"]) for run in runs) == [0, 1, 2, 3, 4], said
     study = optuna.load_study(study_name="away", storage=f"sqlite:///{home}/optuna.db")
     runs.sort(key=lambda run: int(run.data.tags["tlresearch.trial"]))

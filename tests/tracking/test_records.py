@@ -14,7 +14,7 @@ from tlresearch import fit
 from tlresearch.base.errors import TrackingError
 from tlresearch.cli import main
 from tlresearch.config.load import load_text
-from tlresearch.tracking.records import find_run
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import Store, StoreAwayError, connect
 
 
@@ -31,7 +31,7 @@ def runs(store: Store, *states: str, name: str = "probe") -> list[str]:
 def test_the_only_one_of_a_name_that_has_finished_is_meant(caplog: pytest.LogCaptureFixture) -> None:
     store = connect()
     _, finished, _ = runs(store, "FAILED", "FINISHED", "KILLED")
-    assert find_run(store, "probe").info.run_id == finished
+    assert Runs(store).find("probe").run_id == finished
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said.startswith("'probe' is 3 runs: ")
     assert f"{finished[:8]} (probe, finished)" in said
@@ -45,20 +45,20 @@ def test_several_that_have_finished_are_told_apart_by_their_state(states: tuple[
     with pytest.raises(
         TrackingError, match=rf"'probe' is {len(states)} runs: .*\(probe, failed\).*beginning of one id"
     ):
-        find_run(store, "probe")
+        Runs(store).find("probe")
 
 
 def test_a_run_that_is_not_there_names_the_store_and_how_to_name_another() -> None:
     store = connect()
     for text in ("nothing", "0" * 32):
         with pytest.raises(TrackingError, match=r"there is no run .* in the MLflow store sqlite:.*--tracking-uri"):
-            find_run(store, text)
+            Runs(store).find(text)
 
 
 def test_a_store_that_is_away_is_not_a_run_that_is_missing() -> None:
     store = connect("http://127.0.0.1:9", check=False)
     with pytest.raises(StoreAwayError, match="does not answer"):
-        find_run(store, "0" * 32)
+        Runs(store).find("0" * 32)
 
 
 def test_commands_find_a_run_in_the_store_of_its_config(

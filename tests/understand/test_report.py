@@ -17,9 +17,8 @@ from tlresearch.config.schema import TrackingConfig
 from tlresearch.show.elements import Badge, Facts, Listing, Number, Table, as_cell
 from tlresearch.show.page import Page
 from tlresearch.tracking.figures import learning_curves
-from tlresearch.tracking.groups import GROUP, SeedRun, log_finished
 from tlresearch.tracking.manifest import damaged, read_manifest
-from tlresearch.tracking.records import STUDY_TAG
+from tlresearch.tracking.records import GROUP, SEED, STUDY_TAG, Runs
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.tracking.store import connect
 from tlresearch.understand.report import gather
@@ -105,20 +104,19 @@ def test_a_study_on_one_page(store_here: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_run_with_its_lineage(recorded: Recorded) -> None:
-    store = connect()
-    run = store.client.get_run(recorded.run)
-    page = gather(store, run)
+    run = Runs().get(recorded.run)
+    page = gather(run)
     assert (page.kind, page.title) == ("run", "base")
-    accuracy = run.data.metrics["selected/test/accuracy"]
+    accuracy = run.values["selected/test/accuracy"]
     assert ("test/accuracy", f"{accuracy:.4f}") in [(number.name, number.value) for number in page.numbers]
     facts = dict(of(page, "Where it comes from", Facts)[0].pairs)
     assert facts["weights"] == "weights.safetensors"
-    assert facts["SHA-256 of the weights"] == run.data.tags["tlresearch.weights_sha256"]
+    assert facts["SHA-256 of the weights"] == run.tags["tlresearch.weights_sha256"]
     assert facts["train"].startswith("16 samples (8 dark, 8 light)")
     assert "torch " in facts["versions"]
     config = of(page, "Configuration", Listing)
     assert config == [Listing("config.yaml", recorded.artifact("config.yaml").read_text())]
-    assert gather(store, store.client.get_run(recorded.trial)).badges[0].text.startswith("pruned")
+    assert gather(Runs().get(recorded.trial)).badges[0].text.startswith("pruned")
 
 
 def test_intervals_stand_beside_their_values_and_further_sets_have_a_table(store_here: Path) -> None:
@@ -128,8 +126,7 @@ def test_intervals_stand_beside_their_values_and_further_sets_have_a_table(store
     found |= {f"shift/theo/{key}": value for key, value in moved.items()} | {"shift/theo/stages/top/mmd": 0.3}
     with start("run", {}) as run:
         run.log_metrics(found, step=0)
-    store = connect()
-    page = gather(store, store.client.get_run(run.run_id))
+    page = gather(Runs().get(run.run_id))
     assert page.numbers == (Number("test/accuracy", "0.9000", "0.800 to 0.950"),)
     (metrics,) = of(page, "Metrics", Table)
     assert texts(metrics) == [("accuracy", "0.9000 (0.800 to 0.950)"), ("auroc_of_bees", "0.7000")]
@@ -140,10 +137,10 @@ def test_intervals_stand_beside_their_values_and_further_sets_have_a_table(store
 
 def test_a_group_gives_mean_and_interval(store_here: Path) -> None:
     with start("group", {GROUP: "g"}) as group:
-        done = [SeedRun(seed, f"{seed}" * 32, {"val/accuracy": value}, [], 1.0) for seed, value in ((0, 0.8), (1, 0.9))]
-        log_finished(group, done)
-    store = connect()
-    page = gather(store, store.client.get_run(group.run_id))
+        for seed, value in ((0, 0.8), (1, 0.9)):
+            with start(f"seed {seed}", {GROUP: "g", SEED: str(seed)}, group.run_id) as run:
+                run.log_metrics({"selected/val/accuracy": value}, step=0)
+    page = gather(Runs().get(group.run_id))
     assert page.kind == "group of seeds"
     assert page.numbers[0].value == "0.8500"
     assert page.numbers[0].note == "± 0.0707, 2 seeds"
@@ -156,8 +153,7 @@ def test_a_reproduction_says_its_verdict(store_here: Path) -> None:
     row = {"variant": "full", "number": number, "ours": {"mean": 0.9, "std": 0.01, "n": 3}, "difference": -0.05}
     with start("paper", {"tlresearch.verdict": "1 not reproduced"}) as run:
         run.log_dict({"experiment": "paper", "rows": [{**row, "verdict": "not reproduced"}]}, "reproduction.json")
-    store = connect()
-    page = gather(store, store.client.get_run(run.run_id))
+    page = gather(Runs().get(run.run_id))
     assert Badge("1 not reproduced", "bad") in page.badges
     (cells,) = texts(of(page, "Published and ours", Table)[0])
     assert cells == ("full", "val/accuracy, best", "0.95", "0.9000 ± 0.0100", "3", "-0.0500", "0.02", "not reproduced")

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord
 from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.channels import adapt_channels
 from tlresearch.backbones.weights import digest, load_tensors
-from tlresearch.base.errors import ConfigError, WeightsError
-from tlresearch.config.load import load_text
+from tlresearch.base.errors import ConfigError, WeightsError, first_line
 from tlresearch.config.schema import BackboneConfig
-
-CONFIG = "config.yaml"
-TRAINED = "weights/trained.safetensors"
-"""Artifacts of a run: the recorded config, and the tensors that training could change."""
-
-Download = Callable[[str, str], Path]
-"""Fetches an artifact of a run: ``(run id, path) -> local file``."""
+from tlresearch.tracking.records import TRAINED, Record, Runs
 
 
-def build_with_lineage(config: BackboneConfig, download: Download, end: End = "pooled") -> StagedBackbone:
+def build_with_lineage(config: BackboneConfig, runs: Runs, end: End = "pooled") -> StagedBackbone:
     """Builds a backbone from its weights, or from an earlier run's: its own weights first, then what it trained.
 
     Args:
         config: The `backbone` section.
-        download: Fetches artifacts of earlier runs.
+        runs: Where earlier runs are found.
         end: What the task needs at the backbone's end.
 
     Raises:
@@ -37,7 +28,8 @@ def build_with_lineage(config: BackboneConfig, download: Download, end: End = "p
     """
     if config.checkpoint is None:
         return build_backbone(config, end)
-    source = load_text(download(config.checkpoint, CONFIG).read_text(), source=f"run {config.checkpoint}").config
+    run = runs.get(config.checkpoint)
+    source = run.loaded.config
     if (source.backbone.name, source.backbone.options) != (config.name, config.options):
         raise ConfigError(
             [
@@ -51,17 +43,10 @@ def build_with_lineage(config: BackboneConfig, download: Download, end: End = "p
             [f"backbone.granularity: run {config.checkpoint} has {source.backbone.granularity}; use the same"],
             "backbone",
         )
-    try:
-        file = download(config.checkpoint, TRAINED)
-    except Exception as error:
-        raise WeightsError(
-            f"backbone.checkpoint: run {config.checkpoint} kept no weights ({error}); "
-            "run it again with tracking.weights=true"
-        ) from None
-    backbone = build_with_lineage(source.backbone, download, end)
+    backbone = build_with_lineage(source.backbone, runs, end)
     tensors = {
         name.removeprefix("backbone."): tensor
-        for name, tensor in load_file(file).items()
+        for name, tensor in trained_tensors(run, "backbone.checkpoint").items()
         if name.startswith("backbone.")
     }
     # A run keeps the stages that its training could change, each as a whole.
@@ -73,6 +58,25 @@ def build_with_lineage(config: BackboneConfig, download: Download, end: End = "p
     weights = digest(backbone.original_state_dict())
     backbone.weights = WeightsRecord(f"run {config.checkpoint}", weights, random_stages=())
     return backbone
+
+
+def trained_tensors(run: Record, key: str) -> dict[str, Tensor]:
+    """The tensors that training could change, as a run kept them.
+
+    Args:
+        run: The run.
+        key: The config key that names it, for the error.
+
+    Raises:
+        WeightsError: If it kept none.
+    """
+    try:
+        with run.file(TRAINED) as file:
+            return load_file(file)
+    except Exception as error:
+        raise WeightsError(
+            f"{key}: {run.title} kept no weights ({first_line(error)}); run it again with tracking.weights=true"
+        ) from None
 
 
 def _stage_of(name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlresearch.base.redact import redact
+from tlresearch.base.trust import TRUSTED, may_import
 
 
 class UserError(Exception):
@@ -121,11 +122,16 @@ def load_object(path: str, key: str) -> Any:
         key: The config key that holds the path, for the error.
 
     Raises:
-        UserError: If the module does not exist, cannot be imported, or has no such name.
+        UserError: If the module does not exist, cannot be imported, or has no such name; or if a stored model names it
+            and it is not trusted.
     """
     module, _, name = path.rpartition(".")
     if not module:
         raise UserError(f"{key}: '{path}' is neither known nor a dotted path such as my_package.my_module.{path}")
+    if not may_import(path):
+        raise UserError(
+            f"{key}: a stored model names {path}, whose code would run; if you trust it, add its package to {TRUSTED}"
+        )
     try:
         return getattr(importlib.import_module(module), name)
     except AttributeError:

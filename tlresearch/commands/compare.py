@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.base.errors import UserError
-from tlresearch.commands.shared import console_of_leader, store_argument
+from tlresearch.commands.shared import Outcome, store_argument
 
 EXAMPLE = "tlresearch compare 3f2a 9c1b\ntlresearch compare --sweep hymenoptera/lr_x_unfreeze_depth"
 
@@ -18,13 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Compares recorded runs."""
-    from tlresearch.show.terminal import show
-    from tlresearch.understand.comparison.compare import compare_runs, compare_sweep
+    from tlresearch.understand.comparison.compare import compare
 
-    if bool(options.runs) == bool(options.sweep):
-        raise UserError("compare: name two or more runs, or --sweep NAME")
-    comparison = compare_sweep(options.sweep, top=options.top) if options.sweep else compare_runs(options.runs)
-    show(console_of_leader(), comparison.page)
-    return 0
+    return compare(*options.runs, sweep=options.sweep, top=options.top)

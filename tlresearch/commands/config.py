@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.commands.shared import OVERRIDES, Outcome
 
 EXAMPLE = "tlresearch config\ntlresearch config hymenoptera/linear_probe"
 
@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> int | Outcome:
     """Lists every option, or shows an experiment's whole config."""
     if options.experiment:
         from tlresearch.config.load import load_experiment
@@ -23,7 +23,5 @@ def command(options: argparse.Namespace) -> int:
         print(load_experiment(options.experiment, options.overrides).recorded, end="")
         return 0
     from tlresearch.config.reference import page
-    from tlresearch.show.terminal import show
 
-    show(console_of_leader(), page())
-    return 0
+    return page()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tlresearch.base.errors import UserError
-from tlresearch.commands.shared import OVERRIDES, console_of_leader
+from tlresearch.commands.shared import OVERRIDES, Outcome, console_of_leader
 
 EXAMPLE = "tlresearch curve hymenoptera/linear_probe --labels 1,2,5,10 --schedules linear_probe,full,lp_ft --seeds 3"
 
@@ -26,25 +26,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="such as test/macro_f1; unless given trainer.monitor's, on the test split")
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Shows how accuracy grows with the number of labels, and when deeper unfreezing starts to pay."""
     texts = [text.strip() for text in options.labels.split(",") if text.strip()]
     if not all(text.isdigit() for text in texts):
         raise UserError(f"curve: --labels are whole numbers such as 1,2,5,10, but got '{options.labels}'")
     labels = [int(text) for text in texts]
     schedules = [text.strip() for text in options.schedules.split(",") if text.strip()]
-    from tlresearch.show.terminal import show
     from tlresearch.studies.curve import fit_curve
 
-    console = console_of_leader()
-    result = fit_curve(
+    return fit_curve(
         options.experiment,
         labels,
         schedules,
         options.overrides,
         seeds=options.seeds,
         metric=options.metric,
-        console=console,
+        console=console_of_leader(),
     )
-    show(console, result.page)
-    return 0

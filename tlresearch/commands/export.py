@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlresearch.commands.shared import console_of_leader, store_argument
+from tlresearch.commands.shared import Outcome, store_argument
 
 EXAMPLE = "tlresearch export 3f2a9c1b --to onnx --int8 static\ntlresearch export 3f2a9c1b --to onnx pt2 --half fp16"
 
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Writes a run's model as ONNX, pt2 or safetensors, if it answers as the original does."""
     from tlresearch.export.shipping import export_run, forms_of
 
@@ -38,5 +38,4 @@ def command(options: argparse.Namespace) -> int:
         tolerance=options.tolerance,
         changed=options.changed,
         samples=options.samples,
-        console=console_of_leader(),
-    ).exit_code
+    )

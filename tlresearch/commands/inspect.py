@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlresearch.commands.shared import OVERRIDES, STORE_KEY, console_of_leader, store_argument
+from tlresearch.commands.shared import OVERRIDES, STORE_KEY, Outcome, console_of_leader, store_argument
 
 EXAMPLE = (
     "tlresearch inspect torchvision/resnet50\n"
@@ -24,19 +24,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Shows a backbone's stages and costs, an experiment's plan, or what fine-tuning did to the stages of a run."""
-    from tlresearch.show.terminal import show
-    from tlresearch.understand.inspection.inspect import inspect_anything
+    from tlresearch.understand.inspection.inspect import inspect
 
     console = console_of_leader()
     with console.status(f"looking at {options.what}"):
-        page = inspect_anything(
+        return inspect(
             options.what,
             [word for word in options.overrides if not word.startswith(STORE_KEY)],
             saliency=options.saliency,
             items=[name for name in options.items.split(",") if name],
             picture=options.picture,
         )
-    show(console, page)
-    return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tlresearch.commands.shared import console_of_leader, store_argument
+from tlresearch.commands.shared import Outcome, store_argument
 
 EXAMPLE = (
     "tlresearch predict 3f2a9c1b photos/ --out predictions.csv\n"
@@ -34,13 +34,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Predicts raw files by the model of a run: classes, entities, transcripts, masks, boxes."""
     from tlresearch.serving.predict import predict
-    from tlresearch.show.terminal import show
+    from tlresearch.tracking.model import load_predictor
+    from tlresearch.tracking.records import Runs
+    from tlresearch.tracking.registry import find_model
 
     texts = [line for text in options.text for line in (sys.stdin if text == "-" else [text])]
     texts = [text.strip() for text in texts]
-    predicted = predict(options.run, options.files, texts=texts, out=options.out, batch=options.batch)
-    show(console_of_leader(), predicted.page)
-    return predicted.exit_code
+    model = find_model(Runs(), options.run)
+    predictor = load_predictor(model.run.store, model.model_id)
+    return predict(predictor, options.files, name=model.name, texts=texts, out=options.out, batch=options.batch)

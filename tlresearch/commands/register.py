@@ -19,11 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Registers the model of a run by a name, with its lineage: run, data, weights, code."""
+    from tlresearch.tracking.records import Runs
     from tlresearch.tracking.registry import register
-    from tlresearch.tracking.store import connect
 
     console = console_of_leader()
-    done = register(connect(), options.run, options.name, options.alias)
+    done = register(Runs(), options.run, options.name, options.alias)
     state = "registered" if done.new else "was registered already"
     console.print(f"{done.name} version {done.version} {state}", highlight=False, markup=False)
     for key, value in sorted(done.tags.items()):

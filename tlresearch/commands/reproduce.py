@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tlresearch.base.errors import UserError
-from tlresearch.base.paths import is_yaml
-from tlresearch.commands.shared import OVERRIDES, STORE_KEY, console_of_leader, store_argument
+from tlresearch.commands.shared import OVERRIDES, Outcome, console_of_leader, store_argument
 
 EXAMPLE = "tlresearch reproduce hymenoptera/squeezenet\ntlresearch reproduce --all\ntlresearch reproduce 3f2a9c1b"
 
@@ -23,35 +22,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> int | Outcome:
     """Runs a published experiment and holds it against its numbers, or repeats a recorded run."""
     if bool(options.what) == options.all:
         raise UserError("reproduce: name a published experiment or a run id, or give --all")
     console = console_of_leader()
     if options.all and options.overrides:
         raise UserError("reproduce: --all takes no overrides: the scoreboard is of the experiments as they are written")
-    if options.what and not _is_experiment(options.what):
-        from tlresearch.studies.reproduction.repeat import repeat_run
-
-        changes = [word for word in options.overrides if not word.startswith(STORE_KEY)]
-        if changes or options.variant or options.again:
-            raise UserError(
-                f"reproduce: there is no experiment '{options.what}', and a recorded run is repeated as it was: "
-                "it takes no overrides, --variant or --again"
-            )
-        return repeat_run(options.what, anyway=options.anyway, console=console).exit_code
     from tlresearch.studies.reproduction import reproduce as published
 
     if options.all:
         results = published.reproduce_all(again=options.again, slow=options.slow, console=console)
         console.print(f"written to {published.PAGE}", highlight=False)
-        return int(not all(result.reached for result in results))
-    result = published.reproduce(
-        options.what, options.overrides, variants=options.variant, again=options.again, console=console
+        return max(result.exit_code for result in results)
+    return published.reproduce(
+        options.what,
+        options.overrides,
+        variants=options.variant,
+        again=options.again,
+        anyway=options.anyway,
+        console=console,
     )
-    return int(not result.reached)
-
-
-def _is_experiment(text: str) -> bool:
-    """Tells the name of an experiment, a wrong one too, from the id or name of a run."""
-    return "/" in text or is_yaml(text, "experiments")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import OVERRIDES, console_of_leader, named_yaml
+from tlresearch.commands.shared import OVERRIDES, Outcome, console_of_leader, named_yaml
 
 EXAMPLE = "tlresearch run photos/\ntlresearch run hymenoptera/linear_probe optimizer.lr=3e-3"
 
@@ -15,10 +15,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Runs one experiment, once or with each of its seeds."""
     from tlresearch.config.load import load_experiment
-    from tlresearch.show.terminal import show
 
     console = console_of_leader()
     loaded = load_experiment(named_yaml(options.experiment, "experiments", console), options.overrides)
@@ -26,9 +25,7 @@ def command(options: argparse.Namespace) -> int:
     if loaded.config.seeds:
         from tlresearch.studies.seeds import fit_group
 
-        show(console, fit_group(loaded, console=console).page)
-    else:
-        from tlresearch.run.fit import fit
+        return fit_group(loaded, console=console)
+    from tlresearch.run.fit import fit
 
-        show(console, fit(loaded, console=console).page)
-    return 0
+    return fit(loaded, console=console)

@@ -22,13 +22,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Serves a model by MLflow's scoring server: raw files in, predictions out."""
+    from tlresearch.tracking.records import Runs
     from tlresearch.tracking.registry import find_model
     from tlresearch.tracking.scoring import serve_model
-    from tlresearch.tracking.store import connect
 
     warn_if_open(options.host)
-    console, store = console_of_leader(), connect()
-    found = find_model(store, options.model)
+    console = console_of_leader()
+    found = find_model(Runs(), options.model)
 
     def ready(address: str, predictor: Any) -> None:
         columns, row = (
@@ -43,5 +43,5 @@ def command(options: argparse.Namespace) -> int:
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    serve_model(store, found.model_id, host=options.host, port=options.port, ready=ready)
+    serve_model(found.run.store, found.model_id, host=options.host, port=options.port, ready=ready)
     return 0

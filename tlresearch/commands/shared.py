@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tlresearch.base.paths import is_yaml, known_place
 from tlresearch.base.ranks import is_leader
@@ -17,10 +17,26 @@ from tlresearch.base.redact import redact
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tlresearch.show.page import Page
+
 OVERRIDES = "values by full key, such as optimizer.lr=3e-3; `tlresearch config` lists them all"
 STORE_KEY = "tracking.uri="
 """The override that names a store."""
 _STORE = "MLFLOW_TRACKING_URI"
+
+
+class Outcome(Protocol):
+    """What a command has found, for the command line to show; see `tlresearch.show.page.Shown`."""
+
+    @property
+    def page(self) -> Page:
+        """The page about it."""
+        ...
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        ...
 
 
 def store_argument(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tlresearch.commands.shared import console_of_leader, store_argument
+from tlresearch.commands.shared import Outcome, store_argument
 
 EXAMPLE = "tlresearch verify 3f2a9c1b"
 
@@ -15,8 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_argument(parser)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> Outcome:
     """Checks a recorded run without training: artifacts, data, weights, and what its model says."""
-    from tlresearch.studies.reproduction.verify import verify_run
+    from tlresearch.studies.reproduction.verify import verify
 
-    return verify_run(options.run, console=console_of_leader()).exit_code
+    return verify(options.run)

@@ -9,10 +9,10 @@ import io
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +30,7 @@ from tlresearch.config.sweep_schema import SweepConfig
 
 ConfigT = TypeVar("ConfigT", ExperimentConfig, SweepConfig)
 SchemaT = TypeVar("SchemaT")
+P = ParamSpec("P")
 Overrides = Mapping[str, Any] | Sequence[str]
 _VARIABLE = "tlresearch.env"
 """What reads a variable for a config of ours: OmegaConf's own `oc.env` is there for everybody in the process."""
@@ -87,6 +88,14 @@ class MissingFilesError(ConfigError):
         self.loaded = loaded
 
 
+def regardless(load: Callable[P, Loaded[ConfigT]], *arguments: P.args, **named: P.kwargs) -> Loaded[ConfigT]:
+    """Loads a config whether or not the files that it names are here: whoever reads them says so."""
+    try:
+        return load(*arguments, **named)
+    except MissingFilesError as error:
+        return error.loaded
+
+
 def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[ExperimentConfig]:
     """Loads an experiment by path, or by name under ``experiments/``.
 
@@ -124,9 +133,7 @@ def load_variants(name: str | Path, overrides: Overrides = ()) -> dict[str, Load
         for key, value in differing.items():
             assign(own, str(key), value)
         try:
-            found[str(variant)] = _load(ExperimentConfig, own, overrides, str(path))
-        except MissingFilesError as error:
-            found[str(variant)] = error.loaded
+            found[str(variant)] = regardless(_load, ExperimentConfig, own, overrides, str(path))
         except ConfigError as error:
             problems[str(variant)] = error.problems
     if problems:

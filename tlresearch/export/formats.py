@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlresearch.base.errors import MissingExtraError, UserError, first_line
+from tlresearch.base.quiet import quiet
 from tlresearch.export.network import Exportable, ExportedModule
 from tlresearch.serving.stored import WEIGHTS
 
+_ADVICE = (FutureWarning, DeprecationWarning, UserWarning)  # of the exporters about their own insides
 Format = Literal["onnx", "pt2", "safetensors"]
 Numbers = Literal["fp32", "fp16", "bf16", "int8-dynamic", "int8-static"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -74,7 +74,7 @@ def write(model: Exportable, form: Form, source: Path, target: Path, metadata: M
         _write_safetensors(source, target, DTYPES[form.numbers])
         return
     module = model.module(copy.deepcopy(model.network), DTYPES[form.numbers])
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet(categories=_ADVICE):
         try:
             {"onnx": _write_onnx, "pt2": _write_pt2}[form.to](module, model, target, metadata)
         except (UserError, OSError):
@@ -98,7 +98,7 @@ def runner(model: Exportable, form: Form, path: Path, read: Callable[[Path], Exp
     if form.to == "onnx":
         run = _onnx_runner(path)
     else:
-        with _quiet():
+        with quiet(categories=_ADVICE):
             run = _torch_runner(torch.export.load(path).module())
     return lambda samples: run(model.front.arrays(samples))
 
@@ -199,13 +199,3 @@ def _write_safetensors(source: Path, target: Path, dtype: torch.dtype) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS))
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
     save_file(tensors, target / WEIGHTS)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses warnings of the exporters about their own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from tlresearch.base.errors import MissingExtraError
+from tlresearch.base.quiet import quiet
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _BETWEEN = ["Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]
@@ -31,7 +30,7 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 
     quantization = _library()
     convolves = any(node.op_type == "Conv" for node in onnx.load(source).graph.node)
-    with _quiet():
+    with quiet("root"):  # its advice
         quantization.quantize_dynamic(
             source,
             target,
@@ -65,7 +64,7 @@ def quantize_static(source: Path, target: Path, samples: Iterable[tuple[NDArray[
             arrays = next(self.remaining, None)
             return None if arrays is None else dict(zip(names, arrays, strict=True))
 
-    with _quiet():
+    with quiet("root"):  # its advice
         quantization.quantize_static(
             source,
             target,
@@ -116,15 +115,3 @@ def _library() -> Any:
     except ModuleNotFoundError:
         raise MissingExtraError("onnxruntime", "export") from None
     return quantization
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses advice of the quantiser, which it writes to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

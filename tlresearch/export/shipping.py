@@ -6,34 +6,23 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
+from typing import Any
 
 from tlresearch.base.errors import UserError
 from tlresearch.data.base import Data, SplitName
 from tlresearch.export import standalone
-from tlresearch.export.formats import DTYPES, Form, original, runner, size, write
-from tlresearch.export.measure import TOLERANCES, Tolerance, answers, measure
+from tlresearch.export.formats import DTYPES, Form, Runner, original, runner, size, write
+from tlresearch.export.measure import TOLERANCES, Answers, Measured, Tolerance, answers, measure
 from tlresearch.export.network import Exportable
 from tlresearch.export.outcome import Export, Shipped
 from tlresearch.export.quantize import quantize_dynamic, quantize_static
-from tlresearch.show.terminal import show
-from tlresearch.studies.reproduction.present import present_data, recorded_config
-from tlresearch.tracking.loaders import find_loader, recorded_loader
-from tlresearch.tracking.manifest import add_to_ended_run, local, model_address
-from tlresearch.tracking.model import model_ids
-from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.comparison.differences import read_record
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from tlresearch.run.recorded import RecordedRun, load, present_data
+from tlresearch.tracking.loaders import rebuild
+from tlresearch.tracking.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -46,69 +35,51 @@ CALIBRATION = 100
 
 
 def export_run(
-    run: str,
+    run: str | Record,
     forms: Sequence[Form],
     *,
     out: Path | None = None,
     tolerance: float | None = None,
     changed: float | None = None,
     samples: int | None = None,
-    console: Console | None = None,
 ) -> Export:
     """Writes the model of a run in other formats and keeps those that answer as it does.
 
     Args:
-        run: Run id, unique beginning of one, or run name.
+        run: The run, or its id, the beginning of its id, or its name.
         forms: What to write.
         out: The folder; `None` is ``exports/<name>-<beginning of the id>``.
         tolerance: Largest difference of a probability; `None` takes that of the number format (`TOLERANCES`).
         changed: Largest share of changed answers; `None` as above.
         samples: Measure on this many samples of the split, evenly spread; `None` takes all, or `ScoresPredictor.most`.
-        console: Where the table is shown.
 
     Raises:
         UserError: If the run has no model that can be exported, or its data is not there.
     """
-    store = connect()
-    found = find_run(store, run)
-    run_id, name = found.info.run_id, (found.info.run_name or "").removeprefix(PRUNED_MARK)
-    config = recorded_config(store, run_id, name).config
-    folder = out or Path("exports") / f"{name.replace('/', '-')}-{run_id[:8]}"
-    with _model(store, found) as (source, read):
-        model = read(source)
-        data = present_data(config, model.predictor.backbone)
-        _warn_of_changes(store, found, data)
-        split: SplitName = "test" if "test" in data.splits else "val"
-        rows = _spread(len(data.splits[split]), samples or model.predictor.most)
+    recorded = load(run)
+    folder = out or Path("exports") / f"{recorded.name.replace('/', '-')}-{recorded.short}"
+    with _opened(recorded, samples) as model:
         folder.mkdir(parents=True, exist_ok=True)
-        run_original = original(model)
-        wanted = answers(run_original, data, split, rows)
-        first = measure(model, run_original, wanted, wanted, data, split, rows, size(source))
-        about = _about(found, name, model)
+        first = model.measured(original(model.model), model.wanted, model.source)
         shipped: list[Shipped] = []
         with tempfile.TemporaryDirectory() as scratch:
             for form in forms:
-                limit = _limit(form, tolerance, changed)
                 log.info("export: %s", form.name)
                 target = Path(scratch) / form.file
                 measured, reason = None, ""
                 try:
-                    _write(form, model, source, target, about, data)
-                    run_form = runner(model, form, target, read)
-                    given = answers(run_form, data, split, rows)
-                    measured = measure(model, run_form, given, wanted, data, split, rows, size(target))
-                    reason = measured.beyond(limit)
+                    measured = model.written(form, target)
+                    reason = measured.beyond(_limit(form, tolerance, changed))
                 except UserError as error:
                     if len(forms) == 1:
                         raise
                     reason = str(error).removeprefix("export: ")
                 _place(target, folder / form.file, keep=not reason)
                 shipped.append(Shipped(form, folder / form.file, measured, reason))
-    result = Export(run_id, name, model.reads, split, len(rows), first, tuple(shipped), folder)
-    _leave(result, about)
-    _record(store, result)
-    if console is not None:
-        show(console, result.page)
+    reads, count = model.model.reads, len(model.rows)
+    result = Export(recorded.run_id, recorded.name, reads, model.split, count, first, tuple(shipped), folder)
+    _leave(result, model.about)
+    _record(recorded, result)
     return result
 
 
@@ -133,44 +104,81 @@ def forms_of(formats: Sequence[str], int8: Sequence[str], half: Sequence[str]) -
     return found
 
 
+@dataclass(frozen=True)
+class _Model:
+    """The model of a run, and what its forms are measured on.
+
+    Attributes:
+        model: The model.
+        source: Its folder.
+        about: What a reader of its forms needs to know.
+        data: The data.
+        split: The split that forms are measured on.
+        rows: Positions of the samples.
+        wanted: What the model itself answers to them.
+    """
+
+    model: Exportable
+    source: Path
+    about: Mapping[str, str]
+    data: Data
+    split: SplitName
+    rows: Sequence[int]
+    wanted: Answers
+
+    def measured(self, run: Runner, given: Answers, place: Path) -> Measured:
+        """Measures a form by its answers."""
+        return measure(self.model, run, given, self.wanted, self.data, self.split, self.rows, size(place))
+
+    def written(self, form: Form, target: Path) -> Measured:
+        """Writes a form and measures it."""
+        if form.numbers in DTYPES:
+            write(self.model, form, self.source, target, self.about)
+        else:
+            self._quantize(form, target)
+        run = runner(self.model, form, target, _read)
+        return self.measured(run, answers(run, self.data, self.split, self.rows), target)
+
+    def _quantize(self, form: Form, target: Path) -> None:
+        plain = target.with_name(Form("onnx").file)
+        made = not plain.exists()
+        if made:
+            write(self.model, Form("onnx"), self.source, plain, self.about)
+        if form.numbers == "int8-dynamic":
+            quantize_dynamic(plain, target)
+        else:
+            part, front = self.data.splits["train"], self.model.front
+            quantize_static(plain, target, (front.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
+        if made:
+            plain.unlink()
+
+
+def _read(folder: Path) -> Exportable:
+    """Reads the folder of a model, or the safetensors that were written of it."""
+    return Exportable(rebuild(folder))
+
+
 @contextmanager
-def _model(store: Store, run: Run) -> Iterator[tuple[Path, Callable[[Path], Exportable]]]:
-    """The folder of the run's model, and what reads it.
+def _opened(run: RecordedRun, samples: int | None) -> Iterator[_Model]:
+    """Opens the model of a run.
 
     Raises:
-        UserError: If it has none, or one of a task that is not exported.
+        UserError: If it has none, one of a task that is not exported, or one that is not trusted.
     """
-    models = model_ids(run)
-    name = f"run {run.info.run_id[:8]} ({run.info.run_name})"
-    if not models:
-        raise UserError(
-            f"export: {name} kept no model, as trials and runs with tracking.model=false do not; run it again as a "
-            "run of its own (of a sweep: its run named 'best')"
-        )
-    with local(store, model_address(store, models[-1])) as folder:
-        source = folder / "artifacts" / "model"
+    with run.model() as source:
         try:
-            load = find_loader(recorded_loader(source))
+            model = _read(source)
         except ValueError as error:
-            raise UserError(f"export: {name}: {error}") from None
-        yield source, lambda place: Exportable(load(place))
-
-
-def _write(form: Form, model: Exportable, source: Path, target: Path, about: Mapping[str, str], data: Data) -> None:
-    if form.numbers in DTYPES:
-        write(model, form, source, target, about)
-        return
-    plain = target.with_name(Form("onnx").file)
-    made = not plain.exists()
-    if made:
-        write(model, Form("onnx"), source, plain, about)
-    if form.numbers == "int8-dynamic":
-        quantize_dynamic(plain, target)
-    else:
-        part = data.splits["train"]
-        quantize_static(plain, target, (model.front.arrays([part.raw(row)]) for row in _spread(len(part), CALIBRATION)))
-    if made:
-        plain.unlink()
+            raise UserError(f"export: {run.title}: {error}") from None
+        data = present_data(run.config, model.predictor.backbone)
+        recorded = run.origin.inputs
+        if recorded and recorded.data != data.fingerprint.digest:
+            log.warning("the data has changed since the run: the forms are measured on what is there now")
+        split: SplitName = "test" if "test" in data.splits else "val"
+        rows = _spread(len(data.splits[split]), samples or model.predictor.most)
+        wanted = answers(original(model), data, split, rows)
+        about = _about(run, model)
+        yield _Model(model, source, about, data, split, rows, wanted)
 
 
 def _limit(form: Form, difference: float | None, changed: float | None) -> Tolerance:
@@ -197,7 +205,7 @@ def _spread(count: int, most: int | None) -> list[int]:
     return [index * count // most for index in range(most)]
 
 
-def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
+def _about(run: Record, model: Exportable) -> dict[str, str]:
     return {
         "reads": model.reads,
         "classes": json.dumps(list(model.predictor.classes)),
@@ -206,10 +214,10 @@ def _about(run: Run, name: str, model: Exportable) -> dict[str, str]:
         "output": "; ".join(f"{key}: {what}" for key, what in model.predictor.outputs.items()),
         "inside": model.inside,
         **model.front.about(),
-        "run": run.info.run_id,
-        "name": name,
-        "data": run.data.tags.get("tlresearch.data", ""),
-        "weights": run.data.tags.get("tlresearch.weights", ""),
+        "run": run.run_id,
+        "name": run.name,
+        "data": run.tags.get("tlresearch.data", ""),
+        "weights": run.tags.get("tlresearch.weights", ""),
     }
 
 
@@ -228,7 +236,7 @@ def _leave(result: Export, about: Mapping[str, str]) -> None:
         shutil.copy(str(standalone.__file__), result.folder / "predict.py")
 
 
-def _record(store: Store, result: Export) -> None:
+def _record(run: Record, result: Export) -> None:
     """Adds the files that were kept and what was measured to the run."""
     rows = {"original": result.original} | {s.form.name.replace(" ", "-"): s.measured for s in result.forms}
     metrics: dict[str, float] = {}
@@ -241,10 +249,4 @@ def _record(store: Store, result: Export) -> None:
             metrics |= {f"{FOLDER}/{row}/{key}": value for key, value in values.items()}
     kept = {f"{FOLDER}/{shipped.form.file}": shipped.path for shipped in result.forms if not shipped.refused}
     kept |= {f"{FOLDER}/{file}": result.folder / file for file in (ABOUT, TOKENIZER) if (result.folder / file).exists()}
-    add_to_ended_run(store, result.run_id, tags={}, files=kept, metrics=metrics)
-
-
-def _warn_of_changes(store: Store, run: Run, data: Data) -> None:
-    inputs = read_record(store, run).inputs
-    if inputs and inputs.data != data.fingerprint.digest:
-        log.warning("the data has changed since the run: the forms are measured on what is there now")
+    run.add(files=kept, metrics=metrics)

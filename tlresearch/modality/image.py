@@ -158,7 +158,7 @@ class RawImages(RawInput):
         if str(array.dtype) != "uint8" or array.ndim not in self.dims:
             raise ValueError(f"images must be uint8 (height, width, channels) but got {array.dtype} {array.shape}")
         planes = array[:, :, None] if array.ndim == 2 else array
-        image = torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 0, 1)))
+        image = torch.from_numpy(np.array(planes.transpose(2, 0, 1)))  # a copy: those of pictures are not writable
         return to_channels(image[:3] if len(image) == 4 and self.channels != 4 else image, self.channels)
 
 

@@ -10,19 +10,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlresearch.backbones.lineage import CONFIG
 from tlresearch.base.errors import ConfigError, TrackingError, UserError
 from tlresearch.base.files import write
-from tlresearch.config.load import Loaded, load_text, revise
+from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.resume import RunFolder, read_checkpoint, read_folder
-from tlresearch.run.results import CHECKPOINT, fetch
+from tlresearch.run.results import CHECKPOINT
 from tlresearch.run.training import Built
 from tlresearch.tracking import values
 from tlresearch.tracking.base import Run
-from tlresearch.tracking.records import find_run, search
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.records import CONFIG, RESOLVED, Record, Runs
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ _MAY_DIFFER = (
 """Beginnings of the keys that may differ from the run that is gone on from: its length, and what changes no result."""
 
 
-def pin_continued(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+def pin_continued(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentConfig]:
     """The experiment with the id of the run that it goes on from, however that was named.
 
     Raises:
@@ -44,18 +42,15 @@ def pin_continued(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     name = loaded.config.continues
     if name is None:
         return loaded
-    store = connect(loaded.config.tracking.uri)
-    run = find_run(store, name)
-    short = run.info.run_id[:8]
-    if run.info.status != "FINISHED":
-        raise UserError(
-            f"continue: run {short} has not finished ({run.info.status.lower()}); its own command goes on with it"
-        )
+    run = runs.find(name)
+    status, short = run.stored.info.status, run.short
+    if status != "FINISHED":
+        raise UserError(f"continue: run {short} has not finished ({status.lower()}); its own command goes on with it")
     try:
-        text = fetch(loaded.config.tracking, run.info.run_id, CONFIG).read_text(encoding="utf-8")
-    except (OSError, TrackingError):
+        recorded = run.loaded
+    except TrackingError:
         raise UserError(f"continue: run {short} has no {CONFIG}: it is none of ours") from None
-    differing = _differing(load_text(text, source=f"run {short}").flat(), loaded.flat())
+    differing = _differing(recorded.flat(), loaded.flat())
     if differing:
         raise ConfigError(
             [
@@ -65,7 +60,7 @@ def pin_continued(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
             ],
             loaded.source,
         )
-    return revise(loaded, {"continues": run.info.run_id})
+    return revise(loaded, {"continues": run.run_id})
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -74,11 +69,11 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tupl
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def take_up(config: ExperimentConfig, built: Built, folder: RunFolder, tracked: Run) -> None:
+def take_up(run: Record, built: Built, folder: RunFolder, tracked: Run) -> None:
     """Puts the state of the finished run where this one looks for a checkpoint, and records its epochs.
 
     Args:
-        config: The experiment.
+        run: The finished run.
         built: What it is made of.
         folder: Where this run looks for a checkpoint.
         tracked: This run.
@@ -86,10 +81,7 @@ def take_up(config: ExperimentConfig, built: Built, folder: RunFolder, tracked: 
     Raises:
         UserError: If the finished run kept no state, came from other data or weights, or is as long already.
     """
-    assert config.continues is not None
-    store = connect(config.tracking.uri)
-    run = find_run(store, config.continues)
-    short, tags = run.info.run_id[:8], run.data.tags
+    short, tags = run.short, run.tags
     data = f"{built.data.name} {built.data.fingerprint.digest[:16]}"
     for what, before, now in (
         ("data", tags.get("tlresearch.data"), data),
@@ -100,8 +92,9 @@ def take_up(config: ExperimentConfig, built: Built, folder: RunFolder, tracked: 
                 f"continue: the {what} are no longer those of run {short}; leave continue out to begin anew"
             )
     try:
-        content = fetch(config.tracking, run.info.run_id, CHECKPOINT).read_bytes()
-    except (OSError, TrackingError):
+        with run.file(CHECKPOINT) as file:
+            content = file.read_bytes()
+    except Exception:
         raise UserError(
             f"continue: run {short} kept no state to go on from (tracking.checkpoint; trials keep none); "
             "leave continue out to begin anew"
@@ -114,17 +107,16 @@ def take_up(config: ExperimentConfig, built: Built, folder: RunFolder, tracked: 
     if built.schedule.max_epochs <= len(history):
         folder.forget()
         raise UserError(f"freeze.epochs: run {short} has {len(history)} epochs; to go on from it give more")
-    folder.write(settings={key.removeprefix("resolved."): tags[key] for key in tags if key.startswith("resolved.")})
-    tracked.set_tags({CONTINUES: run.info.run_id})
+    folder.write(settings={key.removeprefix(RESOLVED): tags[key] for key in tags if key.startswith(RESOLVED)})
+    tracked.set_tags({CONTINUES: run.run_id})
     for epoch, metrics in enumerate(history):
         tracked.log_metrics(metrics, step=epoch)
-    _say(config, built, run.info.run_id, history)
+    _say(run, built, history)
 
 
-def _say(config: ExperimentConfig, built: Built, run_id: str, history: Sequence[Mapping[str, float]]) -> None:
+def _say(run: Record, built: Built, history: Sequence[Mapping[str, float]]) -> None:
     """Says whether the result is that of a run which had all epochs from the start."""
-    text = fetch(config.tracking, run_id, CONFIG).read_text(encoding="utf-8")
-    before = build_schedule(load_text(text).config, built.backbone.stage_names)
+    before = build_schedule(run.loaded.config, built.backbone.stage_names)
     length = built.schedule.max_epochs
     parts = before.parts_with(built.schedule, history)
     if parts is None:
@@ -134,10 +126,10 @@ def _say(config: ExperimentConfig, built: Built, run_id: str, history: Sequence[
             f"but a run of {length} epochs from the start would have trained otherwise from epoch {parts + 1} on "
             "(the constant, step and exponential scheduler do not depend on the length; phases may)"
         )
-    log.warning("goes on from run %s behind its %d epochs, %s", run_id[:8], len(history), what)
+    log.warning("goes on from run %s behind its %d epochs, %s", run.short, len(history), what)
 
 
-def say_anew(loaded: Loaded[ExperimentConfig], folder: RunFolder) -> None:
+def say_anew(loaded: Loaded[ExperimentConfig], folder: RunFolder, runs: Runs) -> None:
     """Says so if there is an earlier run that this one could be mistaken to go on with.
 
     That is a finished one that was the same but shorter, or one of this name that was killed and had another config.
@@ -149,17 +141,14 @@ def say_anew(loaded: Loaded[ExperimentConfig], folder: RunFolder) -> None:
             "Its own command goes on with it, or remove %s",
             *(str(read_folder(left).get("run_id"))[:8], left),
         )
-    quoted = config.name.replace("'", "''")
-    query = f"attributes.run_name = '{quoted}' and attributes.status = 'FINISHED'"
     now = {key: values.text(value) for key, value in loaded.flat().items()}
-    for run in search(connect(config.tracking.uri), query, limit=_LOOKED_AT):
-        before = run.data.params
+    for run in runs.finished(config.name, _LOOKED_AT):
+        before = run.params
         shorter = before.get("freeze.epochs", "").isdigit() and int(before["freeze.epochs"]) < config.freeze.epochs
         if shorter and not _differing(before, {key: now[key] for key in now if key in before}):
-            short = run.info.run_id[:8]
             log.warning(
                 "run %s is the same with %s epochs: this one begins anew; continue=%s goes on from it",
-                *(short, before["freeze.epochs"], short),
+                *(run.short, before["freeze.epochs"], run.short),
             )
             return
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -39,6 +38,7 @@ from tlresearch.tasks.base import Task
 from tlresearch.tasks.build import build_task, needed_end
 from tlresearch.tasks.watched import check_watched, directed
 from tlresearch.tracking.base import Run, SilentRun
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.run import JournalRun, open_run
 
 log = logging.getLogger(__name__)
@@ -144,11 +144,12 @@ def fit(
     else:
         loaded = revise(experiment, overrides) if overrides else experiment
     check_own(loaded.config, loaded.source)
-    loaded = _pinned(loaded)
+    runs = Runs(loaded.config.tracking.uri)
+    loaded = _pinned(loaded, runs)
     role = role or _own_role(loaded.config.name)
     while True:
         try:
-            return _fit(loaded, role, console, began)
+            return _fit(loaded, role, runs, console, began)
         except faults.SmallerBatchError as error:
             (console.print if console else log.warning)(f"  {error}")
             faults.release(error)  # and the run goes on from its checkpoint
@@ -166,11 +167,11 @@ def _own_role(name: str) -> Role:
 
 def discard(experiment: Loaded[ExperimentConfig], role: Role) -> None:
     """Removes the checkpoint of a run that failed and will not be tried again."""
-    with _run_folder(_pinned(experiment), role):
+    with _run_folder(_pinned(experiment, Runs(experiment.config.tracking.uri)), role):
         pass  # a folder that is left without an error is removed
 
 
-def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, began: float) -> RunResult:
+def _fit(loaded: Loaded[ExperimentConfig], role: Role, runs: Runs, console: Console | None, began: float) -> RunResult:
     """Runs an experiment once, or goes on with the run that a killed process left."""
     config = directed(loaded.config)
     with (  # the folder goes last: a run that is killed before MLflow has its end is found again
@@ -180,11 +181,11 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
         faults.named(config, folder, tracked) as watch,
         start_ranks(config.trainer.devices, {"experiment": loaded.recorded, "test": role.test}) as ranks,
     ):
-        _record_beginning(tracked, loaded, role, folder, config.trainer.monitor)
-        built = _build(config, role)
-        resumed = _resume(config, folder, tracked, built)
+        _record_beginning(tracked, loaded, role, folder, runs, config.trainer.monitor)
+        built = _build(config, role, runs)
+        resumed = _resume(config, folder, tracked, built, runs)
         config, tuned = _tune(config, built, folder)
-        _add_teacher(config, built, tracked)
+        _add_teacher(config, built, runs, tracked)
 
         progress = RunProgress(console, tracked.name, config.trainer.monitor) if console else None
         listeners = (results.EpochLog(tracked, built.backbone.stage_names), progress, role.listener)
@@ -230,9 +231,9 @@ def _fit(loaded: Loaded[ExperimentConfig], role: Role, console: Console | None, 
     return result
 
 
-def _pinned(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+def _pinned(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentConfig]:
     """The experiment with runs in place of the names of runs, which may come to mean others."""
-    return continuing.pin_continued(distillation.pin_teacher(results.pin_checkpoint(loaded)))
+    return continuing.pin_continued(distillation.pin_teacher(results.pin_checkpoint(loaded, runs), runs), runs)
 
 
 def _run_folder(loaded: Loaded[ExperimentConfig], role: Role) -> RunFolder:
@@ -259,7 +260,12 @@ def _open_run(loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder) -
 
 
 def _record_beginning(
-    tracked: JournalRun | SilentRun, loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder, monitor: str
+    tracked: JournalRun | SilentRun,
+    loaded: Loaded[ExperimentConfig],
+    role: Role,
+    folder: RunFolder,
+    runs: Runs,
+    monitor: str,
 ) -> None:
     """Records config, code and machine, before anything can fail."""
     if not isinstance(tracked, JournalRun):
@@ -270,13 +276,13 @@ def _record_beginning(
         results.save_run_view(tracked, monitor)
     own = role.parent is None and not role.repeats
     if own and loaded.config.continues is None and not folder.checkpoint.exists():
-        continuing.say_anew(loaded, folder)
+        continuing.say_anew(loaded, folder, runs)
 
 
-def _build(config: ExperimentConfig, role: Role) -> Built:
+def _build(config: ExperimentConfig, role: Role, runs: Runs) -> Built:
     """Builds backbone, data, freeze schedule and task."""
-    shared, fetch = role.shared or Shared(), partial(results.fetch, config.tracking)
-    backbone = shared.backbone(config, lambda: build_with_lineage(config.backbone, fetch, needed_end(config.task)))
+    shared = role.shared or Shared()
+    backbone = shared.backbone(config, lambda: build_with_lineage(config.backbone, runs, needed_end(config.task)))
     data = shared.data(config, backbone)
     check_size(backbone, data.preprocessing)
     sets = build_sets(config.data, data, preprocessing=backbone.preprocessing, seed=config.seed) if role.test else ()
@@ -291,7 +297,7 @@ def _build(config: ExperimentConfig, role: Role) -> Built:
     return Built(backbone, data, schedule, task, sets)
 
 
-def _resume(config: ExperimentConfig, folder: RunFolder, tracked: Run, built: Built) -> bool:
+def _resume(config: ExperimentConfig, folder: RunFolder, tracked: Run, built: Built, runs: Runs) -> bool:
     """Keeps what the next start of this run needs, and says whether this one goes on from a checkpoint of its own.
 
     A checkpoint made from other data or weights is dropped. A run that goes on from another one gets that one's.
@@ -307,7 +313,7 @@ def _resume(config: ExperimentConfig, folder: RunFolder, tracked: Run, built: Bu
     if not resumed:  # A checkpoint is written only after the inputs were logged.
         results.log_inputs(tracked, config, built)
         if config.continues is not None and is_leader():
-            continuing.take_up(config, built, folder, tracked)
+            continuing.take_up(runs.get(config.continues), built, folder, tracked)
     return resumed
 
 
@@ -320,10 +326,10 @@ def _tune(config: ExperimentConfig, built: Built, folder: RunFolder) -> tuple[Ex
     return training.settle(config, tuned.settings()), tuned
 
 
-def _add_teacher(config: ExperimentConfig, built: Built, tracked: Run) -> None:
+def _add_teacher(config: ExperimentConfig, built: Built, runs: Runs, tracked: Run) -> None:
     """Gives the task the finished run it learns from, if the config names one."""
     if config.task.teacher is not None:
-        built.task.teacher = distillation.build_teacher(config, built.data, partial(results.fetch, config.tracking))
+        built.task.teacher = distillation.build_teacher(config, built.data, runs)
         tracked.set_tags({distillation.TEACHER: config.task.teacher})
 
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tlresearch.backbones.lineage import CONFIG, TRAINED
 from tlresearch.base.errors import TrackingError, WeightsError
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, revise
 from tlresearch.config.parts import identities
-from tlresearch.config.schema import ExperimentConfig, TrackingConfig
+from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.run.autotune import Tuned
@@ -29,12 +28,11 @@ from tlresearch.tasks.build import declared
 from tlresearch.tasks.metric_names import renamed
 from tlresearch.tracking import figures, records
 from tlresearch.tracking.base import Run
-from tlresearch.tracking.groups import finished
 from tlresearch.tracking.loaders import LOADER
 from tlresearch.tracking.model import log_model
 from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.records import CONFIG, TRAINED, Runs
 from tlresearch.tracking.run import JournalRun
-from tlresearch.tracking.store import connect
 from tlresearch.tracking.views import save_view
 
 if TYPE_CHECKING:
@@ -52,14 +50,7 @@ TEST_EVALUATIONS = "tlresearch.test_evaluations"
 """Tag of a run: how often its test split was evaluated; missing where it never was."""
 
 
-def fetch(config: TrackingConfig, run_id: str, path: str) -> Path:
-    """Returns a local copy of an artifact of another run in the same store."""
-    store = connect(config.uri)
-    with store.errors():
-        return Path(store.client.download_artifacts(run_id, path))
-
-
-def pin_checkpoint(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+def pin_checkpoint(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentConfig]:
     """Replaces ``checkpoint: latest:<name>`` by one run's id, and a group's id by that of its run with the same seed.
 
     What is recorded names one run, so that the same config always starts from the same weights.
@@ -67,23 +58,23 @@ def pin_checkpoint(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]
     Raises:
         WeightsError: If no finished run has that name, or the group has no run with the seed.
     """
-    loaded = pin_latest(loaded)
+    loaded = pin_latest(loaded, runs)
     source, seed = loaded.config.backbone.checkpoint, loaded.config.seed
     if source is None:
         return loaded
     try:
-        runs = finished(connect(loaded.config.tracking.uri), source)
+        group = runs.get(source)
     except TrackingError:
         return loaded  # there is no such run: whoever loads its weights says so
-    if not runs:
+    if not group.is_group:
         return loaded
-    if seed not in runs:
-        known = ", ".join(map(str, sorted(runs)))
+    if seed not in group.seeds:
+        known = ", ".join(map(str, group.seeds))
         raise WeightsError(f"backbone.checkpoint: group {source} has no run with seed {seed}; it has {known}")
-    return revise(loaded, {"backbone.checkpoint": runs[seed].run_id})
+    return revise(loaded, {"backbone.checkpoint": group.seeds[seed].run_id})
 
 
-def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+def pin_latest(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentConfig]:
     """Replaces ``checkpoint: latest:<name>`` by the id of the newest finished run, or group, of that name.
 
     Raises:
@@ -93,17 +84,13 @@ def pin_latest(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     if wanted is None or not wanted.startswith("latest:"):
         return loaded
     name = wanted.removeprefix("latest:")
-    store = connect(loaded.config.tracking.uri)
-    with store.errors():
-        ids = [experiment.experiment_id for experiment in store.client.search_experiments()]
-        query = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
-        found = store.client.search_runs(ids, query, max_results=1, order_by=["attributes.start_time DESC"])
-    if not found:
+    newest = runs.latest(name)
+    if newest is None:
         raise WeightsError(
             f"backbone.checkpoint: no finished run is named '{name}'; run it first ({typed('run', f'…/{name}')}), "
             "or give a run id"
         )
-    return revise(loaded, {"backbone.checkpoint": found[0].info.run_id})
+    return revise(loaded, {"backbone.checkpoint": newest.run_id})
 
 
 def log_provenance(run: Run, loaded: Loaded[ExperimentConfig], command: Sequence[str]) -> None:

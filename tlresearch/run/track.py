@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 from safetensors.torch import save_file
 
-from tlresearch.backbones.lineage import TRAINED
 from tlresearch.config.schema import TrackingConfig
 from tlresearch.finetuning.callback import EpochReport, FreezeScheduleCallback
 from tlresearch.finetuning.foreign import FreezeSchedule
@@ -19,6 +18,7 @@ from tlresearch.run.member import Member, current
 from tlresearch.run.results import EpochLog, schedule_figure
 from tlresearch.tracking.base import Run
 from tlresearch.tracking.provenance import collect
+from tlresearch.tracking.records import TRAINED
 from tlresearch.tracking.run import open_run
 
 SCHEDULE = "freeze_schedule.json"

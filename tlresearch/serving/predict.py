@@ -18,9 +18,6 @@ from tlresearch.modality.base import RawInput
 from tlresearch.show import page as pages
 from tlresearch.show.elements import Column, Facts, Note, Table
 from tlresearch.tasks.predictor import Predictor, Shown
-from tlresearch.tracking.model import load_predictor
-from tlresearch.tracking.registry import find_model
-from tlresearch.tracking.store import connect
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +35,12 @@ class Source:
     """One sample to predict.
 
     Attributes:
-        name: Path of the file, or the text itself; of a row of a table its place.
-        path: The file; ``None`` where texts were given.
-        texts: The text, or the texts of a pair.
+        name: Path of the file, or the text itself; of a row of a table its place, of an array its number.
+        value: Path of the file, the text, the texts of a pair, or the array.
     """
 
     name: str
-    path: Path | None
-    texts: tuple[str, ...] = ()
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class Predicted(pages.Shown):
         model: The model, and the run it is from.
         answers: Inputs with their answers, in order.
         unreadable: Reason of every input that could not be read, by its name.
+        rows: Every column of each answer; none where they are in `out`.
         out: File with every column of every answer.
         pictures: How many pictures were written.
     """
@@ -63,6 +59,7 @@ class Predicted(pages.Shown):
     model: str
     answers: tuple[tuple[Source, Shown], ...]
     unreadable: Mapping[str, str]
+    rows: tuple[Mapping[str, Any], ...]
     out: Path | None
     pictures: int
 
@@ -99,29 +96,34 @@ class Predicted(pages.Shown):
 
 
 def predict(
-    run: str, files: Sequence[str] = (), *, texts: Iterable[str] = (), out: str | None = None, batch: int = 32
+    predictor: Predictor,
+    inputs: Sequence[Any] = (),
+    *,
+    name: str,
+    texts: Iterable[str] = (),
+    out: str | None = None,
+    batch: int = 32,
 ) -> Predicted:
-    """Predicts raw files by the model that a run logged.
+    """Predicts raw samples by the model of a run.
 
     Args:
-        run: Run id, unique beginning of it, run name, or a registered model as ``models:/name@alias``.
-        files: Files, and folders, whose files are taken in order; of models of texts also tables.
+        predictor: The model.
+        inputs: Files, folders, whose files are taken in order, and arrays; of models of texts also tables.
+        name: What to call the model.
         texts: Texts, for models of text; two after one another are a pair, for models of pairs.
         out: File for the answers, ``.csv`` or ``.jsonl``, or a folder; pictures go to the folder of that name.
         batch: Samples that are read and run at once.
 
     Raises:
-        UserError: If there is no such run or file, the model does not read such samples, or nothing could be read.
+        UserError: If there is no such file, the model does not read such samples, or nothing could be read.
     """
-    store = connect()
-    found = find_model(store, run)
-    predictor: Predictor = load_predictor(store, found.model_id)
-    sources = [*_sources(files, predictor.raw), *_given([text for text in texts if text.strip()], predictor.raw)]
+    sources = [*_sources(inputs, predictor.raw), *_given([text for text in texts if text.strip()], predictor.raw)]
     if not sources:
         raise UserError(f"nothing to predict: name {predictor.raw.name} files or folders that hold some")
     if batch < 1:
         raise UserError(f"--batch must be at least 1 but is {batch}")
     answers: list[tuple[Source, Shown]] = []
+    rows: list[Mapping[str, Any]] = []
     unreadable: dict[str, str] = {}
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(Path(out))) if out else None
@@ -131,13 +133,15 @@ def predict(
             for position, (source, sample) in enumerate(samples):
                 row = {name: column[position] for name, column in table.items()}
                 answers.append((source, predictor.shown(row)))
-                if writer:
+                if not writer:
+                    rows.append(row)
+                else:
                     writer.write(source, row, predictor.pictures(sample, row))
         if not answers:
-            name, reason = next(iter(unreadable.items()))
-            raise UserError(f"none of {len(sources)} inputs is a readable {predictor.raw.name}; {name}: {reason}")
+            first, reason = next(iter(unreadable.items()))
+            raise UserError(f"none of {len(sources)} inputs is a readable {predictor.raw.name}; {first}: {reason}")
     written = (writer.file, writer.pictures) if writer else (None, 0)
-    return Predicted(found.name, tuple(answers), unreadable, *written)
+    return Predicted(name, tuple(answers), unreadable, tuple(rows), *written)
 
 
 class Writer:
@@ -214,8 +218,11 @@ def _given(texts: Sequence[str], raw: RawInput) -> Iterator[Source]:
     if texts and len(texts) % raw.texts:
         raise UserError(f"--text: the model reads pairs of texts; give {raw.texts} for each, but got {len(texts)}")
     for start in range(0, len(texts), raw.texts or 1):
-        sample = tuple(texts[start : start + raw.texts])
-        yield Source(" / ".join(sample), None, sample)
+        yield _of_texts(" / ".join(texts[start : start + raw.texts]), texts[start : start + raw.texts])
+
+
+def _of_texts(name: str, texts: Sequence[str]) -> Source:
+    return Source(name, tuple(texts) if len(texts) > 1 else texts[0])
 
 
 def _rows(given: str, path: Path, raw: RawInput) -> Iterator[Source]:
@@ -223,12 +230,15 @@ def _rows(given: str, path: Path, raw: RawInput) -> Iterator[Source]:
     rows = read_rows(path, raw.columns, key="predict")
     columns = [rows.columns[column] for column in raw.columns]
     for line, texts in zip(rows.lines, zip(*columns, strict=True), strict=True):
-        yield Source(f"{given}:{line}", None, tuple("" if text is None else str(text) for text in texts))
+        yield _of_texts(f"{given}:{line}", ["" if text is None else str(text) for text in texts])
 
 
-def _sources(files: Sequence[str], raw: RawInput) -> Iterator[Source]:
+def _sources(inputs: Sequence[Any], raw: RawInput) -> Iterator[Source]:
     suffixes = raw.suffixes
-    for given in files:
+    for number, given in enumerate(inputs):
+        if not isinstance(given, (str, Path)):
+            yield Source(f"sample {number}", given)
+            continue
         path = Path(given).expanduser()
         if path.is_dir():
             inside = list_files(path, suffixes)
@@ -239,7 +249,7 @@ def _sources(files: Sequence[str], raw: RawInput) -> Iterator[Source]:
             for name in sorted(inside.names, key=Path):
                 yield from _of_file(str(path / name), path / name, raw)
         elif path.exists():
-            yield from _of_file(given, path, raw)
+            yield from _of_file(str(given), path, raw)
         else:
             raise UserError(f"there is no file or folder {given}")
 
@@ -254,8 +264,7 @@ def _read(predictor: Predictor, sources: Sequence[Source], unreadable: dict[str,
     """Reads samples; those that cannot be read are noted."""
     for source in sources:
         try:
-            raw, texts = predictor.raw, source.texts
-            sample = raw.open(source.path) if source.path else raw.sample(texts if len(texts) > 1 else texts[0])
+            sample = predictor.raw.sample(source.value)
         except OSError as error:
             unreadable[source.name] = error.strerror or first_line(error)
         except ValueError as error:
@@ -270,8 +279,8 @@ def _cell(value: Any) -> Any:
 
 def _short(source: Source) -> str:
     """The end of a path, or the beginning of a text."""
-    if source.path and len(source.path.parts) > 3:
-        return str(Path("…", *source.path.parts[-2:]))
+    if isinstance(source.value, Path) and len(source.value.parts) > 3:
+        return str(Path("…", *source.value.parts[-2:]))
     line = _plain(source.name)
     return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…"
 

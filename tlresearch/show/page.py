@@ -22,6 +22,11 @@ class Shown(ABC):
     def page(self) -> Page:
         """The page about it."""
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command that has found it."""
+        return 0
+
     def __rich__(self) -> RenderableType:
         """The page for rich's `Console.print`."""
         return terminal.Sheet(self.page)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -15,10 +14,9 @@ from tlresearch.base.statistics import PairedTest, paired_test
 from tlresearch.config.load import Loaded
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.studies.seeds import GroupResult, fit_group
-from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.records import search
-from tlresearch.tracking.run import JournalRun, open_run
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.family import open_family
+from tlresearch.tracking.records import Runs
+from tlresearch.tracking.run import JournalRun
 
 FAMILY = "tlresearch.family"
 """Tag of the parent run: a hash of the members' configs and seeds."""
@@ -60,24 +58,22 @@ def fit_family(
     tracking = first.config.tracking
     text = "\n".join(f"{member}\n{loaded.recorded}" for member, loaded in members.items()) + f"\n{name}\n{list(seeds)}"
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-    earlier = search(connect(tracking.uri), f"tags.`{FAMILY}` = '{identity}'", limit=1)
-    parent = open_run(
-        replace(tracking, system_metrics=False),
-        experiment=tracking.experiment or first.config.name,
-        name=name,
+    runs = Runs(tracking.uri)
+    with open_family(
+        first.config,
+        tracking,
+        name,
         params={"family.members": " ".join(members), "family.seeds": " ".join(map(str, seeds))},
         tags={FAMILY: identity},
-        description=first.config.description,
-        run_id=earlier[0].info.run_id if earlier else None,
-    )
-    with parent:
-        if not parent.begun:
-            collect(sys.argv).log(parent)
+        run_id=next((run.run_id for run in runs.tagged(FAMILY, identity, limit=1)), None),
+    ) as parent:
         groups = {}
         for number, (member, loaded) in enumerate(members.items(), start=1):
             if console is not None:
                 console.print(f"[bold]{member}[/bold]  {number} of {len(members)}", highlight=False)
-            groups[member] = fit_group(loaded, seeds, name=member, parent=parent.run_id, again=False, console=console)
+            groups[member] = fit_group(
+                loaded, seeds, name=member, parent=parent.run_id, again=False, runs=runs, console=console
+            )
         yield Family(parent, groups)
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -22,22 +20,15 @@ from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.statistics import Summary, summary
-from tlresearch.config.load import Loaded, MissingFilesError, Overrides, load_experiment, load_text, revise
+from tlresearch.config.load import Loaded, Overrides, load_experiment, load_text, regardless, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.fit import Role, fit
 from tlresearch.run.results import pin_latest
 from tlresearch.show.elements import Column, Command, Note, Table, numbers, typed
 from tlresearch.show.metrics import folded
 from tlresearch.show.page import Page, Shown, page_of
-from tlresearch.tracking.addresses import run_url
-from tlresearch.tracking.groups import GROUP, SEED, SeedRun, finished, groups, log_finished, recovered
-from tlresearch.tracking.manifest import read_text
-from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import JournalRun, open_run
-from tlresearch.tracking.store import Store, connect
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from tlresearch.tracking.family import open_family
+from tlresearch.tracking.records import GROUP, SEED, Record, Runs
 
 _CONFIG = "experiment.yaml"
 
@@ -61,7 +52,7 @@ class GroupResult(Shown):
     run_id: str
     name: str
     url: str
-    runs: tuple[SeedRun, ...]
+    runs: tuple[Record, ...]
     metrics: dict[str, Summary]
     seconds: float
     commit: str
@@ -71,7 +62,7 @@ class GroupResult(Shown):
     @property
     def page(self) -> Page:
         """Mean, spread and interval of each metric."""
-        seeds = ", ".join(str(run.seed) for run in self.runs)
+        seeds = ", ".join(run.tags[SEED] for run in self.runs)
         # Distances of further test sets stage by stage (`shift/set/stages/…`) are in MLflow.
         means = {name: value.mean for name, value in self.metrics.items() if name.count("/") <= 2}
         names, lines = folded(means)
@@ -95,6 +86,7 @@ def fit_group(
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
     again: bool = True,
+    runs: Runs | None = None,
     console: Console | None = None,
 ) -> GroupResult:
     """Runs an experiment once per seed, nested under one MLflow run; a group that was interrupted goes on.
@@ -107,78 +99,75 @@ def fit_group(
         parent: MLflow run the group is nested in.
         tags: Further tags of the group's run.
         again: Whether a group that has finished is run anew, or returned as recorded.
+        runs: The runs of its store, if they are open already.
         console: Where progress is shown; ``None`` shows none.
 
     Raises:
         UserError: If config, data, weights or store are wrong, or another process runs the same group.
     """
     loaded = revise(experiment, overrides) if isinstance(experiment, Loaded) else load_experiment(experiment, overrides)
-    loaded, wanted = _plain(loaded, seeds)
-    store = connect(loaded.config.tracking.uri)
-    identity = _identity(loaded, wanted, store)
+    runs = runs or Runs(loaded.config.tracking.uri)
+    loaded, wanted = _plain(loaded, seeds, runs)
+    identity = _identity(loaded, wanted, runs)
     name = name or loaded.config.name
     with alone(identity, f"group '{name}'"):
-        before = _earlier(store, identity, loaded)
-        if before and before.info.status == "FINISHED":
+        before = _earlier(runs, identity, loaded)
+        done = {seed: run.metrics for seed, run in before.seeds.items()} if before else {}
+        if before and before.state == "finished" and not set(wanted) - set(done):
             if not again:
-                done = finished(store, before.info.run_id)
-                return _result(store, before.info.run_id, [done[seed] for seed in wanted])
-            before = None
-        run_id = before.info.run_id if before else None
-        done = recovered(store, run_id) if run_id else {}
-        with _open_parent(loaded, wanted, name, parent, {**(tags or {}), GROUP: identity}, run_id) as group:
+                return _result(before, wanted)
+            before, done = None, {}
+        with open_family(
+            loaded.config,
+            loaded.config.tracking,
+            name,
+            params={"group.seeds": " ".join(map(str, wanted)), "group.experiment": loaded.config.name},
+            tags={**(tags or {}), GROUP: identity},
+            texts={_CONFIG: loaded.recorded},
+            parent=parent,
+            run_id=before.run_id if before else None,
+        ) as group:
             for seed in wanted:
                 if seed in done:
                     continue
                 if console is not None:
                     console.print(f"  seed {seed}", highlight=False)
                 role = Role(f"seed {seed}", group.run_id, {GROUP: identity, SEED: str(seed)}, test=True)
-                result = fit(revise(loaded, {"seed": seed}), role=role, console=console)
-                done[seed] = SeedRun(seed, result.run_id, result.metrics, result.history, round(result.seconds, 2))
-                log_finished(group, list(done.values()))
-            runs = [done[seed] for seed in wanted]
-            group.log_metrics(_as_metrics(summarise(runs)), step=len(runs))
-        return _result(store, group.run_id, runs)
+                done[seed] = fit(revise(loaded, {"seed": seed}), role=role, console=console).metrics
+            summaries = summarise([done[seed] for seed in wanted])
+            group.log_metrics(_as_metrics(summaries), step=len(wanted))
+        return _result(runs.get(group.run_id), wanted)
 
 
-def recorded_group(loaded: Loaded[ExperimentConfig]) -> GroupResult | None:
+def recorded_group(loaded: Loaded[ExperimentConfig], runs: Runs) -> GroupResult | None:
     """The group of an experiment as it was recorded, if it has finished; nothing is run."""
-    loaded, wanted = _plain(loaded, ())
-    store = connect(loaded.config.tracking.uri)
-    group = _earlier(store, _identity(loaded, wanted, store), loaded)
-    if group is None or group.info.status != "FINISHED":
-        return None
-    done = finished(store, group.info.run_id)
-    return _result(store, group.info.run_id, [done[seed] for seed in wanted])
+    loaded, wanted = _plain(loaded, (), runs)
+    group = _earlier(runs, _identity(loaded, wanted, runs), loaded)
+    whole = group is not None and group.state == "finished" and not set(wanted) - set(group.seeds)
+    return _result(group, wanted) if group and whole else None
 
 
-def summarise(runs: Sequence[SeedRun]) -> dict[str, Summary]:
+def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
     """Summarises each metric that all runs have."""
-    shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
-    return {key: summary([run.metrics[key] for run in runs]) for key in shared}
+    shared = [key for key in runs[0] if all(key in metrics for metrics in runs)]
+    return {key: summary([metrics[key] for metrics in runs]) for key in shared}
 
 
-def _plain(loaded: Loaded[ExperimentConfig], seeds: Sequence[int]) -> tuple[Loaded[ExperimentConfig], tuple[int, ...]]:
+def _plain(
+    loaded: Loaded[ExperimentConfig], seeds: Sequence[int], runs: Runs
+) -> tuple[Loaded[ExperimentConfig], tuple[int, ...]]:
     """The experiment without what makes no difference to its runs, and its seeds."""
     wanted = tuple(dict.fromkeys(seeds or loaded.config.seeds or [loaded.config.seed]))
     bare = {"seeds": [], "seed": wanted[0], "reference": None, "variants": {}}
-    return _anyway(partial(pin_latest, _anyway(partial(revise, loaded, bare)))), wanted
+    return regardless(pin_latest, regardless(revise, loaded, bare), runs), wanted
 
 
-def _anyway(load: Callable[[], Loaded[ExperimentConfig]]) -> Loaded[ExperimentConfig]:
-    """Loads a config whether or not the files it names are here."""
-    try:
-        return load()
-    except MissingFilesError as error:
-        return error.loaded
-
-
-def _identity(loaded: Loaded[ExperimentConfig], seeds: Sequence[int], store: Store) -> str:
+def _identity(loaded: Loaded[ExperimentConfig], seeds: Sequence[int], runs: Runs) -> str:
     """What makes a group the same group: config, seeds and the store it is recorded in.
 
     Options that have their default are no part of it, so that an option that is new does not make every group another.
     """
-    text = f"{_chosen(loaded.config)}\n{list(seeds)}\n{store.uri}"
+    text = f"{_chosen(loaded.config)}\n{list(seeds)}\n{runs.store.uri}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -191,12 +180,12 @@ def _chosen(value: Any) -> Any:
     return [_chosen(member) for member in value] if isinstance(value, list) else value
 
 
-def _earlier(store: Store, identity: str, loaded: Loaded[ExperimentConfig]) -> Run | None:
+def _earlier(runs: Runs, identity: str, loaded: Loaded[ExperimentConfig]) -> Record | None:
     """The newest parent run of the same group whose config still means the same: a default may have changed since."""
-    for group in groups(store, identity):
+    for group in runs.tagged(GROUP, identity):
         try:
-            text = read_text(store, group.info.run_id, _CONFIG)
-            if text is not None and _anyway(partial(load_text, text)).config == loaded.config:
+            text = group.text(_CONFIG) if group.is_group else None
+            if text is not None and regardless(load_text, text).config == loaded.config:
                 return group
         except ConfigError:
             continue  # an option it names is gone
@@ -221,48 +210,18 @@ def alone(identity: str, what: str) -> Iterator[None]:
         yield
 
 
-def _open_parent(
-    loaded: Loaded[ExperimentConfig],
-    seeds: Sequence[int],
-    name: str,
-    parent: str | None,
-    tags: Mapping[str, str],
-    run_id: str | None,
-) -> JournalRun:
-    """Opens the parent run, or the one that an earlier process left.
-
-    It carries no parameter or metric of its children by name: MLflow's charts would count it among them.
-    """
-    tracking = loaded.config.tracking
-    opened = open_run(
-        replace(tracking, system_metrics=False),
-        experiment=tracking.experiment or loaded.config.name,
-        name=name,
-        params={"group.seeds": " ".join(map(str, seeds)), "group.experiment": loaded.config.name},
-        tags=tags,
-        description=loaded.config.description,
-        parent=parent,
-        run_id=run_id,
-    )
-    if not opened.begun:
-        opened.log_text(loaded.recorded, _CONFIG)
-        collect(sys.argv).log(opened)
-    return opened
-
-
-def _result(store: Store, run_id: str, runs: Sequence[SeedRun]) -> GroupResult:
-    with store.errors():
-        group = store.client.get_run(run_id)
-    tags = group.data.tags
+def _result(group: Record, seeds: Sequence[int]) -> GroupResult:
+    members, tags = group.seeds, group.tags
+    runs = tuple(members[seed] for seed in seeds)
     return GroupResult(
-        run_id=group.info.run_id,
-        name=group.info.run_name or "",
-        url=run_url(store.ui, group.info.experiment_id, group.info.run_id),
-        runs=tuple(runs),
-        metrics=summarise(runs),
+        run_id=group.run_id,
+        name=group.name,
+        url=group.url,
+        runs=runs,
+        metrics=summarise([run.metrics for run in runs]),
         seconds=sum(run.seconds for run in runs),
         commit=tags.get("mlflow.source.git.commit", "") + ("+" if tags.get("tlresearch.code") == "changed" else ""),
-        started=group.info.start_time / 1000,
+        started=group.stored.info.start_time / 1000,
         hardware=tags.get("tlresearch.hardware", ""),
     )
 

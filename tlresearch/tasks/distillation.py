@@ -14,22 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlresearch.backbones.lineage import CONFIG, TRAINED, Download, build_with_lineage
+from tlresearch.backbones.lineage import build_with_lineage, trained_tensors
 from tlresearch.base.errors import ConfigError, UserError, WeightsError
-from tlresearch.config.load import Loaded, load_text, revise
+from tlresearch.config.load import Loaded, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Batch, Data, TargetKind
 from tlresearch.data.build import build_data
 from tlresearch.data.loading import make_loader
 from tlresearch.modality.base import Modality, expect
 from tlresearch.modality.image import Preprocessing
-from tlresearch.tracking.dataset import recorded_classes
-from tlresearch.tracking.records import find_run, search
-from tlresearch.tracking.store import Store, connect
+from tlresearch.tracking.records import Record, Runs
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, kind
     return divergence * temperature**2
 
 
-def pin_teacher(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
+def pin_teacher(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentConfig]:
     """Replaces a teacher's name or the beginning of its id by its whole id, so that what is recorded names one run.
 
     Raises:
@@ -93,54 +90,47 @@ def pin_teacher(loaded: Loaded[ExperimentConfig]) -> Loaded[ExperimentConfig]:
     wanted = loaded.config.task.teacher
     if wanted is None:
         return loaded
-    store = connect(loaded.config.tracking.uri)
-    if wanted.startswith(_LATEST):
-        name = wanted.removeprefix(_LATEST).replace("'", "''")
-        found = search(store, f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'", limit=1)
-        if not found:
-            raise UserError(f"task.teacher: no finished run is named '{name}'; run it first, or give a run id")
-        run = found[0]
-    else:
-        run = find_run(store, wanted)
-    return loaded if run.info.run_id == wanted else revise(loaded, {"task.teacher": run.info.run_id})
+    name = wanted.removeprefix(_LATEST)
+    run = runs.latest(name) if wanted.startswith(_LATEST) else runs.find(wanted)
+    if run is None:
+        raise UserError(f"task.teacher: no finished run is named '{name}'; run it first, or give a run id")
+    return loaded if run.run_id == wanted else revise(loaded, {"task.teacher": run.run_id})
 
 
-def build_teacher(config: ExperimentConfig, data: Data, download: Download) -> Teacher:
+def build_teacher(config: ExperimentConfig, data: Data, runs: Runs) -> Teacher:
     """Builds the teacher of an experiment from the run it names.
 
     Args:
         config: The student's experiment; its teacher is a run id.
         data: The student's data.
-        download: Fetches artifacts of the run.
+        runs: Where the run is found.
 
     Raises:
         ConfigError: If the run is of another task, of other classes, or cannot see the student's images.
         WeightsError: If it kept no weights.
     """
-    run_id = config.task.teacher
-    assert run_id is not None
-    source = load_text(download(run_id, CONFIG).read_text(), source=f"run {run_id}").config
-    _check_classes(connect(config.tracking.uri), run_id, source, data)
+    assert config.task.teacher is not None
+    run = runs.get(config.task.teacher)
+    _check_classes(run, data)
     if config.data.mixup or config.data.cutmix or not data.splits["train"].deterministic:
-        answers = _live(*_network(source, run_id, download), data, run_id)
+        answers = _live(run, data)
     else:
-        key = (config.tracking.uri, run_id, data.fingerprint.digest, *data.splits["train"].names)
+        key = (run.store.uri, run.run_id, data.fingerprint.digest, *data.splits["train"].names)
         if key not in _last:
             _last.clear()  # the trials of a sweep ask for the same one
-            _last[key] = _table(*_network(source, run_id, download), source, config, data)
+            _last[key] = _table(run, config, data)
         answers = _looked_up(_last[key])
     return Teacher(answers, config.task.distill_alpha, config.task.temperature, data.kind)
 
 
-def _check_classes(store: Store, run_id: str, source: ExperimentConfig, data: Data) -> None:
-    with store.errors():
-        classes = recorded_classes(store.client.get_run(run_id))
-    if source.task.name != "classification":
-        raise ConfigError([f"task.teacher: run {run_id[:8]} is of task {source.task.name}, not classification"], "task")
+def _check_classes(run: Record, data: Data) -> None:
+    task, classes = run.loaded.config.task.name, run.classes
+    if task != "classification":
+        raise ConfigError([f"task.teacher: {run.title} is of task {task}, not classification"], "task")
     if classes != data.classes:
         raise ConfigError(
             [
-                f"task.teacher: run {run_id[:8]} tells {len(classes)} classes apart ({_few(classes)}), but the data "
+                f"task.teacher: {run.title} tells {len(classes)} classes apart ({_few(classes)}), but the data "
                 f"has {len(data.classes)} ({_few(data.classes)}); a teacher must know the same in the same order"
             ],
             "task",
@@ -151,12 +141,13 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _network(source: ExperimentConfig, run_id: str, download: Download) -> tuple[nn.Module, Modality]:
+def _network(run: Record) -> tuple[nn.Module, Modality]:
     """The teacher's backbone and head as one network, and its preprocessing."""
-    backbone = build_with_lineage(replace(source.backbone, checkpoint=run_id, weights="default"), download)
-    tensors = load_file(download(run_id, TRAINED))
+    source = replace(run.loaded.config.backbone, checkpoint=run.run_id, weights="default")
+    backbone = build_with_lineage(source, run.runs)
+    tensors = trained_tensors(run, "task.teacher")
     if {"head.1.weight", "head.1.bias"} - set(tensors):
-        raise WeightsError(f"task.teacher: run {run_id[:8]} kept no linear head")
+        raise WeightsError(f"task.teacher: {run.title} kept no linear head")
     head = nn.Linear(backbone.out_features, len(tensors["head.1.bias"]))
     head.load_state_dict({"weight": tensors["head.1.weight"], "bias": tensors["head.1.bias"]})
     return nn.Sequential(backbone, head).eval().requires_grad_(False), backbone.preprocessing
@@ -166,16 +157,16 @@ _last: dict[tuple[Any, ...], Tensor] = {}
 """The answers of the teacher that was asked last, by tracking store, run, data and training samples."""
 
 
-def _table(
-    network: nn.Module, preprocessing: Modality, source: ExperimentConfig, config: ExperimentConfig, data: Data
-) -> Tensor:
+def _table(run: Record, config: ExperimentConfig, data: Data) -> Tensor:
     """Answers of every training sample ``(samples, classes)``, prepared as the teacher was trained with."""
+    network, preprocessing = _network(run)
+    source = run.loaded.config.data
     own = replace(
         config.data,
-        image_size=source.data.image_size,
-        resize=source.data.resize,
-        seconds=source.data.seconds,
-        max_length=source.data.max_length,
+        image_size=source.image_size,
+        resize=source.resize,
+        seconds=source.seconds,
+        max_length=source.max_length,
     )
     split = build_data(own, preprocessing=preprocessing, seed=config.seed).splits["train"]
     assert list(split.names) == list(data.splits["train"].names)
@@ -197,16 +188,15 @@ def _looked_up(table: Tensor) -> Callable[[Batch], Tensor]:
     return lambda batch: table[batch.indices.cpu()]
 
 
-def _live(network: nn.Module, preprocessing: Modality, data: Data, run_id: str) -> Callable[[Batch], Tensor]:
+def _live(run: Record, data: Data) -> Callable[[Batch], Tensor]:
     """Answers of a batch as the student sees it, in the teacher's normalisation."""
+    network, own = _network(run)
     complaint = ConfigError(["task.teacher: random augmentation together with a teacher is for images only"], "task")
     given = expect(data.preprocessing, Preprocessing, complaint)
-    preprocessing = expect(preprocessing, Preprocessing, complaint)
+    preprocessing = expect(own, Preprocessing, complaint)
     if preprocessing.channels != given.channels:
         channels = f"{preprocessing.channels} channels, but the student {given.channels}"
-        raise ConfigError(
-            [f"task.teacher: run {run_id[:8]} takes images of {channels}; use data.augment: none"], "task"
-        )
+        raise ConfigError([f"task.teacher: {run.title} takes images of {channels}; use data.augment: none"], "task")
     mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in (given.mean, given.std))
     own_mean, own_std = (torch.tensor(part).view(1, -1, 1, 1) for part in (preprocessing.mean, preprocessing.std))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tlresearch.base.redact import redact
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput
 
 SAMPLES_OF = "samples of "
 """Begins the keys of a profile that count the samples of a class."""
@@ -37,14 +37,3 @@ def dataset_input(
         profile=json.dumps({**(profile or {}), "digest": digest}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def recorded_classes(run: Run) -> tuple[str, ...]:
-    """Returns the classes of the data a run used, in the order of their numbers; empty where they were not counted."""
-    for entry in run.inputs.dataset_inputs if run.inputs else []:
-        names = tuple(
-            key.removeprefix(SAMPLES_OF) for key in json.loads(entry.dataset.profile or "{}") if SAMPLES_OF in key
-        )
-        if names:
-            return names
-    return ()

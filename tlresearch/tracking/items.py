@@ -7,10 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tlresearch.tracking.manifest import read_text
-from tlresearch.tracking.records import PREDICTIONS
-from tlresearch.tracking.store import Store
-
+PREDICTIONS = "predictions"
+"""Folder of the artifacts."""
 SPLITS = ("test", "val")
 Measure = Literal["score", "error"]
 
@@ -74,15 +72,9 @@ class Items:
         return out.getvalue()
 
 
-def read_items(store: Store, run_id: str) -> Items | None:
-    """Returns the predictions that a run recorded: of the test split, else of validation; `None` if there are none."""
-    with store.errors():
-        recorded = {item.path for item in store.client.list_artifacts(run_id, PREDICTIONS)}
-        for split in SPLITS:
-            path = Items(split, ()).path
-            if path in recorded:
-                rows = csv.DictReader(io.StringIO(read_text(store, run_id, path), newline=""))
-                measure: Measure = "error" if "error" in (rows.fieldnames or ()) else "score"
-                items = [Item(r["name"], r["target"], r["prediction"], float(r[measure])) for r in rows]
-                return Items(split, tuple(items), measure)
-    return None
+def parse_items(split: str, text: str) -> Items:
+    """Reads what `Items.text` wrote of a split."""
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    measure: Measure = "error" if "error" in (rows.fieldnames or ()) else "score"
+    items = tuple(Item(r["name"], r["target"], r["prediction"], float(r[measure])) for r in rows)
+    return Items(split, items, measure)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from tlresearch.base.trust import TRUSTED, is_trusted, only_trusted
 
 SETTINGS = "served.json"
 """File of a stored model that names its loader."""
@@ -23,7 +24,6 @@ EARLIER: Mapping[str, str] = {
     "tlresearch.serving.dense.load_dense_predictor": "segmentation",
 }
 """Loaders that runs recorded when each task and modality had one, with the task that is meant; `LOADER` reads them."""
-TRUSTED = "TLRESEARCH_TRUSTED_LOADERS"
 
 
 class Predictor(Protocol):
@@ -43,8 +43,10 @@ def rebuild(folder: Path) -> Any:
 
     Raises:
         ValueError: If its loader is neither ours nor trusted.
+        UserError: If its task or backbone is neither ours nor trusted.
     """
-    return find_loader(recorded_loader(folder))(folder)
+    with only_trusted():
+        return find_loader(recorded_loader(folder))(folder)
 
 
 def recorded_loader(folder: Path) -> str:
@@ -59,14 +61,12 @@ def find_loader(path: str) -> Callable[[Path], Any]:
     Raises:
         ValueError: If it is not one of tlresearch's: a stored model must not name code of its choice.
     """
-    trusted = list(filter(None, os.environ.get(TRUSTED, "").split(",")))
     module, _, name = (LOADER if path in EARLIER else path).rpartition(".")
     ours = module.startswith(f"{OURS}.")
-    if ours or module.split(".")[0] in trusted:
+    if ours or is_trusted(path):
         loader: Callable[[Path], Any] = getattr(importlib.import_module(module), name)
         if not ours or getattr(loader, "__module__", "") == module:  # and not what a module of ours has imported
             return loader
     raise ValueError(
-        f"the model's loader must be in {' or '.join([OURS, *trusted])} but is '{path}'; if you trust it, add its "
-        f"package to {TRUSTED}"
+        f"the model's loader must be in {OURS} but is '{path}'; if you trust it, add its package to {TRUSTED}"
     )

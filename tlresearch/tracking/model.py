@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tlresearch.base.errors import TrackingError, first_line
+from tlresearch.base.quiet import quiet
 from tlresearch.tracking import values
 from tlresearch.tracking.loaders import SETTINGS, rebuild
 from tlresearch.tracking.manifest import hashes, local, model_address
-from tlresearch.tracking.store import Store, quiet
+from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run as StoredRun
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import PyFuncModel
 
     from tlresearch.tracking.base import Run
 
 NAME = "model"
+_OWN_CLASSES = ".*inferred as AnyType"  # what MLflow warns of its own classes, when it is imported
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "omegaconf", "pillow", "numpy", "pandas")
 
 
@@ -122,20 +122,13 @@ def store_model(
     return str(logged.model_id), hashed
 
 
-def model_ids(run: StoredRun) -> list[str]:
-    """Ids of the models that a run logged."""
-    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-
-
 def load_model(store: Store, model_id: str) -> PyFuncModel:
     """Loads a logged model as whoever serves it does.
 
     Raises:
         TrackingError: If it is not there or not whole.
     """
-    with store.errors(), warnings.catch_warnings(), quiet("mlflow.pyfunc"):
-        # Of MLflow about its own classes, when it is imported.
-        warnings.filterwarnings("ignore", message=".*inferred as AnyType", category=UserWarning)
+    with store.errors(), quiet("mlflow.pyfunc", messages=[_OWN_CLASSES]):
         import mlflow.pyfunc
 
         with local(store, model_address(store, model_id)) as folder:
@@ -205,11 +198,8 @@ def signature(classes: Sequence[str], columns: Sequence[str] = ()) -> ModelSigna
 
 def _save(target: Path, artifacts: Path, entry: Any, described: ModelSignature, needed: list[str]) -> None:
     code = str(_code_of_models())
-    with warnings.catch_warnings(), quiet("mlflow.utils.environment"):
-        # MLflow asks for an input example, which it would store and check, and for pip's version.
-        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
-        # Of MLflow about its own classes, when it is imported.
-        warnings.filterwarnings("ignore", message=".*inferred as AnyType", category=UserWarning)
+    # MLflow asks for an input example, which it would store and check, and for pip's version.
+    with quiet("mlflow.utils.environment", messages=[_OWN_CLASSES, ".*input example was not provided"]):
         import mlflow.pyfunc
 
         mlflow.pyfunc.save_model(

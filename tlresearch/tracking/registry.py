@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,13 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tlresearch.base.errors import TrackingError, first_line, nearest
-from tlresearch.tracking.model import model_ids
-from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import PRUNED_MARK
+from tlresearch.tracking.records import Record, Runs
 from tlresearch.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 LINEAGE = (
@@ -40,12 +36,12 @@ class LoggedModel:
 
     Attributes:
         model_id: Its id.
-        run_id: The run in which it was trained.
+        run: The run in which it was trained.
         name: Its name in messages, such as ``probe (run 3f2a9c1b)`` or ``digits version 2``.
     """
 
     model_id: str
-    run_id: str
+    run: Record
     name: str
 
 
@@ -66,42 +62,32 @@ class Registered:
     tags: dict[str, str]
 
 
-def find_model(store: Store, text: str) -> LoggedModel:
+def find_model(runs: Runs, text: str | Record) -> LoggedModel:
     """Finds a model by its run (id, beginning of the id, or name), or as ``models:/name@alias`` or ``models:/name/2``.
 
     Raises:
         TrackingError: If there is none.
     """
-    if text.startswith("models:"):
-        return _registered(store, text)
-    run = find_run(store, text)
-    run_id, name = run.info.run_id, (run.info.run_name or "").removeprefix(PRUNED_MARK)
-    models = model_ids(run)
-    if not models:
-        if run.info.status == "RUNNING":
-            raise TrackingError(f"run {run_id[:8]} ({name}) has no model yet: it is still running")
-        raise TrackingError(
-            f"run {run_id[:8]} ({name}) has no model: trials of a sweep, runs with tracking.model=false and tasks "
-            "of one's own log none; of a sweep or a group of seeds name one of its runs"
-        )
-    return LoggedModel(models[-1], run_id, f"{name} (run {run_id[:8]})")
+    if isinstance(text, str) and text.startswith("models:"):
+        return _registered(runs, text)
+    run = runs.find(text)
+    return LoggedModel(run.model_id, run, f"{run.name} (run {run.short})")
 
 
-def register(store: Store, run: str, name: str, alias: str | None = None) -> Registered:
+def register(runs: Runs, run: str | Record, name: str, alias: str | None = None) -> Registered:
     """Registers a run's model; the alias, if there is one, moves to it.
 
     Args:
-        store: The store.
-        run: Run id, beginning of it, or run name.
+        runs: The runs of the store.
+        run: The run, or its id, the beginning of its id, or its name.
         name: Name in the registry; it is created if necessary.
         alias: Such as ``champion``.
 
     Raises:
         TrackingError: If there is no such model, or MLflow rejects the name or the alias.
     """
-    model = find_model(store, run)
-    recorded = store.client.get_run(model.run_id)
-    tags = {**lineage(recorded), MODEL: model.model_id}
+    model, store = find_model(runs, run), runs.store
+    tags = {**lineage(model.run), MODEL: model.model_id}
     with store.errors():
         _ensure_name(store, name)
         versions = store.client.search_model_versions(f"name = '{name}'")
@@ -113,24 +99,23 @@ def register(store: Store, run: str, name: str, alias: str | None = None) -> Reg
     return Registered(name, str(version.version), existing is None, tags)
 
 
-def lineage(run: Run) -> dict[str, str]:
+def lineage(run: Record) -> dict[str, str]:
     """Returns the origin of a run's model as tags: run, data (with the whole fingerprint), weights and code."""
-    tags = {key: run.data.tags[key] for key in LINEAGE if key in run.data.tags}
-    tags |= {"tlresearch.run": run.info.run_id, "tlresearch.run_name": run.info.run_name or ""}
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    if inputs:
-        tags[FINGERPRINT] = json.loads(inputs[0].dataset.profile or "{}").get("digest", inputs[0].dataset.digest)
+    tags = {key: run.tags[key] for key in LINEAGE if key in run.tags}
+    tags |= {"tlresearch.run": run.run_id, "tlresearch.run_name": run.name}
+    if run.splits:
+        tags[FINGERPRINT] = run.splits[0][1].get("digest", "")
     return tags
 
 
-def _registered(store: Store, text: str) -> LoggedModel:
+def _registered(runs: Runs, text: str) -> LoggedModel:
     from mlflow.exceptions import MlflowException
 
     match = _REGISTERED.match(text)
     if match is None:
         raise TrackingError(f"'{text}' is no registered model: write models:/name@alias or models:/name/2")
     name, alias, number = match["name"], match["alias"], match["version"]
-    client = store.client
+    client = runs.store.client
     try:
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
@@ -143,7 +128,7 @@ def _registered(store: Store, text: str) -> LoggedModel:
         raise TrackingError(
             f"{text} was not registered by tlresearch; to register the model of a run: tlresearch register RUN {name}"
         )
-    return LoggedModel(version.tags[MODEL], str(version.run_id), f"{name} version {version.version}")
+    return LoggedModel(version.tags[MODEL], runs.get(str(version.run_id)), f"{name} version {version.version}")
 
 
 def _ensure_name(store: Store, name: str) -> None:
@@ -160,7 +145,7 @@ def _new_version(store: Store, name: str, model: LoggedModel, tags: dict[str, st
         return store.client.create_model_version(
             name,
             f"models:/{model.model_id}",
-            run_id=model.run_id,
+            run_id=model.run.run_id,
             tags=tags,
             description=f"Trained in {model.name}.",
             model_id=model.model_id,

@@ -296,18 +296,6 @@ def _proxy_hint(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def quiet(logger: str) -> Iterator[None]:
-    """Suppresses the warnings of one logger of MLflow while the context lasts."""
-    target = logging.getLogger(logger)
-    level = target.level
-    target.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        target.setLevel(level)
-
-
-@contextlib.contextmanager
 def _quick_requests() -> Iterator[None]:
     """Limits MLflow's requests to one try of a few seconds while the context lasts."""
     settings = {key: os.environ[key] for key in _CHECK}  # set by `connect` at the latest

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from tlresearch.tracking.addresses import run_url, runs_url
-from tlresearch.tracking.records import STUDY_TAG, search
+from tlresearch.tracking.records import STUDY_TAG, Runs
 from tlresearch.tracking.store import Store, StoreAwayError
 
 _log = logging.getLogger(__name__)
@@ -84,18 +84,15 @@ def latest(store: Store, base: str) -> tuple[str, str] | None:
         store: The store.
         base: Address of the UI.
     """
-    newest = search(store, "", limit=1)
+    runs = Runs(store)
+    newest = runs.search("", limit=1)
     if not newest:
         return None
-    run = newest[0]
-    parent = run.data.tags.get("mlflow.parentRunId")
-    if parent is not None:
-        with store.errors():
-            run = store.client.get_run(parent)
-    study = run.data.tags.get(STUDY_TAG)
+    run = runs.get(newest[0].parent) if newest[0].parent else newest[0]
+    study = run.tags.get(STUDY_TAG)
     if study is None:
-        return f"run {run.info.run_name}", run_url(base, run.info.experiment_id, run.info.run_id)
-    return f"study {study}", _view(base, run.info.experiment_id, study)
+        return f"run {run.name}", run_url(base, run.stored.info.experiment_id, run.run_id)
+    return f"study {study}", _view(base, run.stored.info.experiment_id, study)
 
 
 def _view(base: str, experiment_id: str, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,22 +31,24 @@ from tlresearch.show.elements import (
 )
 from tlresearch.show.metrics import folded, interval, measured, without_ends
 from tlresearch.show.page import Page
-from tlresearch.tracking import records
-from tlresearch.tracking.calls import FAILURE, REASON, STATE
-from tlresearch.tracking.groups import SEED, finished, is_group
-from tlresearch.tracking.manifest import add_to_ended_run, local, read_json, read_text
-from tlresearch.tracking.records import MONITOR, STUDY_TAG, children, find_run, study_runs
-from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect
+from tlresearch.tracking.calls import FAILURE, REASON
+from tlresearch.tracking.records import (
+    COMPUTATION,
+    ENVIRONMENT,
+    MONITOR,
+    SEED,
+    SELECTED,
+    STUDY_TAG,
+    TRIAL,
+    Record,
+    Runs,
+)
 from tlresearch.tracking.sweep_figures import parallel_axes
 
 if TYPE_CHECKING:
     import matplotlib.figure
-    from mlflow.entities import Run
 
 ARTIFACT = "report.html"
-TRIAL = "tlresearch.trial"
-SELECTED = "selected/"
 WATCHED = "val/accuracy"
 """What runs were watched by that did not record it yet."""
 _SPLITS = ("train", "val", "test")
@@ -64,16 +65,15 @@ _CAPTIONS = {
     "wrong_samples": "Samples that were answered wrongly, the surest first.",
 }
 _PACKAGES = ("tlresearch", "torch", "torchvision", "lightning", "optuna", "mlflow", "timm", "transformers")
-_PARENT = "mlflow.parentRunId"
 _MOST_TRIALS = 60
 _VERDICTS = ("tlresearch.verdict", "tlresearch.reproduction")
 
 
-def write_report(what: str, out: Path | None = None) -> Path:
+def write_report(what: str | Record, out: Path | None = None) -> Path:
     """Writes the page of a run, a study, a group of seeds or a reproduction, and keeps it with the run.
 
     Args:
-        what: Name of a study, or id, unique beginning of it or name of a run.
+        what: Name of a study; or a run, its id, the beginning of its id, or its name.
         out: The file; None is ``reports/<name>.html``.
 
     Returns:
@@ -82,70 +82,66 @@ def write_report(what: str, out: Path | None = None) -> Path:
     Raises:
         TrackingError: If there is no such run, or several.
     """
-    store = connect()
-    run_id = _find(store, what)
-    run = store.client.get_run(run_id)
-    page = gather(store, run)
-    target = out or Path("reports") / f"{page.title.replace('/', '-').replace(' ', '-')}-{run_id[:8]}.html"
+    run = _find(Runs(), what)
+    page = gather(run)
+    target = out or Path("reports") / f"{page.title.replace('/', '-').replace(' ', '-')}-{run.short}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html.document(page), encoding="utf-8")
-    if run.info.status != "RUNNING":
-        add_to_ended_run(store, run_id, tags={}, files={ARTIFACT: target})
+    if run.state != "running":
+        run.add(files={ARTIFACT: target})
     return target
 
 
-def _find(store: Store, what: str) -> str:
+def _find(runs: Runs, what: str | Record) -> Record:
     """The newest run of a study of that name, else the run."""
     try:
-        studies = [run for run in study_runs(store, what) if STUDY_TAG in run.data.tags]
+        studies = [run for run in runs.study(what) if STUDY_TAG in run.tags] if isinstance(what, str) else []
     except TrackingError:
         studies = []
-    run = studies[0] if studies else find_run(store, what)
-    return str(run.info.run_id)
+    return studies[0] if studies else runs.find(what)
 
 
-def gather(store: Store, run: Run) -> Page:
+def gather(run: Record) -> Page:
     """Reads a run, and the runs nested in it, into a page."""
-    tags = run.data.tags
-    if STUDY_TAG in tags and _PARENT not in tags:
-        kind, results, sections = "study", *_study(store, run)
-    elif read_json(store, run.info.run_id, "reproduction.json"):
-        kind, results, sections = "reproduction", *_reproduction(store, run)
-    elif is_group(run):
-        kind, results, sections = "group of seeds", *_group(store, run)
+    tags = run.tags
+    if STUDY_TAG in tags and run.parent is None:
+        kind, results, sections = "study", *_study(run)
+    elif run.json("reproduction.json"):
+        kind, results, sections = "reproduction", *_reproduction(run)
+    elif run.is_group:
+        kind, results, sections = "group of seeds", *_group(run)
     else:
-        kind, results, sections = "run", *_run(store, run)
+        kind, results, sections = "run", *_run(run)
     verdicts = [Badge(tags[key], _tone(tags[key])) for key in _VERDICTS if key in tags]
     return Page(
-        title=(run.info.run_name or run.info.run_id).removeprefix(PRUNED_MARK),
+        title=run.name,
         kind=kind,
         description=tags.get("mlflow.note.content", ""),
         badges=(*_state(run), *verdicts),
         numbers=tuple(results),
         sections=tuple(sections),
-        footer=f"MLflow run {run.info.run_id}. "
+        footer=f"MLflow run {run.run_id}. "
         f"Report made {datetime.now(UTC):%Y-%m-%d} by tlresearch {metadata.version('tlresearch')}.",
     )
 
 
-def _run(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
+def _run(run: Record) -> tuple[Sequence[Number], Sequence[Section]]:
     return _headline(run), [
         _metrics(run),
         _shifted(run),
         _exported(run),
-        Section("Figures", tuple(_figures(store, run))),
-        _lineage(store, run),
-        Section("Configuration", tuple(_listings(store, run, "config.yaml"))),
+        Section("Figures", tuple(_figures(run))),
+        _lineage(run),
+        Section("Configuration", tuple(_listings(run, "config.yaml"))),
     ]
 
 
-def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
-    sweep = yaml.safe_load(read_text(store, run.info.run_id, "sweep.yaml") or "{}") or {}
-    metric = run.data.tags.get("tlresearch.metric") or (sweep.get("objective") or {}).get("metric") or WATCHED
-    maximize = run.data.tags.get("tlresearch.direction", "maximize") == "maximize"
-    trials = read_json(store, run.info.run_id, "trials.json") or {}
-    inner = children(store, run.info.run_id)
-    values, tags = run.data.metrics, run.data.tags
+def _study(run: Record) -> tuple[Sequence[Number], Sequence[Section]]:
+    sweep = yaml.safe_load(run.text("sweep.yaml") or "{}") or {}
+    metric = run.tags.get("tlresearch.metric") or (sweep.get("objective") or {}).get("metric") or WATCHED
+    maximize = run.tags.get("tlresearch.direction", "maximize") == "maximize"
+    trials = run.json("trials.json") or {}
+    inner, values, tags = run.members, run.values, run.tags
     results = []
     if "study/best" in values:
         results.append(
@@ -163,18 +159,18 @@ def _study(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]
             f"{values.get(f'study/{key}', 0):.0f} {word}" for key, word in (("pruned", "pruned"), ("fail", "failed"))
         )
         results.append(Number("complete trials", f"{values['study/complete']:.0f}", ended))
-    best = Section("Best trial", (*_best(tags), *_listings(store, run, BEST)))
+    best = Section("Best trial", (*_best(tags), *_listings(run, BEST)))
     table = _trials(trials, metric, maximize=maximize) if trials else _nested(inner, metric)
-    others = [child for child in inner if TRIAL not in child.data.tags]
-    drawn = list(_figures(store, run))
+    others = [child for child in inner if TRIAL not in child.tags]
+    drawn = list(_figures(run))
     return results, [
         best,
-        _confirmed(store, run, metric),
+        _confirmed(run, metric),
         Section("The search", (*drawn[:1], *_parallel(trials, metric, maximize=maximize), *drawn[1:])),
         Section("Trials", (table,)),
         Section("Final runs", (_nested(others, metric),) if others else ()),
-        _lineage(store, run),
-        Section("Configuration", tuple(_listings(store, run, "sweep.yaml", "experiment.yaml"))),
+        _lineage(run),
+        Section("Configuration", tuple(_listings(run, "sweep.yaml", "experiment.yaml"))),
     ]
 
 
@@ -225,8 +221,8 @@ def _png(figure: matplotlib.figure.Figure) -> bytes:
     return stream.getvalue()
 
 
-def _confirmed(store: Store, run: Run, metric: str) -> Section:
-    record = read_json(store, run.info.run_id, "confirmed.json") or {}
+def _confirmed(run: Record, metric: str) -> Section:
+    record = run.json("confirmed.json") or {}
     tested = f"test/{metric.partition('/')[2]}"
     names = list(dict.fromkeys(name for one in record.values() for name in one["params"]))
     rows = tuple(
@@ -250,17 +246,17 @@ def _confirmed(store: Store, run: Run, metric: str) -> Section:
     return Section("Confirmed with fresh seeds", (Table(columns, rows, note=note),) if rows else ())
 
 
-def _group(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
-    done = finished(store, run.info.run_id)
+def _group(run: Record) -> tuple[Sequence[Number], Sequence[Section]]:
+    done = run.seeds
     keys = [key for key in (next(iter(done.values())).metrics if done else {}) if not key.startswith("train/")]
     keys = [key for key in keys if all(key in one.metrics for one in done.values())]
     summaries = {key: summary([one.metrics[key] for one in done.values()]) for key in keys}
-    watched = _watched(store, [one.run_id for one in done.values()]).partition("/")[2]
+    watched = _watched(list(done.values())).partition("/")[2]
     ordered = sorted(summaries.items(), key=lambda item: (not item[0].endswith(f"/{watched}"), item[0]))
     results = [Number(key, f"{s.mean:.4f}", f"± {s.std:.4f}, {s.n} seeds") for key, s in ordered][:6]
     shown, folds = folded({key: summaries[key].mean for key in keys})
     rows: list[tuple[Entry, ...]] = [
-        (str(seed), *(one.metrics[key] for key in shown), one.run_id[:8]) for seed, one in sorted(done.items())
+        (str(seed), *(one.metrics[key] for key in shown), one.short) for seed, one in done.items()
     ]
     rules = frozenset({len(rows)})
     for name in ("mean", "std", "low", "high"):
@@ -269,14 +265,14 @@ def _group(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]
     table = Table((Column("seed"), *numbers(shown, ".4f"), Column("run")), tuple(rows), note=note, rules=rules)
     return results, [
         Section("Seeds", (table,) if done else ()),
-        Section("Figures", tuple(_figures(store, run))),
-        _lineage(store, run),
-        Section("Configuration", tuple(_listings(store, run, "config.yaml"))),
+        Section("Figures", tuple(_figures(run))),
+        _lineage(run),
+        Section("Configuration", tuple(_listings(run, "config.yaml"))),
     ]
 
 
-def _reproduction(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Section]]:
-    record = read_json(store, run.info.run_id, "reproduction.json") or {}
+def _reproduction(run: Record) -> tuple[Sequence[Number], Sequence[Section]]:
+    record = run.json("reproduction.json") or {}
     rows: list[tuple[Entry, ...]] = []
     results = []
     for row in record.get("rows", []):
@@ -299,12 +295,12 @@ def _reproduction(store: Store, run: Run) -> tuple[Sequence[Number], Sequence[Se
         Column("tolerance", ".4g"),
         Column("verdict"),
     )
-    groups = [child for child in children(store, run.info.run_id) if SEED not in child.data.tags]
+    groups = [child for child in run.members if SEED not in child.tags]
     return results[:6], [
         Section("Published and ours", (Table(columns, tuple(rows)),)),
-        Section("Runs", (_nested(groups, _watched(store, [group.info.run_id for group in groups])),) if groups else ()),
-        _lineage(store, run),
-        Section("Configuration", tuple(_listings(store, run, "config.yaml", "experiment.yaml"))),
+        Section("Runs", (_nested(groups, _watched(groups)),) if groups else ()),
+        _lineage(run),
+        Section("Configuration", tuple(_listings(run, "config.yaml", "experiment.yaml"))),
     ]
 
 
@@ -325,49 +321,35 @@ def _shown(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _state(run: Run) -> tuple[Badge, ...]:
+def _state(run: Record) -> tuple[Badge, ...]:
     """How a run ended."""
-    tags = run.data.tags
-    if tags.get(STATE) == "pruned":
+    tags = run.tags
+    if run.state == "pruned":
         return (Badge(f"pruned: {tags.get(REASON, '')}".rstrip(": ")),)
-    status = run.info.status.lower()
+    status = run.stored.info.status.lower()
     failure = f": {tags[FAILURE]}" if FAILURE in tags else ""
     return (Badge(f"{status}{failure}", "good" if status == "finished" else "bad"),)
 
 
-def _headline(run: Run) -> tuple[Number, ...]:
+def _headline(run: Record) -> tuple[Number, ...]:
     """The metrics of the selected epoch: those of the test split, else of validation."""
-    values = _selected(run)
+    values = run.selected
     split = "test" if any(key.startswith("test/") for key in values) else "val"
     keys = [key for key in without_ends(values) if key.startswith(f"{split}/") and "_of_" not in key]
-    watched = run.data.tags.get(MONITOR, WATCHED).partition("/")[2]
+    watched = run.tags.get(MONITOR, WATCHED).partition("/")[2]
     keys.sort(key=lambda key: (not key.endswith(f"/{watched}"), key))
     return tuple(Number(key, f"{values[key]:.4f}", interval(values, key)) for key in keys[:6])
 
 
-def _watched(store: Store, run_ids: Sequence[str]) -> str:
+def _watched(runs: Sequence[Record]) -> str:
     """The metric that runs are watched by, or the members of groups: the first that says so."""
-    for run_id in run_ids:
-        with store.errors():
-            tags = store.client.get_run(run_id).data.tags
-        members = [] if MONITOR in tags else children(store, run_id)
-        for found in (tags, *(member.data.tags for member in members)):
-            if MONITOR in found:
-                return str(found[MONITOR])
-    return WATCHED
+    tags = (each.tags for run in runs for each in (run, *(run.members if run.is_group else ())))
+    return next((found[MONITOR] for found in tags if MONITOR in found), WATCHED)
 
 
-def _selected(run: Run) -> dict[str, float]:
-    """The metrics of the epoch that was kept, as ``split/name``."""
-    values = run.data.metrics.items()
-    return {
-        key.removeprefix(SELECTED): value for key, value in values if key.startswith(SELECTED) and key.count("/") > 1
-    }
-
-
-def _metrics(run: Run) -> Section:
+def _metrics(run: Record) -> Section:
     """Every metric of the selected epoch by split; of metrics by class the worst few."""
-    values = _selected(run)
+    values = run.selected
     splits = [split for split in _SPLITS if any(key.startswith(f"{split}/") for key in values)]
     names = sorted({key.partition("/")[2] for key in without_ends(values) if key.partition("/")[0] in splits})
     last = {name: next(values[f"{s}/{name}"] for s in splits[::-1] if f"{s}/{name}" in values) for name in names}
@@ -375,16 +357,16 @@ def _metrics(run: Run) -> Section:
     rows: tuple[tuple[Entry, ...], ...] = tuple(
         (name, *(measured(values, f"{split}/{name}") for split in splits)) for name in names
     )
-    epoch = run.data.metrics.get(f"{SELECTED}epoch")
+    epoch = run.values.get(f"{SELECTED}epoch")
     note = [f"of epoch {int(epoch) + 1}, whose weights were kept"] if epoch is not None else []
     table = Table((Column("metric"), *numbers(splits, ".4f")), rows, note="\n".join([*note, *folds]))
     return Section("Metrics", (table,) if rows else ())
 
 
-def _shifted(run: Run) -> Section:
+def _shifted(run: Record) -> Section:
     """What was reached on further test sets, what was lost there, and how far their features are from the source's."""
     sets: dict[str, dict[str, float]] = {}
-    for key, value in run.data.metrics.items():
+    for key, value in run.values.items():
         parts = key.split("/")
         if parts[0] == "shift" and len(parts) == 3 and "_of_" not in key:
             sets.setdefault(parts[1], {})[parts[2]] = value
@@ -400,29 +382,25 @@ def _shifted(run: Run) -> Section:
     )
 
 
-def _figures(store: Store, run: Run) -> Iterator[Figure]:
+def _figures(run: Record) -> Iterator[Figure]:
     """The figures of a run, the most telling first."""
-    with store.errors():
-        paths = [item.path for item in store.client.list_artifacts(run.info.run_id, "figures")]
-    files = {path.rpartition("/")[2].removesuffix(".png"): path for path in paths if path.endswith(".png")}
+    files = {Path(path).stem: path for path in run.artifacts("figures") if path.endswith(".png")}
     for name in sorted(files, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)):
-        with local(store, f"{run.info.artifact_uri}/{files[name]}") as file:
+        with run.file(files[name]) as file:
             yield Figure(_CAPTIONS.get(name, name.replace("_", " ").capitalize()), file.read_bytes())
 
 
-def _lineage(store: Store, run: Run) -> Section:
+def _lineage(run: Record) -> Section:
     """What a run came from: data, weights, code, packages, machine."""
-    return Section("Where it comes from", (Facts(tuple((k, v) for k, v in _origins(store, run) if v)),))
+    return Section("Where it comes from", (Facts(tuple((k, v) for k, v in _origins(run) if v)),))
 
 
-def _origins(store: Store, run: Run) -> Iterator[tuple[str, str]]:
-    tags, run_id = run.data.tags, run.info.run_id
-    environment = read_json(store, run_id, records.ENVIRONMENT) or {}
+def _origins(run: Record) -> Iterator[tuple[str, str]]:
+    tags = run.tags
+    environment = run.json(ENVIRONMENT) or {}
     yield "data", tags.get("tlresearch.data", "")
-    for entry in run.inputs.dataset_inputs if run.inputs else []:
-        split = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), "")
-        profile = entry.dataset.profile or ""
-        yield f"  {split}".strip(), _profile(profile)
+    for split, profile in run.splits:
+        yield split, _profile(profile)
     yield "weights", tags.get("tlresearch.weights", "")
     yield "SHA-256 of the weights", tags.get("tlresearch.weights_sha256", "")
     yield "stages left random", tags.get("tlresearch.random_stages", "")
@@ -437,24 +415,24 @@ def _origins(store: Store, run: Run) -> Iterator[tuple[str, str]]:
     versions = [f"Python {environment['python']}"] if "python" in environment else []
     yield "versions", ", ".join([*versions, *(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)])
     yield "machine", _machine(environment.get("hardware", {}))
-    computation = read_json(store, run_id, records.COMPUTATION) or {}
+    computation = run.json(COMPUTATION) or {}
     yield "computed with", ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in computation.items())
-    yield "started", _date(run.info.start_time)
-    yield "took", _duration(run)
+    yield "started", _date(run.stored.info.start_time)
+    yield "took", _duration(run.seconds)
 
 
-def _listings(store: Store, run: Run, *paths: str) -> Iterator[Listing]:
+def _listings(run: Record, *paths: str) -> Iterator[Listing]:
     """Configs as they were recorded; each starts the same again."""
     for path in paths:
-        text = read_text(store, run.info.run_id, path)
+        text = run.text(path)
         if text:
             yield Listing(path, text)
 
 
-def _exported(run: Run) -> Section:
+def _exported(run: Record) -> Section:
     """Exported forms with what was measured of them."""
     forms: dict[str, dict[str, float]] = {}
-    for key, value in run.data.metrics.items():
+    for key, value in run.values.items():
         parts = key.split("/")
         if parts[0] == "export" and len(parts) == 3:
             forms.setdefault(parts[1], {})[parts[2]] = value
@@ -465,27 +443,18 @@ def _exported(run: Run) -> Section:
     return Section("Exported forms", (Table(heads, rows),) if forms else ())
 
 
-def _nested(runs: Sequence[Run], metric: str) -> Table:
+def _nested(runs: Sequence[Record], metric: str) -> Table:
     """Runs nested in another, with one metric of the selected epoch and, where it was measured, that of the test."""
     keys = [metric, f"test/{metric.partition('/')[2]}"]
-    keys = [key for key in keys if key == metric or any(key in _selected(run) for run in runs)]
+    keys = [key for key in keys if key == metric or any(key in run.selected for run in runs)]
     rows = tuple(
-        (
-            run.info.run_name or "",
-            run.info.status.lower(),
-            *(_selected(run).get(key) for key in keys),
-            run.info.run_id[:8],
-        )
-        for run in sorted(runs, key=lambda run: run.info.start_time)
+        (run.stored.info.run_name, run.stored.info.status.lower(), *(run.selected.get(key) for key in keys), run.short)
+        for run in sorted(runs, key=lambda run: run.stored.info.start_time)
     )
     return Table((Column("run"), Column("ended"), *numbers(keys, ".4f"), Column("id")), rows)
 
 
-def _profile(profile: str) -> str:
-    try:
-        content = json.loads(profile)
-    except ValueError:
-        return ""
+def _profile(content: Mapping[str, Any]) -> str:
     counts = [f"{value} {key.removeprefix('samples of ')}" for key, value in content.items() if "samples of" in key]
     listing = f" ({', '.join(counts[:12])}{' …' if len(counts) > 12 else ''})" if counts else ""
     return f"{content.get('samples', '?')} samples{listing}, fingerprint {str(content.get('fingerprint', ''))[:16]}"
@@ -504,8 +473,5 @@ def _date(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _duration(run: Run) -> str:
-    if not run.info.end_time:
-        return ""
-    seconds = (run.info.end_time - run.info.start_time) / 1000
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+def _duration(seconds: float) -> str:
+    return "" if not seconds else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -20,12 +20,12 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import UserError
 from tlresearch.cli import main
 from tlresearch.config.load import load_text
-from tlresearch.studies.reproduction.present import as_it_was
+from tlresearch.show.terminal import plain_text
 from tlresearch.studies.reproduction.repeat import Repetition, repeat_run
 from tlresearch.tracking.manifest import read_manifest
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 from tlresearch.understand.comparison.agreement import agreements, overall
-from tlresearch.understand.comparison.differences import read_record
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 
@@ -63,7 +63,8 @@ def test_a_run_is_repeated_bit_for_bit_from_its_record_alone(recorded: Recorded)
     assert next(metric for metric in found.metrics if metric.name == "val/loss").points == 3
     assert found.differences == ()
     assert found.not_recorded == ()
-    shown = console.export_text()
+    assert "from its record alone" in console.export_text()
+    shown = plain_text(found.page, 100)
     assert "base  identical" in shown
     assert "every epoch, bit for bit" in shown
 
@@ -167,18 +168,18 @@ def test_a_pruned_trial_is_repeated_to_where_it_was_pruned_and_without_the_test_
 
 
 def test_what_was_chosen_for_the_machine_is_what_the_repetition_takes(recorded: Recorded) -> None:
-    run = run_of(recorded.run)
-    record = read_record(connect(), run)
-    assert record.computation is not None
-    run.data.tags.update({"resolved.trainer.precision": "bf16-mixed", "resolved.cache.memory_format": "channels_last"})
+    run = Runs().get(recorded.run)
+    assert run.origin.computation is not None
+    run.tags.update({"resolved.trainer.precision": "bf16-mixed", "resolved.cache.memory_format": "channels_last"})
     auto = {
         "trainer.precision": "auto",
         "cache.memory_format": "auto",
         "tracking.tags": {"mine": "1", "tlresearch.x": "2"},
     }
-    config = as_it_was(load_text(recorded.text(), auto), run, record).config
+    run.loaded = load_text(recorded.text(), auto)
+    config = run.as_it_was().config
     assert (config.trainer.precision, config.cache.memory_format) == ("bf16-mixed", "channels_last")
-    assert config.trainer.threads == record.computation["threads"]
+    assert config.trainer.threads == run.origin.computation["threads"]
     assert config.tracking.tags == {"mine": "1"}
 
 

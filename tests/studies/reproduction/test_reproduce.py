@@ -16,8 +16,7 @@ from tlresearch.cli import main
 from tlresearch.run.fit import fit
 from tlresearch.studies import seeds
 from tlresearch.studies.reproduction import reproduce
-from tlresearch.tracking.groups import SEED
-from tlresearch.tracking.records import children, search
+from tlresearch.tracking.records import SEED, Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -81,17 +80,17 @@ def test_a_right_number_is_reproduced_and_a_wrong_one_is_not(
     assert "verdict reproduced not reproduced" in shown
 
     store = connect()
-    (parent,) = search(store, f"tags.`{reproduce.PUBLISHED}` LIKE '%'")
-    assert parent.data.tags[reproduce.VERDICT] == "1 reproduced, 1 not reproduced"
-    assert parent.info.run_name == "toy reproduced"
-    record = json.loads(Path(store.client.download_artifacts(parent.info.run_id, "reproduction.json")).read_text())
+    (parent,) = Runs(store).search(f"tags.`{reproduce.PUBLISHED}` LIKE '%'")
+    assert parent.tags[reproduce.VERDICT] == "1 reproduced, 1 not reproduced"
+    assert parent.name == "toy reproduced"
+    record = json.loads(Path(store.client.download_artifacts(parent.run_id, "reproduction.json")).read_text())
     assert [row["verdict"] for row in record["rows"]] == ["reproduced", "not reproduced"]
     assert record["rows"][1]["number"]["value"] == 0.5
     assert record["rows"][0]["reference"]["source"]["commit"] == "0123abc"
-    page = Path(store.client.download_artifacts(parent.info.run_id, "reproduction.md")).read_text()
+    page = Path(store.client.download_artifacts(parent.run_id, "reproduction.md")).read_text()
     assert "| wrong | transfer | test/accuracy, last | 0.5000 |" in page
-    (group,) = children(store, parent.info.run_id)
-    assert {run.data.tags[SEED] for run in children(store, group.info.run_id)} == {"0", "1"}
+    (group,) = parent.members
+    assert {run.tags[SEED] for run in group.members} == {"0", "1"}
 
     # With the number put right, the recorded runs are judged anew; --again really runs again.
     write(published(seeds=[0, 1]))
@@ -118,7 +117,7 @@ def test_missing_data_are_no_failure_and_leave_no_run(write: Any, capsys: pytest
     assert "not run" in shown
     assert "data.root: 'toys' is neither in" in shown
     assert "needs photos of toys: example.org/toys.zip" in shown
-    assert not search(connect(), "")
+    assert not Runs().search("")
 
 
 def test_weights_that_cannot_be_downloaded_are_no_failure(
@@ -127,19 +126,19 @@ def test_weights_that_cannot_be_downloaded_are_no_failure(
     monkeypatch.setenv("TORCH_HOME", str(Path("empty").absolute()))
     monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
     backbone = {"name": "torchvision/squeezenet1_0", "weights": "IMAGENET1K_V1"}
-    result = reproduce.reproduce(write(published(backbone=backbone, seeds=[0, 1])))
+    result = reproduce.reproduce_published(write(published(backbone=backbone, seeds=[0, 1])))
     assert [row.verdict for row in result.rows] == ["not run"]
     assert "cannot be downloaded" in result.rows[0].reason
-    assert result.reached
-    assert not search(connect(), "")  # nothing that failed
+    assert result.exit_code == 0
+    assert not Runs().search("")  # nothing that failed
 
 
 def test_what_was_run_is_judged_although_its_data_are_gone(write: Any, runs: list[int]) -> None:
     name = write(published())
-    first = reproduce.reproduce(name)
+    first = reproduce.reproduce_published(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "_gather", _no_network)
-        second = reproduce.reproduce(name)
+        second = reproduce.reproduce_published(name)
     assert runs == [0]
     assert [row.ours for row in second.rows] == [row.ours for row in first.rows] != [None]
     assert second.run_id == first.run_id
@@ -148,7 +147,7 @@ def test_what_was_run_is_judged_although_its_data_are_gone(write: Any, runs: lis
 def test_two_processes_do_not_reproduce_the_same_at_once(write: Any, runs: list[int]) -> None:
     name = write(published())
     with seeds.alone(f"{name} as written", "it"), pytest.raises(UserError, match="is already running in another"):
-        reproduce.reproduce(name)
+        reproduce.reproduce_published(name)
     assert not runs
 
 
@@ -212,15 +211,15 @@ def test_a_reference_is_checked_before_anything_runs(write: Any, content: dict[s
 def test_what_every_variant_has_wrong_is_said_once(write: Any) -> None:
     name = write(published(seed=-1, variants={"x": {}, "y": {"optimizer": {"lr": 0}}}))
     with pytest.raises(ConfigError) as error:
-        reproduce.reproduce(name)
+        reproduce.reproduce_published(name)
     assert sorted(line.split(":")[0] for line in error.value.problems) == ["seed", "variants[y]"]
 
 
 def test_other_mistakes_are_named(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="has no `reference`"):
-        reproduce.reproduce(write(yaml.safe_load(toy_text()), "toys/plain"))
+        reproduce.reproduce_published(write(yaml.safe_load(toy_text()), "toys/plain"))
     with pytest.raises(UserError, match="no variant 'z' with a reference; it has toy"):
-        reproduce.reproduce(write(published()), variants=["z"])
+        reproduce.reproduce_published(write(published()), variants=["z"])
     for words in ([], ["x", "--all"], ["--all", "seed=1"]):
         assert main(["reproduce", *words]) == 2
     assert main(["reproduce", "no_such_run", "seed=1"]) == 2

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tests.recorded import Recorded, scale
-from tests.studies.reproduction.test_repeat import all_runs, altered, run_of
+from tests.studies.reproduction.test_repeat import all_runs, altered
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch import fit
+from tlresearch.activations import splits
 from tlresearch.cli import main
-from tlresearch.studies.reproduction import present, verify
-from tlresearch.studies.reproduction.verify import Verification, verify_run
+from tlresearch.show.terminal import plain_text
+from tlresearch.studies.reproduction import verify as verifying
+from tlresearch.studies.reproduction.verify import Verification, verify
 from tlresearch.tracking.manifest import model_address
-from tlresearch.tracking.model import model_ids
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -42,12 +42,11 @@ def moved(path: Path) -> Iterator[None]:
 
 def test_a_sound_run_passes_every_check_and_nothing_is_written(recorded: Recorded) -> None:
     runs = all_runs()
-    console = Console(file=io.StringIO(), width=100, record=True)
-    found = verify_run(recorded.run[:8], console=console)
+    found = verify(recorded.run[:8])
     assert [(check.name, check.state) for check in found.checks] == [(name, "ok") for name in CHECKS]
     assert found.exit_code == 0
     assert all_runs() == runs
-    shown = console.export_text()
+    shown = plain_text(found.page, 100)
     assert "5 metrics of 8 samples" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
@@ -59,19 +58,19 @@ def test_a_run_whose_frozen_stages_ran_in_bfloat16_is_measured_in_its_own_way(
     overrides |= {"backbone.checkpoint": None, "backbone.weights": None, "data.test_fraction": 0.0}
     result = fit("digits/transfer", {**overrides, "cache.precision": "bf16-mixed"})
     logged = result.metrics["val/loss"]
-    found = verify_run(result.run_id)
+    found = verify(result.run_id)
     assert failed(found) == {}
     details = {check.name: check.detail for check in found.checks}
     assert f"val/loss {logged:.4f}, logged {logged:.4f}" in details["trained weights"]
     # Nothing but the precision is at work: float32 comes to something else, and the model answers in it.
-    monkeypatch.setattr(verify, "TOLERANCE", 1e-7)
-    assert "trained weights" not in failed(verify_run(result.run_id))
-    monkeypatch.setattr(present, "AheadSplit", lambda split, forward, boundary: split)
-    assert "trained weights" in failed(verify_run(result.run_id))
+    monkeypatch.setattr(verifying, "TOLERANCE", 1e-7)
+    assert "trained weights" not in failed(verify(result.run_id))
+    monkeypatch.setattr(splits, "AheadSplit", lambda split, forward, boundary: split)
+    assert "trained weights" in failed(verify(result.run_id))
 
 
 def test_a_trial_has_no_model_to_check(recorded: Recorded) -> None:
-    found = verify_run(recorded.trial)
+    found = verify(recorded.trial)
     states = {check.name: check.state for check in found.checks}
     assert states["model"] == states["trained weights"] == states["predictions"] == "not recorded"
     assert {states[name] for name in ("artifacts", "weights", "data")} == {"ok"}
@@ -86,7 +85,7 @@ def test_a_damaged_or_lost_artifact_is_named(recorded: Recorded, capsys: pytest.
     with altered(recorded.artifact("weights/trained.safetensors")) as file, moved(recorded.artifact("data/files.json")):
         scale(file, -1.0)
         assert main(["verify", recorded.run]) == 1
-        found = failed(verify_run(recorded.run))
+        found = failed(verify(recorded.run))
     assert found.keys() == {"artifacts", "trained weights"}
     assert found["artifacts"] == "data/files.json is missing; weights/trained.safetensors has changed"
     assert "logged" in found["trained weights"]
@@ -95,7 +94,7 @@ def test_a_damaged_or_lost_artifact_is_named(recorded: Recorded, capsys: pytest.
 
 def test_an_older_run_without_hashes_is_not_called_damaged(recorded: Recorded) -> None:
     with moved(recorded.artifact("artifacts.json")):
-        found = verify_run(recorded.run)
+        found = verify(recorded.run)
     assert next(check.state for check in found.checks if check.name == "artifacts") == "not recorded"
     assert found.exit_code == 0
 
@@ -105,27 +104,27 @@ def test_changed_or_missing_data_and_weights_are_named(recorded: Recorded) -> No
     with altered(recorded.image), altered(recorded.weights):
         recorded.image.write_bytes(other)
         scale(recorded.weights, 2.0)
-        found = failed(verify_run(recorded.run))
+        found = failed(verify(recorded.run))
     assert found["data"] == "1 sample (train/dark/3.png) changed"
     assert found["weights"].startswith("'weights.safetensors': SHA-256 ")
     assert "model" not in found  # the test images are what they were, and so is the model
     with moved(recorded.folder / "images"):
-        found = failed(verify_run(recorded.run))
+        found = failed(verify(recorded.run))
     assert str(recorded.folder / "images") in found["data"]
     assert found.keys() == {"data"}
     with moved(recorded.weights):
-        assert str(recorded.weights) in failed(verify_run(recorded.run))["weights"]
+        assert str(recorded.weights) in failed(verify(recorded.run))["weights"]
 
 
 def test_a_model_that_says_something_else_than_was_logged_fails(recorded: Recorded) -> None:
-    (model,) = model_ids(run_of(recorded.run))
+    model = Runs().get(recorded.run).model_id
     with altered(Path(model_address(connect(), model)) / "artifacts/model/weights.safetensors") as file:
         scale(file, -1.0)
-        found = failed(verify_run(recorded.run))
+        found = failed(verify(recorded.run))
         assert "logged" in found["model"]
         assert found["artifacts"] == "model/artifacts/model/weights.safetensors has changed"
         file.write_bytes(b"nothing")
-        assert failed(verify_run(recorded.run))["model"].startswith("cannot be used: ")
+        assert failed(verify(recorded.run))["model"].startswith("cannot be used: ")
 
 
 def test_predictions_that_do_not_come_to_the_logged_accuracy_fail(recorded: Recorded) -> None:
@@ -135,4 +134,4 @@ def test_predictions_that_do_not_come_to_the_logged_accuracy_fail(recorded: Reco
         name, target, prediction, score = lines[1].split(",")
         lines[1] = f"{name},{target},{'light' if prediction == 'dark' else 'dark'},{score}"
         file.write_text("\n".join(lines))
-        assert failed(verify_run(recorded.run)).keys() == {"artifacts", "predictions"}
+        assert failed(verify(recorded.run)).keys() == {"artifacts", "predictions"}

@@ -19,9 +19,9 @@ from tlresearch.studies.sweeps.confirm import Confirmed, best_first, fresh_seeds
 from tlresearch.studies.sweeps.result import SweepResult
 from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.studies.sweeps.subject import FinalRun
-from tlresearch.tracking.records import children
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
-from tlresearch.understand.comparison.compare import compare_sweep
+from tlresearch.understand.comparison.compare import compare
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 
@@ -61,9 +61,9 @@ def test_the_best_configurations_are_confirmed_with_seeds_no_trial_had(project: 
     assert means == sorted(means, reverse=True)
 
     store = connect()
-    nested = {run.info.run_id: run for run in children(store, result.run_id)}
+    nested = {run.run_id: run.stored for run in Runs(store).get(result.run_id).members}
     for one in result.confirmed:
-        seeds = children(store, one.run_id)
+        seeds = [run.stored for run in Runs(store).get(one.run_id).members]
         assert one.run_id in nested
         assert sorted(run.data.params["seed"] for run in seeds) == ["1", "2"]
         assert {tags(run)["tlresearch.test_evaluations"] for run in seeds} == {"1"}
@@ -80,12 +80,12 @@ def test_the_best_configurations_are_confirmed_with_seeds_no_trial_had(project: 
     assert tags(parent)["tlresearch.best_trial"] == str(result.confirmed[0].trial.number)
 
     assert "2 fresh seeds" in str(result)
-    rows = compare_sweep("toy/s").rows
+    rows = compare(sweep="toy/s").rows
     assert [bool(row.members) for row in rows[:3]] == [True, True, False]
 
     continued = run_sweep("toy/s")
     assert [one.run_id for one in continued.confirmed] == [one.run_id for one in result.confirmed]
-    assert len(children(store, result.run_id)) == len(nested)
+    assert len(Runs(store).get(result.run_id).members) == len(nested)
 
 
 def test_the_mean_chooses_whatever_the_trials_had_reached() -> None:

@@ -23,9 +23,9 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.config.load import load_sweep, load_text
 from tlresearch.studies.sweeps.run import run
-from tlresearch.tracking.records import children
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
-from tlresearch.understand.comparison.compare import compare_sweep
+from tlresearch.understand.comparison.compare import compare
 
 SPACE = {"lr": tl.log(1e-3, 1e-1), "unfreeze_depth": tl.depths(3)}
 pytestmark = [
@@ -45,7 +45,10 @@ def square(trial: tl.Trial) -> float:
 
 
 def runs_of(study: tl.SweepResult) -> list[Run]:
-    return sorted(children(connect(), study.run_id), key=lambda run: int(run.data.tags["tlresearch.trial"]))
+    return sorted(
+        [run.stored for run in Runs(connect()).get(study.run_id).members],
+        key=lambda run: int(run.data.tags["tlresearch.trial"]),
+    )
 
 
 def points(run: Run, metric: str) -> list[tuple[int, float]]:
@@ -75,7 +78,7 @@ def test_a_track_in_a_function_is_the_trials_run(capfd: pytest.CaptureFixture[st
     assert points(runs[0], "lr/head") == [(0, 0.01), (1, 0.01)]
     client = connect().client
     assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 3
-    compared = compare_sweep(study.name)
+    compared = compare(sweep=study.name)
     assert compared.metrics[0] == "val_loss"
     assert {"lr", "unfreeze_depth"} <= compared.differing.keys()
     assert compared.rows[0].metrics["val_loss"].last == study.best_value == min(t.value or 9 for t in study.trials)
@@ -122,7 +125,7 @@ def test_a_fit_in_a_function_is_nested_in_the_trial_and_leaves_the_test_alone() 
     pruner = {"name": "threshold", "options": {"upper": 1e9}}
     study = tl.sweep(objective, {"lr": tl.log(1e-3, 1e-2)}, trials=1, metric="val/loss", pruner=pruner)
     (trial,) = runs_of(study)
-    (inner,) = children(connect(), trial.info.run_id)
+    (inner,) = [run.stored for run in Runs(connect()).get(trial.info.run_id).members]
     assert inner.data.params["optimizer.lr"] == trial.data.params["lr"]
     assert not [name for name in inner.data.metrics if name.startswith("test/")]
     assert len(study.trials[0].intermediate_values) == 2
@@ -257,7 +260,7 @@ def test_a_trial_that_was_killed_goes_on_in_its_run_and_ends_as_the_unbroken_one
 
     assert call(15)[0] == -signal.SIGKILL
     _, (resumed, study, _) = call(-1)
-    (run,) = children(connect(), study)
+    (run,) = [run.stored for run in Runs(connect()).get(study).members]
     assert run.info.status == "FINISHED"
     assert [step for step, _ in points(run, "val_loss")] == [0, 1, 2, 3]
     monkeypatch.setenv("TLRESEARCH_HOME", str(tmp_path / "other"))

@@ -16,18 +16,18 @@ from tests.toy import toy_backbone, toy_data
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.backbones.build import build_backbone
 from tlresearch.cli import main
-from tlresearch.config.schema import BackboneConfig, ExperimentConfig
-from tlresearch.data.base import SampleKey
+from tlresearch.config.schema import BackboneConfig
+from tlresearch.data.base import Data, SampleKey
+from tlresearch.run.recorded import load
+from tlresearch.tasks.base import Task
 from tlresearch.tracking.items import Item, Items
 from tlresearch.tracking.manifest import damaged, read_json, read_manifest
 from tlresearch.tracking.store import connect
-from tlresearch.understand.inspection.inspect import STAGES, inspect_anything
+from tlresearch.understand.inspection.inspect import STAGES, inspect
 from tlresearch.understand.inspection.saliency import choose, explain, last_map, saliency_figure
 from tlresearch.understand.inspection.stages import (
-    Finished,
     StageChange,
     relative_change,
-    reopen,
     similarities,
     stage_changes,
     stages_figure,
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 def test_what_fine_tuning_did_is_shown_and_added_to_the_run(recorded: Recorded) -> None:
     store = connect()
     ended = store.client.get_run(recorded.run).info.end_time
-    shown = str(inspect_anything(recorded.run, []))
+    shown = str(inspect(recorded.run))
     assert "what became of the stages" in shown
 
     base, trained = load_file(recorded.weights), load_file(recorded.artifact("weights/trained.safetensors"))
@@ -66,11 +66,9 @@ def test_what_fine_tuning_did_is_shown_and_added_to_the_run(recorded: Recorded) 
 
 
 def test_a_stage_that_stayed_is_the_same(recorded: Recorded) -> None:
-    store = connect()
-    run = store.client.get_run(recorded.run)
-    finished = reopen(store, run)
-    finished.task.backbone.stages[0].load_state_dict(finished.before.stages[0].state_dict())
-    first, second, *_ = stage_changes(store, run, finished)
+    run = load(recorded.run)
+    run.backbone.stages[0].load_state_dict(run.start.stages[0].state_dict())
+    first, second, *_ = stage_changes(run)
     assert (first.moved, first.statistics) == (0, 0)
     assert first.similarity == pytest.approx(1)
     assert second.moved > 0
@@ -128,17 +126,17 @@ def test_the_last_map_is_in_front_of_the_pooling(name: str) -> None:
     assert torch.allclose(seen[0].mean(dim=(2, 3)), before, atol=1e-6)
 
 
-def toy_finished() -> Finished:
+def toy_trained() -> tuple[Task, Data]:
     task = make_task()
-    data = replace(toy_data(), preprocessing=task.backbone.preprocessing)
-    return Finished(ExperimentConfig(), data, toy_backbone(), task)
+    return task, replace(toy_data(), preprocessing=task.backbone.preprocessing)
 
 
 def test_the_heat_is_that_of_grad_cam() -> None:
     """By its definition: maps weighted by the mean gradient of the predicted class, what speaks for it alone."""
-    finished = toy_finished()
-    found = explain(finished, "test", [0, 3])
-    task, split = finished.task.eval(), finished.data.splits["test"]
+    task, data = toy_trained()
+    found = explain(task, data, "test", [0, 3])
+    split = data.splits["test"]
+    task.eval()
     value = torch.stack([split[SampleKey(row, 0)][0] for row in (0, 3)])
     maps = task.backbone(value, stop=2)
     for layer in task.backbone.stages[2][:3]:
@@ -153,7 +151,7 @@ def test_the_heat_is_that_of_grad_cam() -> None:
 
 
 def test_images_beside_their_heat(tmp_path: Path) -> None:
-    saliency_figure(explain(toy_finished(), "test", [0, 1, 2])).savefig(tmp_path / "heat.png")
+    saliency_figure(explain(*toy_trained(), "test", [0, 1, 2])).savefig(tmp_path / "heat.png")
     assert (tmp_path / "heat.png").stat().st_size > 5000
 
 
@@ -161,5 +159,5 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     rows = [StageChange(f"s{n}", 10, n > 0, 0.1 * n, math.nan, 1 - 0.2 * n, ((0, 0.5), (1, 0.1))) for n in range(3)]
     assert len(stages_figure(rows).axes) == 3  # nothing to show of the statistics
     place = tmp_path / "plan.png"
-    inspect_anything("digits/transfer", [], picture=place)
+    inspect("digits/transfer", picture=place)
     assert place.stat().st_size > 5000

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tlresearch.understand.inspection.similarity import Alignment, independence
+from tlresearch.understand.inspection.stages import Alignment, independence
 
 
 def noise(samples: int, width: int, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import ImageSplit
 from tlresearch.modality.image import Evaluation
 from tlresearch.tracking.manifest import read_json
-from tlresearch.tracking.records import children
+from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
 from tlresearch.understand.ranking.features import FeaturePass
 from tlresearch.understand.ranking.rank import SMALL, proposed_depth, rank
@@ -63,7 +63,7 @@ def test_ranks_at_every_boundary_and_reads_the_second_time(experiment: str) -> N
     assert "not/here.pth" in missing.problem
 
     store = connect()
-    runs = {run.info.run_name: run for run in children(store, first.run_id)}
+    runs = {run.name: run.stored for run in Runs(store).get(first.run_id).members}
     assert runs.keys() == {"small_cnn", "mnist_cnn"}
     run = runs[best.name]
     history = store.client.get_metric_history(run.info.run_id, "ranking/probe")

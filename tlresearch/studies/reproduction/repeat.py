@@ -5,38 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from tlresearch.base.errors import UserError
-from tlresearch.config.load import Loaded
 from tlresearch.config.parts import identities
-from tlresearch.config.schema import ExperimentConfig
 from tlresearch.finetuning.callback import EpochReport, Listener, RunPrunedError
 from tlresearch.run.fit import Role, fit
+from tlresearch.run.recorded import RecordedRun, load
 from tlresearch.show import markdown
 from tlresearch.show.elements import Badge, Cell, Column, Facts, Section, Table, Text, Tone
 from tlresearch.show.page import Page, Shown
-from tlresearch.show.terminal import show
-from tlresearch.studies.reproduction.present import as_it_was, inputs_of, present_data, present_weights, recorded_config
-from tlresearch.tracking.calls import STATE
-from tlresearch.tracking.manifest import add_to_ended_run
-from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.records import Record
 from tlresearch.understand.comparison.agreement import TOLERANCE, Agreement, Verdict, agreements, overall, read_history
 from tlresearch.understand.comparison.differences import (
     Difference,
-    Record,
     differences,
     input_differences,
     part_differences,
-    read_record,
 )
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 REPRODUCES = "tlresearch.reproduces"
 REPRODUCED_BY = "tlresearch.reproduced_by"
@@ -138,89 +125,80 @@ def _largest(metric: Agreement) -> str:
     return f"{metric.old:.6g} -> {metric.new:.6g} ({metric.new - metric.old:+.2g}) in epoch {metric.step}"
 
 
-def repeat_run(run: str, *, anyway: bool = False, console: Console | None = None) -> Repetition:
+def repeat_run(run: str | Record, *, anyway: bool = False, console: Console | None = None) -> Repetition:
     """Repeats a run and compares every metric of every epoch; the new run is linked to the old one and back.
 
     The configuration is the recorded one, whatever became of the YAML. What had been chosen for the machine (threads,
     number format) is set to what it was. The repetition of a trial does not look at the test split either.
 
     Args:
-        run: Run id, unique beginning of one, or run name.
+        run: The run, or its id, the beginning of its id, or its name.
         anyway: Go on although data or weights have changed since.
-        console: Where the plan, progress and the comparison are shown.
+        console: Where the plan and progress are shown.
 
     Raises:
         UserError: If the run is not there or still running, or data or weights are missing or (unless `anyway`)
             have changed; the text names the files.
     """
-    store = connect()
-    old = find_run(store, run)
-    run_id, name = old.info.run_id, (old.info.run_name or "").removeprefix(PRUNED_MARK)
-    if old.info.status == "RUNNING":
-        raise UserError(f"run {run_id[:8]} ({name}) has not ended: let it end, or run its command again to continue it")
-    record = read_record(store, old)
-    loaded = as_it_was(recorded_config(store, run_id, name), old, record, anyway=anyway)
+    old = load(run, anyway=anyway)
+    if old.state == "running":
+        raise UserError(f"{old.title} has not ended: let it end, or run its command again to continue it")
+    loaded = old.as_it_was(anyway=anyway)
     if console is not None:
-        console.print(f"[bold]repeats {name}[/bold]  run {run_id[:8]}, from its record alone", highlight=False)
-    _check_inputs(loaded, record, anyway=anyway, console=console)
-    history = read_history(store, old)
+        console.print(f"[bold]repeats {old.name}[/bold]  run {old.short}, from its record alone", highlight=False)
+    _check_inputs(old, anyway=anyway, console=console)
+    history = read_history(old)
     role = Role(
-        f"{name} repeated",
-        tags={REPRODUCES: run_id},
+        f"{old.name} repeated",
+        tags={REPRODUCES: old.run_id},
         listener=_until(old, history),
         test=any(metric.startswith(("test/", "shift/")) for metric in history),
-        repeats=run_id,
+        repeats=old.run_id,
     )
     result = fit(loaded, role=role, console=console)
 
-    with store.errors():
-        new = store.client.get_run(result.run_id)
-    metrics = agreements(history, read_history(store, new), whole=old.info.status == "FINISHED")
-    now = read_record(store, new)
+    new = old.runs.get(result.run_id)
+    metrics = agreements(history, read_history(new), whole=old.state in ("finished", "pruned"))
     repetition = Repetition(
-        old=run_id,
-        new=result.run_id,
-        name=name,
+        old=old.run_id,
+        new=new.run_id,
+        name=old.name,
         verdict=overall(metrics),
         metrics=metrics,
-        differences=differences(record, now),
-        not_recorded=tuple(dict.fromkeys([*record.not_recorded, *now.not_recorded])),
+        differences=differences(old.origin, new.origin),
+        not_recorded=tuple(dict.fromkeys([*old.origin.not_recorded, *new.origin.not_recorded])),
         url=result.url,
     )
     content = {**asdict(repetition), "tolerance": TOLERANCE}
     texts = {"reproduction.json": json.dumps(content, indent=1), "reproduction.md": markdown.render(repetition.page)}
-    add_to_ended_run(store, result.run_id, tags={RESULT: repetition.verdict}, texts=texts)
-    earlier = [part for part in old.data.tags.get(REPRODUCED_BY, "").split(", ") if part]
-    add_to_ended_run(store, run_id, tags={REPRODUCED_BY: ", ".join([*earlier, result.run_id])})
-    if console is not None:
-        show(console, repetition.page)
+    new.add(tags={RESULT: repetition.verdict}, texts=texts)
+    earlier = [part for part in old.tags.get(REPRODUCED_BY, "").split(", ") if part]
+    old.add(tags={REPRODUCED_BY: ", ".join([*earlier, new.run_id])})
     return repetition
 
 
-def _check_inputs(loaded: Loaded[ExperimentConfig], record: Record, *, anyway: bool, console: Console | None) -> None:
+def _check_inputs(old: RecordedRun, *, anyway: bool, console: Console | None) -> None:
     """Says before training whether data and weights are still the same."""
-    if record.inputs is None:
+    recorded = old.origin.inputs
+    if recorded is None:
         if console is not None:
             console.print("  the run recorded no data and weights to compare with", style="yellow")
         return
-    backbone = present_weights(loaded.config)
     changed = [
-        *input_differences(record.inputs, inputs_of(present_data(loaded.config, backbone), backbone)),
-        *part_differences(record.parts, identities(loaded.config)),
+        *input_differences(recorded, old.inputs),
+        *part_differences(old.origin.parts, identities(old.config)),
     ]
     lines = "\n".join(f"  {change.kind}: {change.text}" for change in changed)
     if changed and not anyway:
-        raise UserError(
-            f"{loaded.source} was computed from something else than is here now; --anyway goes on:\n{lines}"
-        )
+        raise UserError(f"{old.title} was computed from something else than is here now; --anyway goes on:\n{lines}")
     if console is not None:
-        samples = f"  data and weights are the same ({len(record.inputs.files)} samples, {record.inputs.weights})"
+        samples = f"  data and weights are the same ({len(recorded.files)} samples, {recorded.weights})"
         console.print(lines or samples, highlight=False, markup=False, soft_wrap=True)
 
 
-def _until(old: Run, history: dict[str, dict[int, float]]) -> Listener | None:
+def _until(old: Record, history: dict[str, dict[int, float]]) -> Listener | None:
     """Stops where a pruner stopped the run that is repeated."""
-    if old.data.tags.get(STATE) != "pruned":
+    if old.state != "pruned":
         return None
     last = max(step for points in history.values() for step in points)
 

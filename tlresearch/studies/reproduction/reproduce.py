@@ -23,23 +23,24 @@ from tlresearch.base.errors import (
     WeightsError,
     one_line,
 )
-from tlresearch.base.paths import SHIPPED, find_yaml, yaml_name
+from tlresearch.base.paths import SHIPPED, find_yaml, is_yaml, yaml_name
 from tlresearch.config import checks
 from tlresearch.config.load import Loaded, Overrides, load_variants, override_texts, revise
 from tlresearch.config.published_schema import ReferenceConfig
 from tlresearch.config.schema import ExperimentConfig
+from tlresearch.run.recorded import present_data, present_weights
 from tlresearch.run.results import pin_checkpoint
 from tlresearch.show import markdown
 from tlresearch.show.terminal import show
-from tlresearch.studies.reproduction.present import present_data, present_weights
+from tlresearch.studies.reproduction.repeat import Repetition, repeat_run
 from tlresearch.studies.reproduction.scoreboard import Reproduction, Row, as_record, counts, scoreboard
 from tlresearch.studies.reproduction.verdict import compared_value, judge
 from tlresearch.studies.seeds import GroupResult, alone, fit_group, recorded_group
 from tlresearch.tasks.watched import directed
+from tlresearch.tracking.family import open_family
 from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.records import search
-from tlresearch.tracking.run import JournalRun, open_run
-from tlresearch.tracking.store import connect
+from tlresearch.tracking.records import Record, Runs
+from tlresearch.tracking.run import JournalRun
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,54 @@ _NOT_PROTOCOL = ("tracking.", "cache.", "description", "trainer.accelerator", "t
 
 
 def reproduce(
+    what: str | Path | Record,
+    overrides: Overrides = (),
+    *,
+    variants: Sequence[str] = (),
+    again: bool = False,
+    anyway: bool = False,
+    console: Console | None = None,
+) -> Reproduction | Repetition:
+    """Runs a published experiment and compares its numbers with the published ones; or repeats a recorded run.
+
+    Of an experiment, what has been run before with the same settings is not run again: an interrupted reproduction
+    goes on. A run is repeated as it was, and compared metric by metric and epoch by epoch.
+
+    Args:
+        what: Name under ``experiments/`` or path of a YAML file with a `reference`; or a run, its id, the beginning of
+            its id, or its name.
+        overrides: Values by full key, of an experiment; verdicts then say that they were overridden.
+        variants: Only these variants; all unless given.
+        again: Run everything anew.
+        anyway: Of a run: go on although data or weights have changed since.
+        console: Where progress is shown.
+
+    Raises:
+        ConfigError: With every problem of the file, before anything runs.
+        UserError: If it has no reference or no such variant, or the store cannot be used.
+    """
+    if isinstance(what, Record):
+        run: str | Record = what
+        reason = f"{what.title} is no experiment"
+    elif _is_experiment(str(what)):
+        return reproduce_published(what, overrides, variants=variants, again=again, console=console)
+    else:
+        run, reason = str(what), f"there is no experiment '{what}'"
+    # An override that names the store says where the run is found.
+    if variants or again or any(not text.startswith("tracking.uri=") for text in override_texts(overrides)):
+        raise UserError(
+            f"reproduce: {reason}, and a recorded run is repeated as it was: "
+            "it takes no overrides, --variant or --again"
+        )
+    return repeat_run(run, anyway=anyway, console=console)
+
+
+def _is_experiment(text: str) -> bool:
+    """Tells the name of an experiment, a wrong one too, from the id or name of a run."""
+    return "/" in text or is_yaml(text, "experiments")
+
+
+def reproduce_published(
     experiment: str | Path,
     overrides: Overrides = (),
     *,
@@ -65,19 +114,13 @@ def reproduce(
 ) -> Reproduction:
     """Runs a published experiment and compares its numbers with the published ones.
 
-    What has been run before, with the same settings, is not run again: an interrupted reproduction goes on.
-
     Args:
         experiment: Name under ``experiments/`` or path of a YAML file with a `reference`.
         overrides: Values by full key; verdicts then say that they were overridden.
         variants: Only these variants; all unless given.
         again: Run everything anew.
         slow: Whether variants marked as slow are run; without, they show what was recorded earlier.
-        console: Where progress and the table are shown.
-
-    Raises:
-        ConfigError: With every problem of the file, before anything runs.
-        UserError: If it has no reference or no such variant, or the store cannot be used.
+        console: Where progress is shown.
     """
     path = find_yaml(str(experiment), "experiments")
     name = yaml_name(path, "experiments")
@@ -128,7 +171,9 @@ def reproduce_all(
         raise UserError(f"{folder}: none of its {len(paths)} experiments has a `reference`")
     results = []
     for path in published:
-        results.append(reproduce(path, again=again, slow=slow, console=console))
+        results.append(reproduce_published(path, again=again, slow=slow, console=console))
+        if console is not None:
+            show(console, results[-1].page)
         page.write_text(markdown.render(scoreboard(results, collect(sys.argv))))
     return results
 
@@ -147,30 +192,33 @@ class _Reproducer:
         self._run: JournalRun | None = None
 
     def run(self, variants: Mapping[str, Loaded[ExperimentConfig]]) -> Reproduction:
-        """Runs them and shows the table."""
+        """Runs them."""
         with alone(self._tag, f"the reproduction of {self.name}"), self._opened:
             rows = [row for variant, loaded in variants.items() for row in self._variant(variant, loaded)]
             if self._run is None:
-                return self._shown(Reproduction(self.name, tuple(rows)))
+                return Reproduction(self.name, tuple(rows))
             result = Reproduction(self.name, tuple(rows), self._run.run_id, self._run.url)
             self._run.log_dict(as_record(result), "reproduction.json")
             self._run.log_text(markdown.render(result.page), "reproduction.md")
             self._run.set_tags({VERDICT: counts(rows)})
-        return self._shown(result)
+        return result
 
     def _variant(self, variant: str, loaded: Loaded[ExperimentConfig]) -> list[Row]:
         left_out = _reference(loaded).slow and not self.slow
         try:
-            group = recorded_group(loaded) if left_out or not self.again else None
+            runs = Runs(loaded.config.tracking.uri)
+            group = recorded_group(loaded, runs) if left_out or not self.again else None
             if group is None and left_out:
                 return self._not_run(variant, loaded, "marked as slow: give --slow, or name the experiment")
             if group is None:
                 if self.console is not None:
                     self.console.print(f"[bold]{self.name}[/bold]  {variant}", highlight=False)
-                _gather(loaded)
-                parent = self._parent(loaded).run_id
-                group = fit_group(loaded, name=variant, parent=parent, again=self.again, console=self.console)
-            self._parent(loaded)
+                _gather(loaded, runs)
+                parent = self._parent(loaded, runs).run_id
+                group = fit_group(
+                    loaded, name=variant, parent=parent, again=self.again, runs=runs, console=self.console
+                )
+            self._parent(loaded, runs)
             return self._judged(variant, loaded, group)
         except _NOT_HERE as error:
             return self._not_run(variant, loaded, one_line(error))
@@ -217,35 +265,24 @@ class _Reproducer:
             for number in reference.numbers
         ]
 
-    def _parent(self, loaded: Loaded[ExperimentConfig]) -> JournalRun:
+    def _parent(self, loaded: Loaded[ExperimentConfig], runs: Runs) -> JournalRun:
         """Opens the run that holds the verdict: that of an earlier reproduction, unless everything is run anew."""
         if self._run is not None:
             return self._run
-        tracking, reference = loaded.config.tracking, _reference(loaded)
-        store = connect(tracking.uri)
-        quoted = self._tag.replace("'", "''")
-        found = [] if self.again else search(store, f"tags.`{PUBLISHED}` = '{quoted}'", limit=1)
-        run = open_run(
-            replace(tracking, system_metrics=False),
-            experiment=tracking.experiment or loaded.config.name,
-            name=f"{self.name.rpartition('/')[2]} reproduced",
+        earlier = [] if self.again else runs.tagged(PUBLISHED, self._tag, limit=1)
+        run = open_family(
+            loaded.config,
+            loaded.config.tracking,
+            f"{self.name.rpartition('/')[2]} reproduced",
             params={"reproduce.experiment": self.name, "reproduce.overrides": " ".join(self.overrides)},
-            tags={PUBLISHED: self._tag, "tlresearch.source": reference.source.title},
-            description=loaded.config.description,
-            run_id=found[0].info.run_id if found else None,
+            tags={PUBLISHED: self._tag, "tlresearch.source": _reference(loaded).source.title},
+            run_id=earlier[0].run_id if earlier else None,
         )
         self._run = self._opened.enter_context(run)
-        if not run.begun:
-            collect(sys.argv).log(run)
         return run
 
-    def _shown(self, result: Reproduction) -> Reproduction:
-        if self.console is not None:
-            show(self.console, result.page)
-        return result
 
-
-def _gather(loaded: Loaded[ExperimentConfig]) -> None:
+def _gather(loaded: Loaded[ExperimentConfig], runs: Runs) -> None:
     """Loads weights and data once, and downloads them where they can be, before any run is opened.
 
     Raises:
@@ -255,8 +292,8 @@ def _gather(loaded: Loaded[ExperimentConfig]) -> None:
     if lacking:
         raise MissingFileError("; ".join(lacking))
     seeds = loaded.config.seeds
-    config = pin_checkpoint(revise(loaded, {"seed": seeds[0]} if seeds else {})).config
-    present_data(config, present_weights(config))
+    config = pin_checkpoint(revise(loaded, {"seed": seeds[0]} if seeds else {}), runs).config
+    present_data(config, present_weights(config, runs))
 
 
 def _with_reference(path: Path, overrides: Overrides) -> dict[str, Loaded[ExperimentConfig]]:

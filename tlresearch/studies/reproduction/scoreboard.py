@@ -108,9 +108,9 @@ class Reproduction(Shown):
     url: str = ""
 
     @property
-    def reached(self) -> bool:
-        """Whether everything that ran was reproduced."""
-        return all(row.verdict in ("reproduced", "not run") for row in self.rows)
+    def exit_code(self) -> int:
+        """0 if everything that ran was reproduced, else 1."""
+        return int(any(row.verdict not in ("reproduced", "not run") for row in self.rows))
 
     @property
     def page(self) -> Page:

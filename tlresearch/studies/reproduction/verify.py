@@ -5,44 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 
-from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.lineage import TRAINED
 from tlresearch.base.errors import UserError, first_line
-from tlresearch.config.load import Loaded, MissingFilesError
 from tlresearch.config.parts import identities
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data
+from tlresearch.run.recorded import RecordedRun, load
 from tlresearch.run.training import settle
 from tlresearch.serving.stored import WEIGHTS
 from tlresearch.show.elements import Cell, Column, Table, Tone
 from tlresearch.show.page import Page, Shown, page_of
-from tlresearch.show.terminal import show
-from tlresearch.studies.reproduction.present import (
-    as_it_was,
-    inputs_of,
-    measure,
-    present_data,
-    present_weights,
-    recorded_config,
-)
 from tlresearch.tasks.base import measure_served
 from tlresearch.tasks.build import find_task
 from tlresearch.tracking.calls import FAILURE
-from tlresearch.tracking.items import read_items
-from tlresearch.tracking.manifest import damaged, local, model_address, read_manifest
-from tlresearch.tracking.model import load_model, model_ids
-from tlresearch.tracking.records import find_run
-from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect
-from tlresearch.understand.comparison.differences import Inputs, input_differences, part_differences, read_record
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from tlresearch.tracking.manifest import damaged, read_manifest
+from tlresearch.tracking.model import load_model
+from tlresearch.tracking.records import TRAINED, Inputs, Record
+from tlresearch.understand.comparison.differences import input_differences, part_differences
 
 State = Literal["ok", "failed", "not recorded"]
 
@@ -94,77 +75,60 @@ class Verification(Shown):
         return page_of("", Table(columns, rows, title=f"{self.name}  run {self.run_id[:8]}"))
 
 
-def verify_run(run: str, *, console: Console | None = None) -> Verification:
+def verify(run: str | Record) -> Verification:
     """Checks a recorded run; nothing is trained and nothing is written.
 
     Args:
-        run: Run id, unique beginning of one, or run name.
-        console: Where the table of checks is shown.
+        run: The run, or its id, the beginning of its id, or its name.
 
     Raises:
         UserError: If there is no such run, or it recorded no config that can be read.
     """
-    store = connect()
-    found = find_run(store, run)
-    run_id, name = found.info.run_id, (found.info.run_name or "").removeprefix(PRUNED_MARK)
-    try:
-        loaded = recorded_config(store, run_id, name)
-    except MissingFilesError as error:
-        loaded = error.loaded  # the check of data or weights says so
-    verification = Verification(run_id, name, tuple(_checks(store, found, loaded)))
-    if console is not None:
-        show(console, verification.page)
-    return verification
+    recorded = load(run, anyway=True)
+    return Verification(recorded.run_id, recorded.name, tuple(_checks(recorded, recorded.config)))
 
 
-def _checks(store: Store, run: Run, loaded: Loaded[ExperimentConfig]) -> Iterator[Check]:
-    record = read_record(store, run)
-    recorded = record.inputs
+def _checks(run: RecordedRun, config: ExperimentConfig) -> Iterator[Check]:
     yield _ended(run)
-    yield _artifacts(store, run)
-    backbone: StagedBackbone | None = None
-    data: Data | None = None
+    yield _artifacts(run)
+    part: Literal["data", "weights"] = "weights"
+    there = False
     try:
-        config = as_it_was(loaded, run, record, anyway=True).config
-    except MissingFilesError as error:
-        config = error.loaded.config  # the check of data or weights says so
-    try:
-        backbone = present_weights(config)
-        data = present_data(config, backbone)
+        weights = run.start.weights
+        yield _same(part, run, Inputs("", {}, weights.source, weights.sha256), weights.source)
+        part = "data"
+        now = run.inputs
+        yield _same(part, run, now, f"{len(now.files)} samples, fingerprint {now.data[:12]}")
+        there = True
     except UserError as error:
-        yield Check("data" if backbone else "weights", "failed", str(error))
-    if backbone:
-        weights = backbone.weights
-        now = inputs_of(data, backbone) if data else Inputs("", {}, weights.source, weights.sha256)
-        yield _same("weights", recorded, now, weights.source)
-    if backbone and data:
-        yield _same("data", recorded, now, f"{len(now.files)} samples, fingerprint {now.data[:12]}")
-    if record.parts:
-        yield _parts(record.parts, config)
-    yield _predictions(store, run)
-    if backbone and data:
-        yield _trained(store, run, config, data, backbone)
-        yield _model(store, run, config, data, backbone)
+        yield Check(part, "failed", str(error))
+    if run.origin.parts:
+        yield _parts(run.origin.parts, config)
+    yield _predictions(run)
+    if there:
+        yield _trained(run, config)
+        yield _model(run, config)
 
 
-def _ended(run: Run) -> Check:
-    status = run.info.status
-    reason = run.data.tags.get(FAILURE, "")
+def _ended(run: Record) -> Check:
+    status = run.stored.info.status
+    reason = run.tags.get(FAILURE, "")
     return Check("end of the run", "ok" if status == "FINISHED" else "failed", f"{status.lower()} {reason}".strip())
 
 
-def _artifacts(store: Store, run: Run) -> Check:
-    manifest = read_manifest(store, run.info.run_id)
+def _artifacts(run: Record) -> Check:
+    manifest = read_manifest(run.store, run.run_id)
     if manifest is None:
         return Check("artifacts", "not recorded", "the run has no list of hashes (artifacts.json)")
-    problems = damaged(store, run, manifest)
+    problems = damaged(run.store, run.stored, manifest)
     if problems:
         return Check("artifacts", "failed", "; ".join(problems))
     count = len(manifest.files) + sum(len(files) for files in manifest.models.values())
     return Check("artifacts", "ok", f"{count} files, each with the SHA-256 it was stored with")
 
 
-def _same(kind: Literal["data", "weights"], recorded: Inputs | None, now: Inputs, about: str) -> Check:
+def _same(kind: Literal["data", "weights"], run: Record, now: Inputs, about: str) -> Check:
+    recorded = run.origin.inputs
     if recorded is None:
         return Check(kind, "not recorded", "the run recorded no fingerprint")
     changed = [change.text for change in input_differences(recorded, now) if change.kind == kind]
@@ -178,11 +142,11 @@ def _parts(recorded: Mapping[str, Any], config: ExperimentConfig) -> Check:
     return Check("parts", "failed" if changed else "ok", "; ".join(changed) or sources)
 
 
-def _predictions(store: Store, run: Run) -> Check:
+def _predictions(run: Record) -> Check:
     """The predictions sample by sample must come to the accuracy, or mean error, that was logged."""
-    items = read_items(store, run.info.run_id)
+    items = run.items
     name = "mae" if items is not None and items.measure == "error" else "accuracy"
-    metric = _logged(items.split if items else "", run).get(name)
+    metric = _logged(items.split, run).get(name) if items else None
     if items is None or metric is None:
         return Check("predictions", "not recorded", "the run kept no predictions sample by sample")
     if name == "accuracy" and any(";" in item.target for item in items.items):
@@ -194,50 +158,48 @@ def _predictions(store: Store, run: Run) -> Check:
     return Check("predictions", "ok" if close else "failed", text)
 
 
-def _trained(store: Store, run: Run, config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> Check:
+def _trained(run: RecordedRun, config: ExperimentConfig) -> Check:
     """The weights that were kept, measured again by the task itself."""
-    split: Literal["val", "test"] = "test" if "test" in data.splits else "val"
+    split = _split(run)
     logged = _logged(split, run)
-    address = f"{run.info.artifact_uri}/{TRAINED}"
     if not config.tracking.weights or not logged:
         return Check("trained weights", "not recorded", "the run kept no weights, as trials do not")
     try:
-        with local(store, address) as file:
-            found = measure(config, data, backbone, file, split)
+        with run.file(TRAINED) as file:
+            measured = run.measure(file, split)
     except Exception as error:  # a damaged file raises whatever its broken part leads to
         return Check("trained weights", "failed", f"cannot be used: {first_line(error)}")
-    return _agree("trained weights", split, found, logged, len(data.splits[split]))
+    return _agree("trained weights", split, measured, logged, len(run.data.splits[split]))
 
 
-def _model(store: Store, run: Run, config: ExperimentConfig, data: Data, backbone: StagedBackbone) -> Check:
+def _model(run: RecordedRun, config: ExperimentConfig) -> Check:
     """The logged model, given raw samples as whoever serves it gives them.
 
     It answers in float32. Where the run computed otherwise, it is held against its weights in float32 instead of
     what was logged. Masks and boxes it answers in pixels of the raw image, but metrics are of the size of the input:
     there the task measures the model's own weights.
     """
-    models = model_ids(run)
-    if not models:
+    if not run.model_ids:
         return Check("model", "not recorded", "the run logged no model, as trials do not")
-    split: Literal["val", "test"] = "test" if "test" in data.splits else "val"
+    split, data = _split(run), run.data
     try:
         logged = _logged(split, run)
-        plain = _in_float32(config)
+        plain = settle(config, {"trainer.precision": "32-true", "cache.precision": "32-true"})
         if plain != config and config.tracking.weights:
-            with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
-                logged = measure(plain, data, backbone, file, split)
-        served = load_model(store, models[-1])
-        found = measure_served(find_task(config.task.name), served.predict, data, split, config.data.eval_batch_size)
-        if found is None:
-            with local(store, model_address(store, models[-1])) as folder:
-                found = measure(plain, data, backbone, folder / "artifacts" / "model" / WEIGHTS, split)
+            with run.file(TRAINED) as file:
+                logged = run.measure(file, split, plain)
+        served = load_model(run.store, run.model_id)
+        answered = measure_served(find_task(config.task.name), served.predict, data, split, config.data.eval_batch_size)
+        if answered is None:
+            with run.model() as folder:
+                answered = run.measure(folder / WEIGHTS, split, plain)
     except Exception as error:  # a damaged model raises whatever its broken part leads to
         return Check("model", "failed", f"cannot be used: {first_line(error)}")
-    return _agree("model", split, found, logged, len(data.splits[split]))
+    return _agree("model", split, answered, logged, len(data.splits[split]))
 
 
-def _in_float32(config: ExperimentConfig) -> ExperimentConfig:
-    return settle(config, {"trainer.precision": "32-true", "cache.precision": "32-true"})
+def _split(run: RecordedRun) -> Literal["val", "test"]:
+    return "test" if "test" in run.data.splits else "val"
 
 
 def _agree(name: str, split: str, found: Mapping[str, float], logged: Mapping[str, float], samples: int) -> Check:
@@ -249,10 +211,10 @@ def _agree(name: str, split: str, found: Mapping[str, float], logged: Mapping[st
     return Check(name, "failed" if wrong or not shared else "ok", "; ".join(texts))
 
 
-def _logged(split: str, run: Run) -> dict[str, float]:
+def _logged(split: str, run: Record) -> dict[str, float]:
     """Metrics of the weights that were kept, without the name of the split."""
-    prefix = f"selected/{split}/"
-    return {key.removeprefix(prefix): value for key, value in run.data.metrics.items() if key.startswith(prefix)}
+    prefix = f"{split}/"
+    return {key.removeprefix(prefix): value for key, value in run.selected.items() if key.startswith(prefix)}
 
 
 def _close(a: float, b: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,8 +27,9 @@ from tlresearch.studies.sweeps.subject import Subject
 from tlresearch.tasks.build import declared, needed_end
 from tlresearch.tasks.watched import monitored, undeclared
 from tlresearch.tracking.base import SilentRun
-from tlresearch.tracking.provenance import collect
-from tlresearch.tracking.run import JournalRun, open_run
+from tlresearch.tracking.family import open_family
+from tlresearch.tracking.records import Runs
+from tlresearch.tracking.run import JournalRun
 from tlresearch.tracking.views import save_view
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def check(sweep: Loaded[SweepConfig], subject: Subject | None = None) -> Plan:
     elif subject is None:
         subject = Experiment(load_experiment(config.experiment, config.overrides))
     if isinstance(subject, Experiment):
-        return _check_experiment(sweep, pin_checkpoint(subject.base))
+        base = pin_checkpoint(subject.base, Runs(subject.tracking.uri))
+        return _check_experiment(sweep, base)
     return Plan(replace(sweep, config=_within_grid(config, config.space)), subject, config.space)
 
 
@@ -192,19 +193,19 @@ def _same_sweep(study: Study, plan: Plan) -> None:
 
 
 def _open_parent(plan: Plan, study: Study) -> JournalRun:
-    config, tracking = plan.config, plan.subject.tracking
+    config = plan.config
     run_id = study.user_attrs.get(RUN_ID)
-    parent = open_run(
-        replace(tracking, system_metrics=False),
-        experiment=tracking.experiment or config.name,
-        name=config.name,
+    parent = open_family(
+        config,
+        plan.subject.tracking,
+        config.name,
         params={f"sweep.{key}": value for key, value in plan.sweep.flat().items()},
         tags={
             "tlresearch.study": config.name,
             "tlresearch.metric": config.objective.metric,
             "tlresearch.direction": config.objective.direction or "maximize",
         },
-        description=config.description,
+        texts={"sweep.yaml": plan.sweep.recorded, **plan.subject.texts},
         run_id=run_id,
     )
     if run_id is None:
@@ -220,8 +221,4 @@ def _open_parent(plan: Plan, study: Study) -> JournalRun:
             query=f"tags.`tlresearch.study` = '{config.name}'",
             name=config.name,
         )
-        parent.log_text(plan.sweep.recorded, "sweep.yaml")
-        for name, text in plan.subject.texts.items():
-            parent.log_text(text, name)
-        collect(sys.argv).log(parent)
     return parent

@@ -27,8 +27,8 @@ from tlresearch.studies.sweeps.progress import SweepProgress
 from tlresearch.studies.sweeps.result import SweepResult, log_study, write_figures
 from tlresearch.studies.sweeps.trials import Worker
 from tlresearch.tracking.courier import courier_process, wait_until_delivered
-from tlresearch.tracking.records import close_lost
-from tlresearch.tracking.store import connect, resolve_uri
+from tlresearch.tracking.records import Runs, close_lost
+from tlresearch.tracking.store import resolve_uri
 
 LAUNCHERS = {"local": run_locally, "ray": run_on_ray}
 """Functions that run a sweep's trials, by the name of the launcher."""
@@ -132,7 +132,7 @@ def _run(plan: Plan, console: Console | None) -> SweepResult:
         LAUNCHERS[config.launcher](worker)
         # `close_lost` looks for the trials' runs in MLflow, so they must be there.
         wait_until_delivered(parent.store.uri)
-        close_lost(parent.store, parent.run_id, studies.given_back(study))
+        close_lost(Runs(parent.store), parent.run_id, studies.given_back(study))
         worker.check_complete()
         confirmed = confirm(config, subject.base, study, parent, progress) if isinstance(subject, Experiment) else []
         best = confirmed[0].trial if confirmed else studies.complete(study)[0]
@@ -180,7 +180,7 @@ def work(sweep: Loaded[SweepConfig], *, console: Console | None = None) -> int:
         with SweepProgress(console, study, plan.config, retried, all_workers=False) as progress:
             earlier = len(progress.shown)
             Worker(plan.config, plan.subject, plan.space, study, parent, progress, identity).run_all()
-    close_lost(connect(plan.subject.tracking.uri), parent.run_id, studies.given_back(study))
+    close_lost(Runs(plan.subject.tracking.uri), parent.run_id, studies.given_back(study))
     return len(progress.shown) - earlier
 
 

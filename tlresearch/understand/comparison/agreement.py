@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from tlresearch.tracking.store import Store
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from tlresearch.tracking.records import Record
 
 Verdict = Literal["identical", "within tolerance", "differs"]
 History = Mapping[str, Mapping[int, float]]
@@ -46,14 +43,9 @@ class Agreement:
     new: float | None
 
 
-def read_history(store: Store, run: Run) -> dict[str, dict[int, float]]:
+def read_history(run: Record) -> dict[str, dict[int, float]]:
     """Reads every metric of a run that is a result, at every epoch."""
-    names = sorted(name for name in run.data.metrics if not name.startswith(_NOT_RESULTS))
-    with store.errors():
-        return {
-            name: {point.step: point.value for point in store.client.get_metric_history(run.info.run_id, name)}
-            for name in names
-        }
+    return {name: run.series(name) for name in sorted(run.values) if not name.startswith(_NOT_RESULTS)}
 
 
 def agreements(old: History, new: History, *, whole: bool = True) -> tuple[Agreement, ...]:

@@ -8,29 +8,20 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tlresearch.base.direction import Direction, Directions, direction_of
-from tlresearch.base.errors import TrackingError
+from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.config.catalogue import TASKS
 from tlresearch.show.elements import Better, Cell, Column, Element, Entry, Facts, Note, Table, Tone, typed
 from tlresearch.show.metrics import folded, without_ends
 from tlresearch.show.page import Page, Shown, page_of
-from tlresearch.tracking import records
 from tlresearch.tracking.addresses import compare_url
-from tlresearch.tracking.calls import STATE
-from tlresearch.tracking.groups import SeedRun, finished, is_group
-from tlresearch.tracking.records import children, find_run, study_runs
-from tlresearch.tracking.run import PRUNED_MARK
-from tlresearch.tracking.store import Store, connect
+from tlresearch.tracking.records import DIRECTIONS, Record, Runs, State
 from tlresearch.understand.comparison.significance import LEVEL, Paired, paired_tests
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
-
     from tlresearch.base.statistics import Summary
-
-State = Literal["finished", "pruned", "failed", "killed", "running"]
 
 _HIDDEN_METRICS = (
     "system/",
@@ -79,17 +70,18 @@ class Row:
         params: All its params.
         metrics: Its metrics.
         seconds: How long it took, or has taken so far.
-        members: Run of each seed; empty unless it is a group.
+        runs: The run, or those of a group by seed.
+        members: Id of the run of each seed; empty unless it is a group.
         data: Name and fingerprint of its data; empty if it recorded none.
     """
 
     run_id: str
-    experiment_id: str
     name: str
     state: State
     params: Mapping[str, str]
     metrics: Mapping[str, Value]
     seconds: float
+    runs: Mapping[int, Record]
     members: Mapping[int, str] = field(default_factory=dict)
     data: str = ""
 
@@ -228,98 +220,86 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def compare_runs(runs: Sequence[str], *, uri: str | None = None) -> Comparison:
-    """Compares runs.
+def compare(*runs: str | Record, sweep: str | None = None, top: int = 10, uri: str | None = None) -> Comparison:
+    """Compares recorded runs, or the trials of a sweep.
+
+    Of a sweep the best trials come first; confirmed groups come before them, pruned and failed ones last.
 
     Args:
-        runs: Run ids, unique beginnings of ids, or run names; that of a group of seeds stands for all of them.
-        uri: MLflow tracking URI.
+        runs: Runs, their ids, beginnings of ids, or names; that of a group of seeds stands for all of them.
+        sweep: Name of a study, in place of runs.
+        top: Trials of the sweep that are shown.
+        uri: The MLflow store; ``MLFLOW_TRACKING_URI``, else SQLite in our home, unless given.
 
     Raises:
-        TrackingError: If a run is not there, or a name stands for several.
+        UserError: If neither or both are named.
+        TrackingError: If a run is not there, a name stands for several, or the sweep has no trials.
     """
-    store = connect(uri)
-    found = {run.info.run_id: run for run in (find_run(store, text) for text in runs)}
-    comparison = _compare(store, f"{len(found)} runs", list(found.values()))
-    return replace(comparison, tests=paired_tests(store, comparison))
+    if bool(runs) == bool(sweep):
+        raise UserError("compare: name two or more runs, or --sweep NAME")
+    if sweep:
+        return _compare_sweep(Runs(uri), sweep, top)
+    store = Runs(uri)
+    asked = {run.run_id: run for run in (store.find(each) for each in runs)}
+    return _compare(f"{len(asked)} runs", list(asked.values()))
 
 
-def compare_sweep(sweep: str, *, top: int = 10, uri: str | None = None) -> Comparison:
-    """Compares the trials of a sweep, best first; confirmed groups come before them, pruned and failed ones last.
-
-    Args:
-        sweep: Name of the study.
-        top: Trials shown.
-        uri: MLflow tracking URI.
-
-    Raises:
-        TrackingError: If the sweep is not there or has no trials.
-    """
-    store = connect(uri)
-    parents = study_runs(store, sweep)
-    about = parents[0].data.tags | parents[0].data.params
+def _compare_sweep(runs: Runs, sweep: str, top: int) -> Comparison:
+    parents = runs.study(sweep)
+    about = parents[0].tags | parents[0].params
     metric = about.get("tlresearch.metric") or about.get("objective.metric")
-    found = [child for parent in parents for child in children(store, parent.info.run_id)]
-    if not found:
+    trials = [member for parent in parents for member in parent.members]
+    if not trials:
         raise TrackingError(f"the sweep '{sweep}' has no trials yet")
+    left_out = len(trials[top:])
     if metric is None:
-        return _compare(store, f"sweep {sweep}", found[:top], left_out=len(found[top:]))
+        return replace(_compare(f"sweep {sweep}", trials[:top], left_out=left_out), tests=())
     stated = about.get("tlresearch.direction") or about.get("objective.direction")
     named: dict[str | None, Direction] = {"minimize": "min", "maximize": "max"}
-    direction = named.get(stated) or direction_of(metric, _declared(found[0])) or "max"
-    found.sort(key=_order(metric, direction))
-    comparison = _compare(
-        store, f"sweep {sweep}, by {metric}", found[:top], {metric: direction}, left_out=len(found[top:])
-    )
-    # Single trials of one seed are no ground for a test: that is what `confirm` is for.
-    groups = replace(comparison, rows=tuple(row for row in comparison.rows if row.members), best={})
-    return replace(comparison, tests=paired_tests(store, groups))
+    direction = named.get(stated) or direction_of(metric, _declared(trials[0])) or "max"
+    trials.sort(key=_order(metric, direction))
+    return _compare(f"sweep {sweep}, by {metric}", trials[:top], {metric: direction}, left_out=left_out)
 
 
 def _compare(
-    store: Store,
-    title: str,
-    runs: Sequence[Run],
-    goal: Mapping[str, Direction] | None = None,
-    left_out: int = 0,
+    title: str, runs: Sequence[Record], goal: Mapping[str, Direction] | None = None, left_out: int = 0
 ) -> Comparison:
     goal = goal or {}
-    groups = {run.info.run_id: finished(store, run.info.run_id) for run in runs if is_group(run)}
-    firsts = {group: _first(store, seeds) for group, seeds in groups.items() if seeds}
-    recorded = [
-        *(run.data.metrics for run in runs),
-        *(one.metrics for seeds in groups.values() for one in seeds.values()),
-    ]
+    seeds = {run.run_id: run.seeds for run in runs if run.is_group}
+    singles = [*runs, *(run for members in seeds.values() for run in members.values())]
+    recorded = [*(run.values for run in runs), *(run.metrics for run in singles[len(runs) :])]
     names = _metric_names(recorded, next(iter(goal), None))
-    declared = {name: way for run in (*runs, *firsts.values()) for name, way in _declared(run).items()}
+    declared = {name: way for run in singles for name, way in _declared(run).items()}
     stated = {name: goal.get(name) or direction_of(name, declared) for name in names}
     directions = {name: direction for name, direction in stated.items() if direction}
     rows = tuple(
-        _group_row(run, groups[run.info.run_id], firsts[run.info.run_id], names)
-        if groups.get(run.info.run_id)
-        else _row(store, run, names, directions)
+        _group_row(run, members, names) if (members := seeds.get(run.run_id)) else _row(run, names, directions)
         for run in runs
     )
-    ids = [row.run_id for row in rows][:_MOST_IN_URL]
+    best = {name: best for name, way in directions.items() if (best := _best(rows, name, way))}
+    # Single trials of one seed are no ground for a test: that is what `confirm` is for.
+    groups = [row for row in rows if row.members]
+    ids, experiments = [run.run_id for run in runs], [run.stored.info.experiment_id for run in runs]
     return Comparison(
         title=title,
         rows=rows,
         differing=_differing(rows),
         metrics=tuple(names),
         directions=directions,
-        url=compare_url(store.ui, ids, [row.experiment_id for row in rows]),
+        url=compare_url(runs[0].store.ui, ids[:_MOST_IN_URL], experiments),
         left_out=left_out,
-        best={name: best for name, way in directions.items() if (best := _best(rows, name, way))},
+        tests=paired_tests(groups, names, {}) if goal else paired_tests(rows, names, best),
+        best=best,
     )
 
 
-def _declared(run: Run) -> Directions:
+def _declared(run: Record) -> Directions:
     """What a run's task declared of its metrics; of a run that did not record it yet, what the task says today."""
-    recorded = run.data.tags.get(records.DIRECTIONS)
+    recorded = run.tags.get(DIRECTIONS)
     if recorded is not None:
         declared: Directions = json.loads(recorded)
         return declared
-    name = run.data.params.get("task.name", "")
+    name = run.params.get("task.name", "")
     if name not in TASKS:
         return {}
     from tlresearch.tasks.build import find_task  # imports torch, which a comparison does without otherwise
@@ -327,77 +307,60 @@ def _declared(run: Run) -> Directions:
     return find_task(name).directions
 
 
-def _first(store: Store, seeds: Mapping[int, SeedRun]) -> Run:
-    with store.errors():
-        return store.client.get_run(next(iter(seeds.values())).run_id)
-
-
-def _row(store: Store, run: Run, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:
-    known = [name for name in names if name in run.data.metrics]
-    ended = run.info.end_time or run.info.start_time
+def _row(run: Record, names: Sequence[str], directions: Mapping[str, Direction]) -> Row:
     return Row(
-        run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
-        name=(run.info.run_name or run.info.run_id[:8]).removeprefix(PRUNED_MARK),
-        state=_run_state(run),
-        params={} if is_group(run) else dict(run.data.params),
-        metrics={name: _value(store, run, name, directions.get(name)) for name in known},
-        seconds=max(0.0, (ended - run.info.start_time) / 1000),
-        data=run.data.tags.get("tlresearch.data", ""),
+        run_id=run.run_id,
+        name=run.name,
+        state=run.state,
+        params={} if run.is_group else run.params,
+        metrics={name: _value(run, name, directions.get(name)) for name in names if name in run.values},
+        seconds=run.seconds,
+        runs={int(run.params.get("seed", 0)): run},
+        data=run.tags.get("tlresearch.data", ""),
     )
 
 
-def _group_row(group: Run, seeds: Mapping[int, SeedRun], first: Run, names: Sequence[str]) -> Row:
+def _group_row(group: Record, seeds: Mapping[int, Record], names: Sequence[str]) -> Row:
     """A group as one row: the mean of each metric over its finished seeds, and the params that the seeds share."""
     from tlresearch.base.statistics import summary
 
-    runs = list(seeds.values())
+    first = next(iter(seeds.values()))
     metrics = {}
     for name in names:
-        by_seed = {run.seed: run.metrics[name] for run in runs if name in run.metrics}
-        if len(by_seed) == len(runs):
-            found = summary(list(by_seed.values()))
-            metrics[name] = Value(found.mean, found.mean, 0, found, by_seed)
-    shared = {key: value for key, value in first.data.params.items() if key not in ("seed", "seeds")}
+        by_seed = {seed: run.metrics[name] for seed, run in seeds.items() if name in run.metrics}
+        if len(by_seed) == len(seeds):
+            spread = summary(list(by_seed.values()))
+            metrics[name] = Value(spread.mean, spread.mean, 0, spread, by_seed)
+    shared = {key: value for key, value in first.params.items() if key not in ("seed", "seeds")}
     return Row(
-        run_id=group.info.run_id,
-        experiment_id=group.info.experiment_id,
-        name=group.info.run_name or group.info.run_id[:8],
-        state=_run_state(group),
-        params={**shared, "seeds": " ".join(map(str, sorted(seeds)))},
+        run_id=group.run_id,
+        name=group.name,
+        state=group.state,
+        params={**shared, "seeds": " ".join(map(str, seeds))},
         metrics=metrics,
-        seconds=sum(run.seconds for run in runs),
-        members={seed: seeds[seed].run_id for seed in sorted(seeds)},
-        data=first.data.tags.get("tlresearch.data", ""),
+        seconds=sum(run.seconds for run in seeds.values()),
+        runs=seeds,
+        members={seed: run.run_id for seed, run in seeds.items()},
+        data=first.tags.get("tlresearch.data", ""),
     )
 
 
-def _value(store: Store, run: Run, name: str, direction: Direction | None) -> Value:
+def _value(run: Record, name: str, direction: Direction | None) -> Value:
     if direction is None:  # nobody said which of its values is the best one
-        return Value(run.data.metrics[name], math.nan, 0)
-    with store.errors():
-        history = store.client.get_metric_history(run.info.run_id, name)
+        return Value(run.values[name], math.nan, 0)
     better = max if direction == "max" else min
-    points = [(metric.value, metric.step) for metric in history if not math.isnan(metric.value)]
+    points = [(value, step) for step, value in run.series(name).items() if not math.isnan(value)]
     best, step = better(points, key=lambda point: point[0], default=(math.nan, 0))
-    return Value(run.data.metrics[name], best, step)
+    return Value(run.values[name], best, step)
 
 
-def _run_state(run: Run) -> State:
-    if run.data.tags.get(STATE) == "pruned":
-        return "pruned"
-    states: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
-    return states.get(run.info.status, "running")
-
-
-def _order(metric: str, direction: Direction) -> Callable[[Run], tuple[bool, bool, bool, float]]:
+def _order(metric: str, direction: Direction) -> Callable[[Record], tuple[bool, bool, bool, float]]:
     sign = -1 if direction == "max" else 1
 
-    def key(run: Run) -> tuple[bool, bool, bool, float]:
-        group = is_group(run)
-        value = run.data.metrics.get(f"mean/{metric}" if group else metric, math.nan)
+    def key(run: Record) -> tuple[bool, bool, bool, float]:
+        value = run.values.get(f"mean/{metric}" if run.is_group else metric, math.nan)
         missing = math.isnan(value)
-        return (_run_state(run) != "finished", not group, missing, 0.0 if missing else sign * value)
+        return (run.state != "finished", not run.is_group, missing, 0.0 if missing else sign * value)
 
     return key
 

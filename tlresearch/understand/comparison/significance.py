@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlresearch.tracking.items import Items, read_items
-from tlresearch.tracking.store import Store
+from tlresearch.tracking.items import Items
 
 if TYPE_CHECKING:
     from tlresearch.base.statistics import PairedTest
-    from tlresearch.understand.comparison.compare import Comparison, Row
+    from tlresearch.understand.comparison.compare import Row
 
 LEVEL = 0.05
 _MOST = 10  # other runs that are tested against the best
@@ -49,15 +48,20 @@ class Paired:
         return self.test is None or not self.test.p_value < LEVEL
 
 
-def paired_tests(store: Store, comparison: Comparison) -> tuple[Paired, ...]:
-    """Tests the best run of the first metric (the first run in a tie) against the others, pair by pair."""
-    if not comparison.metrics or len(comparison.rows) < 2:
+def paired_tests(rows: Sequence[Row], metrics: Sequence[str], best: Mapping[str, str]) -> tuple[Paired, ...]:
+    """Tests the best run of the first metric (the first run in a tie) against the others, pair by pair.
+
+    Args:
+        rows: The runs and groups.
+        metrics: The metrics they are compared by.
+        best: Id of the best run by metric, where one is best.
+    """
+    if not metrics or len(rows) < 2:
         return ()
-    metric = comparison.metrics[0]
-    best = comparison.best.get(metric, comparison.rows[0].run_id)
-    first = next(row for row in comparison.rows if row.run_id == best)
-    others = [row for row in comparison.rows if row is not first][:_MOST]
-    items = {row.run_id: _items(store, row) for row in (first, *others)}
+    metric = metrics[0]
+    first = next(row for row in rows if row.run_id == best.get(metric, rows[0].run_id))
+    others = [row for row in rows if row is not first][:_MOST]
+    items = {row.run_id: _items(row) for row in (first, *others)}
     return tuple(test for other in others for test in _tests(first, other, metric, items))
 
 
@@ -105,11 +109,9 @@ def _over_seeds(names: tuple[str, str], first: Row, other: Row, metric: str) -> 
         yield Paired(*names, metric, f"{len(seeds)} seeds", test)
 
 
-def _items(store: Store, row: Row) -> dict[int, Items]:
+def _items(row: Row) -> dict[int, Items]:
     """Predictions by seed, of those runs that kept them."""
-    members = row.members or {int(row.params.get("seed", 0)): row.run_id}
-    found = {seed: read_items(store, run_id) for seed, run_id in members.items()}
-    return {seed: items for seed, items in found.items() if items}
+    return {seed: run.items for seed, run in row.runs.items() if run.items}
 
 
 def _shares(runs: list[Items]) -> dict[tuple[str, str], float]:

@@ -27,31 +27,27 @@ from tlresearch.finetuning.parts import staged_parts
 from tlresearch.finetuning.presets import build_schedule
 from tlresearch.finetuning.schedule import FreezeSchedule
 from tlresearch.modality.values import Value, leaves
+from tlresearch.run.recorded import RecordedRun, load
 from tlresearch.show.elements import Column, Element, Entry, Facts, Figure, Note, Table, numbers, typed
 from tlresearch.show.page import Page, page_of
 from tlresearch.tasks.build import needed_end
 from tlresearch.tracking import figures
-from tlresearch.tracking.addresses import run_url
-from tlresearch.tracking.items import read_items
-from tlresearch.tracking.manifest import add_to_ended_run
-from tlresearch.tracking.records import find_run
-from tlresearch.tracking.store import Store, connect
+from tlresearch.tracking.records import Record
 from tlresearch.understand.inspection.cost import depth_costs, multiply_adds, state_values
 from tlresearch.understand.inspection.saliency import Saliency, choose, explain, saliency_figure
-from tlresearch.understand.inspection.stages import Finished, reopen, stage_changes, stages_figure, stages_table
+from tlresearch.understand.inspection.stages import stage_changes, stages_figure, stages_table
 
 if TYPE_CHECKING:
     import matplotlib.figure
-    from mlflow.entities import Run
 
 STAGES = "inspection/stages.json"
 STAGES_FIGURE = "figures/stages.png"
 SALIENCY_FIGURE = "figures/saliency.png"
 
 
-def inspect_anything(
-    what: str,
-    overrides: Sequence[str],
+def inspect(
+    what: str | Record,
+    overrides: Sequence[str] = (),
     *,
     saliency: int = 0,
     items: Sequence[str] = (),
@@ -60,7 +56,7 @@ def inspect_anything(
     """The page of a backbone such as ``torchvision/resnet50``, an experiment by name or path, or a recorded run.
 
     Args:
-        what: Which; what is neither a backbone nor an experiment is looked for among the runs.
+        what: Which; what is neither a backbone nor an experiment is looked for among the runs. Or a run itself.
         overrides: ``key=value`` for a backbone or an experiment.
         saliency: Number of images of a run that are explained.
         items: Names of samples of a run that are explained.
@@ -69,10 +65,18 @@ def inspect_anything(
     Raises:
         UserError: If it is none of them.
     """
+    if isinstance(what, Record):
+        return inspect_run(what, saliency=saliency, names=items, picture=picture)
     is_experiment = what.endswith(".yaml") or is_yaml(what, "experiments")
     is_backbone = not is_experiment and (what in OURS or what.partition("/")[0] in FAMILIES)
     if not is_backbone and not is_experiment and not overrides and "/" not in what:
-        return inspect_run(_run(what), saliency=saliency, names=items, picture=picture)
+        try:
+            run = load(what)
+        except TrackingError as error:
+            raise UserError(
+                f"inspect: '{what}' is no backbone, no experiment under experiments/, and {error}"
+            ) from None
+        return inspect_run(run, saliency=saliency, names=items, picture=picture)
     if saliency or items:
         raise UserError(f"inspect: --saliency and --items are for a recorded run, but '{what}' is none")
     if not is_backbone:
@@ -113,11 +117,13 @@ def inspect_experiment(loaded: Loaded[ExperimentConfig], picture: Path | None = 
     return page_of("", *tables, Figure("schedule drawn:", file=picture))
 
 
-def inspect_run(run: Run, *, saliency: int = 0, names: Sequence[str] = (), picture: Path | None = None) -> Page:
+def inspect_run(
+    run: str | Record, *, saliency: int = 0, names: Sequence[str] = (), picture: Path | None = None
+) -> Page:
     """What became of each stage of a run; table and figures are added to it in MLflow.
 
     Args:
-        run: The run.
+        run: The run, or its id, the beginning of its id, or its name.
         saliency: Number of images that are explained.
         names: Names of samples that are explained.
         picture: Where the figure of the stages is drawn too.
@@ -125,13 +131,12 @@ def inspect_run(run: Run, *, saliency: int = 0, names: Sequence[str] = (), pictu
     Raises:
         UserError: If it kept no weights, or its data or weights are not here any more.
     """
-    store = connect()
-    finished = reopen(store, run)
-    changes = stage_changes(store, run, finished)
+    recorded = load(run)
+    changes = stage_changes(recorded)
     drawn = {STAGES_FIGURE: stages_figure(changes)}
-    elements: list[Element] = [stages_table(run.info.run_name or "", changes)]
+    elements: list[Element] = [stages_table(recorded.name, changes)]
     if saliency or names:
-        explained = _explained(store, run, finished, saliency, names)
+        explained = _explained(recorded, saliency, names)
         drawn[SALIENCY_FIGURE] = saliency_figure(explained)
         for image in explained:
             elements.append(
@@ -140,9 +145,8 @@ def inspect_run(run: Run, *, saliency: int = 0, names: Sequence[str] = (), pictu
     if picture is not None:
         drawn[STAGES_FIGURE].savefig(picture, dpi=150)
     content = {"stages": [_plain(asdict(change)) for change in changes]}
-    _add(store, run.info.run_id, json.dumps(content, indent=1), drawn)
-    url = run_url(store.ui, run.info.experiment_id, run.info.run_id)
-    added = Facts((("added to the run", ", ".join(drawn)), (f"see it with {typed('ui')}", url)))
+    _add(recorded, json.dumps(content, indent=1), drawn)
+    added = Facts((("added to the run", ", ".join(drawn)), (f"see it with {typed('ui')}", recorded.url)))
     return page_of("", *elements, added)
 
 
@@ -245,13 +249,6 @@ def _rate(rate: float) -> str:
     return f"{rate:.3g}" if rate > 1e-12 else "0"
 
 
-def _run(what: str) -> Run:
-    try:
-        return find_run(connect(), what)
-    except TrackingError as error:
-        raise UserError(f"inspect: '{what}' is no backbone, no experiment under experiments/, and {error}") from None
-
-
 def _example(backbone: StagedBackbone, image_size: int | None) -> Value:
     """An input of one sample, of the size that the experiment gives images."""
     return backbone.preprocessing.sized(image_size).example()
@@ -273,10 +270,9 @@ def schedule_picture(schedule: FreezeSchedule) -> matplotlib.figure.Figure:
     return figures.schedule(spans, [*schedule.stage_names, "head"], rows, title="Freeze schedule as planned")
 
 
-def _explained(store: Store, run: Run, finished: Finished, count: int, names: Sequence[str]) -> list[Saliency]:
-    split: SplitName = "test" if "test" in finished.data.splits else "val"
-    rows = choose(finished.data, split, read_items(store, run.info.run_id), count, names)
-    return explain(finished, split, rows)
+def _explained(run: RecordedRun, count: int, names: Sequence[str]) -> list[Saliency]:
+    split: SplitName = "test" if "test" in run.data.splits else "val"
+    return explain(run.task, run.data, split, choose(run.data, split, run.items, count, names))
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, object]:
@@ -284,10 +280,10 @@ def _plain(values: Mapping[str, object]) -> dict[str, object]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
-def _add(store: Store, run_id: str, text: str, drawn: Mapping[str, matplotlib.figure.Figure]) -> None:
+def _add(run: Record, text: str, drawn: Mapping[str, matplotlib.figure.Figure]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for path, figure in drawn.items():
             files[path] = Path(folder) / Path(path).name
             figure.savefig(files[path], dpi=150)
-        add_to_ended_run(store, run_id, tags={}, texts={STAGES: text}, files=files)
+        run.add(texts={STAGES: text}, files=files)

@@ -14,10 +14,11 @@ from tlresearch.base.errors import MissingExtraError, UserError
 from tlresearch.data.base import Data, SplitName
 from tlresearch.modality.base import expect
 from tlresearch.modality.image import Preprocessing
+from tlresearch.tasks.base import Task
 from tlresearch.tasks.classification import ClassificationTask
 from tlresearch.tracking.figures import new_figure
 from tlresearch.tracking.items import Items
-from tlresearch.understand.inspection.stages import Finished, inputs_of
+from tlresearch.understand.inspection.stages import inputs_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def choose(data: Data, split: SplitName, items: Items | None, count: int, names:
     return found + right[: count - len(found)]
 
 
-def explain(finished: Finished, split: SplitName, rows: Sequence[int]) -> list[Saliency]:
+def explain(task: Task, data: Data, split: SplitName, rows: Sequence[int]) -> list[Saliency]:
     """Computes Grad-CAM for the predicted class at the last feature map in front of the pooling.
 
     Raises:
@@ -84,7 +85,6 @@ def explain(finished: Finished, split: SplitName, rows: Sequence[int]) -> list[S
         from captum.attr import LayerAttribution, LayerGradCam
     except ImportError:
         raise MissingExtraError("captum", "understand") from None
-    task, data = finished.task, finished.data
     preprocessing = expect(data.preprocessing, Preprocessing, UserError("--saliency: is for image classification"))
     if not isinstance(task, ClassificationTask):
         raise UserError("--saliency: is for image classification")

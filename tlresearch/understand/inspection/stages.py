@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,32 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tlresearch.backbones.base import StagedBackbone, evaluating
-from tlresearch.backbones.lineage import TRAINED
-from tlresearch.base.errors import TrackingError
-from tlresearch.config.schema import ExperimentConfig
 from tlresearch.data.base import Data, SampleKey, SplitName
-from tlresearch.finetuning.presets import build_schedule
 from tlresearch.modality.values import leaves, to_device
-from tlresearch.run.process import prepared
+from tlresearch.run.recorded import RecordedRun
 from tlresearch.show.elements import Column, Table
-from tlresearch.studies.reproduction.present import (
-    as_it_was,
-    load_trained,
-    present_data,
-    present_weights,
-    recorded_config,
-)
-from tlresearch.tasks.base import Task
-from tlresearch.tasks.build import build_task
 from tlresearch.tracking import figures
-from tlresearch.tracking.manifest import local
-from tlresearch.tracking.store import Store
-from tlresearch.understand.comparison.differences import read_record
-from tlresearch.understand.inspection.similarity import Alignment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow.entities import Run
 
 SAMPLES = 256
 BATCH = 32
@@ -68,66 +49,17 @@ class StageChange:
     gradients: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A recorded run, ready to be looked at.
-
-    Attributes:
-        config: Its config, with all that `auto` had become.
-        data: Its data.
-        before: The backbone as it was loaded.
-        task: The task with the weights that the run kept.
-    """
-
-    config: ExperimentConfig
-    data: Data
-    before: StagedBackbone
-    task: Task
-
-
-def reopen(store: Store, run: Run) -> Finished:
-    """Rebuilds what a run started from and what it came to.
-
-    Raises:
-        TrackingError: If the run kept no weights, or still runs.
-        UserError: If data or weights are not here any more.
-    """
-    run_id, name = run.info.run_id, run.info.run_name or ""
-    if run.info.status in ("RUNNING", "SCHEDULED"):
-        raise TrackingError(f"run {run_id[:8]} ({name}) has not ended yet; inspect it when it has")
-    loaded = recorded_config(store, run_id, name)
-    with store.errors():
-        kept = [item.path for item in store.client.list_artifacts(run_id, TRAINED.partition("/")[0])]
-    if TRAINED not in kept:
-        raise TrackingError(
-            f"run {run_id[:8]} ({name}) kept no weights, as trials do not: run its config again with "
-            "tracking.weights=true, or inspect one of the sweep's final runs"
-        )
-    config = as_it_was(loaded, run, read_record(store, run)).config
-    with prepared(config):
-        before = present_weights(config)
-        data = present_data(config, before)
-        task = build_task(config, copy.deepcopy(before), data, build_schedule(config, before.stage_names))
-    with local(store, f"{run.info.artifact_uri}/{TRAINED}") as file:
-        load_trained(task, file)
-    return Finished(config, data, before, task)
-
-
-def stage_changes(store: Store, run: Run, finished: Finished, samples: int = SAMPLES) -> list[StageChange]:
+def stage_changes(run: RecordedRun, samples: int = SAMPLES) -> list[StageChange]:
     """Measures every stage of the backbone.
 
     Args:
-        store: The store.
         run: The run.
-        finished: The same run, rebuilt.
         samples: Validation samples that the similarity is measured on.
     """
-    before, after = finished.before, finished.task.backbone
-    similar = similarities(before, after, finished.data, samples)
+    after, before = run.backbone, run.start
+    similar = similarities(before, after, run.data, samples)
     changes = []
     for number, (name, stage) in enumerate(before.named_stages()):
-        with store.errors():
-            history = store.client.get_metric_history(run.info.run_id, f"{GRADIENT}{name}")
         changes.append(
             StageChange(
                 name=name,
@@ -136,7 +68,7 @@ def stage_changes(store: Store, run: Run, finished: Finished, samples: int = SAM
                 moved=relative_change(stage.parameters(), after.stages[number].parameters()),
                 statistics=relative_change(_statistics(stage), _statistics(after.stages[number])),
                 similarity=similar[number],
-                gradients=tuple(sorted((point.step, point.value) for point in history)),
+                gradients=tuple(sorted(run.series(f"{GRADIENT}{name}").items())),
             )
         )
     return changes
@@ -221,6 +153,48 @@ def relative_change(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
         moved += float((second - first).detach().double().square().sum())
         total += float(first.detach().double().square().sum())
     return math.sqrt(moved / total) if total else math.nan
+
+
+class Alignment:
+    """Linear CKA gathered over batches, as Nguyen et al. 2021 (arXiv 2010.15327) do it.
+
+    The three independence criteria of Kornblith et al. 2019 are estimated without bias on each batch (Song et al. 2012)
+    and averaged, so that the value does not depend on the size of the batches, and activations need not be kept.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def update(self, first: Tensor, second: Tensor) -> None:
+        """Takes a batch in.
+
+        Args:
+            first: Activations of one network ``(batch, ...)``; at least four samples.
+            second: Those of the other for the same samples ``(batch, ...)``; of any other shape.
+        """
+        one, other = _kernel(first), _kernel(second)
+        self._sums += torch.stack([independence(one, other), independence(one, one), independence(other, other)]).cpu()
+
+    @property
+    def value(self) -> float:
+        """1 for representations equal up to rotation and scale, about 0 for unrelated ones; NaN without samples."""
+        both, first, second = self._sums.tolist()
+        return both / math.sqrt(first * second) if first > 0 and second > 0 else math.nan
+
+
+def independence(one: Tensor, other: Tensor) -> Tensor:
+    """Unbiased estimate of the Hilbert-Schmidt independence criterion of two kernels ``(n, n)`` (Song et al. 2012)."""
+    count = len(one)
+    one, other = one - one.diag().diag(), other - other.diag().diag()
+    trace = (one * other).sum()
+    means = one.sum() * other.sum() / ((count - 1) * (count - 2))
+    cross = (one.sum(dim=0) * other.sum(dim=0)).sum() * 2 / (count - 2)
+    return (trace + means - cross) / (count * (count - 3))
+
+
+def _kernel(activations: Tensor) -> Tensor:
+    flat = activations.flatten(1).double()
+    return flat @ flat.T
 
 
 def similarities(before: StagedBackbone, after: StagedBackbone, data: Data, samples: int = SAMPLES) -> list[float]:

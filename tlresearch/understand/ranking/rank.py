@@ -19,10 +19,10 @@ from tlresearch.base.errors import UserError, one_line
 from tlresearch.base.paths import data_folder, is_yaml
 from tlresearch.config.load import Loaded, load_experiment, load_text
 from tlresearch.config.schema import ExperimentConfig
-from tlresearch.data.base import Data
-from tlresearch.data.build import build_data
 from tlresearch.run.process import prepared
+from tlresearch.run.recorded import present_data
 from tlresearch.run.training import device
+from tlresearch.tracking.family import open_family
 from tlresearch.tracking.run import JournalRun, open_run
 from tlresearch.understand.ranking import scores
 from tlresearch.understand.ranking.features import FeaturePass, Features
@@ -74,38 +74,36 @@ def rank(
     Raises:
         UserError: If the data cannot be used. Backbones that cannot be had are in the result with the reason.
     """
-    given, settings = dict(weights or {}), dict(options or {})
-    for option, named in (("--weights", given), ("--options", settings)):
+    files, settings = weights or {}, options or {}
+    for option, named in (("--weights", files), ("--options", settings)):
         for stranger in [name for name in named if name not in candidates]:
             raise UserError(f"{option}: '{stranger}' is none of the backbones that are ranked: {', '.join(candidates)}")
     plain = {**PLAIN, "backbone.name": "small_cnn", "backbone.weights": None, "backbone.weights_sha256": None}
     config = _load(what, [*overrides, *_texts(plain)])
-    with _open(config, what, {**config.flat(), "ranking.backbones": list(candidates), "ranking.by": by}) as parent:
-        found: list[Ranked] = []
+    with open_family(
+        config.config,
+        config.config.tracking,
+        f"rank {what}",
+        params=_shown({**config.flat(), "ranking.backbones": list(candidates), "ranking.by": by}),
+        tags={"tlresearch.ranking": "all"},
+    ) as parent:
+        ranked: list[Ranked] = []
         passes, samples = 0, (0, 0)
         for name in dict.fromkeys(candidates):
             say(name)
             try:
-                loaded, backbone = _candidate(
-                    what, overrides, name, given.get(name, "default"), settings.get(name, "{}")
-                )
+                chosen = files.get(name, "default"), settings.get(name, "{}")
+                loaded, backbone = _candidate(what, overrides, name, *chosen)
             except UserError as error:
-                found.append(Ranked(name, problem=one_line(error)))
+                ranked.append(Ranked(name, problem=one_line(error)))
                 continue
-            data = build_data(loaded.config.data, preprocessing=backbone.preprocessing, seed=loaded.config.seed)
-            _check(data)
-            runner = FeaturePass(
-                data,
-                default_store(int(loaded.config.cache.max_gb * 1e9)),
-                batch_size=loaded.config.data.eval_batch_size,
-                device=device(loaded.config.trainer),
-            )
-            with _open(loaded, name, loaded.flat(), parent.run_id) as child:
-                found.append(replace(_rank_one(loaded.config, backbone, runner), run_id=child.run_id))
-                _record(child, found[-1])
+            runner = _runner(loaded.config, backbone)
+            with _open_member(loaded, name, parent) as child:
+                ranked.append(replace(_rank_one(loaded.config, backbone, runner), run_id=child.run_id))
+                _record(child, ranked[-1])
             passes += runner.passes
-            samples = (len(data.splits["train"]), len(data.splits["val"]))
-        ordered = sorted(found, key=lambda one: (bool(one.problem), -one.scores.get(by, -math.inf)))
+            samples = (len(runner.data.splits["train"]), len(runner.data.splits["val"]))
+        ordered = sorted(ranked, key=lambda one: (bool(one.problem), -one.scores.get(by, -math.inf)))
         ranking = Ranking(what, by, samples, tuple(ordered), passes, parent.run_id, parent.url)
         _record_all(parent, ranking)
     return ranking
@@ -203,24 +201,33 @@ def _texts(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={'null' if value is None else value}" for key, value in values.items()]
 
 
-def _check(data: Data) -> None:
+def _runner(config: ExperimentConfig, backbone: StagedBackbone) -> FeaturePass:
+    """What runs a backbone over the data.
+
+    Raises:
+        UserError: If the data are neither of one class per sample nor of numbers.
+    """
+    data = present_data(config, backbone)
     if data.kind not in ("binary", "multiclass", "numbers"):
         raise UserError(f"rank: needs one class per sample, or numbers, but the targets of {data.name} are {data.kind}")
+    store, size = default_store(int(config.cache.max_gb * 1e9)), config.data.eval_batch_size
+    return FeaturePass(data, store, batch_size=size, device=device(config.trainer))
 
 
-def _open(
-    loaded: Loaded[ExperimentConfig], name: str, params: Mapping[str, Any], parent: str | None = None
-) -> JournalRun:
-    config = loaded.config
-    shown = {key: value for key, value in params.items() if key.split(".")[0] in ("data", "backbone", "ranking")}
+def _open_member(loaded: Loaded[ExperimentConfig], name: str, parent: JournalRun) -> JournalRun:
     return open_run(
-        replace(config.tracking, system_metrics=False),
-        experiment=config.tracking.experiment or config.name,
-        name=name if parent else f"rank {name}",
-        params=shown,
-        tags={"tlresearch.ranking": "backbone" if parent else "all"},
-        parent=parent,
+        replace(loaded.config.tracking, system_metrics=False),
+        experiment=loaded.config.name,
+        name=name,
+        params=_shown(loaded.flat()),
+        tags={"tlresearch.ranking": "backbone"},
+        parent=parent.run_id,
     )
+
+
+def _shown(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params that a ranking depends on."""
+    return {key: value for key, value in params.items() if key.split(".")[0] in ("data", "backbone", "ranking")}
 
 
 def _record(run: JournalRun, ranked: Ranked) -> None:
