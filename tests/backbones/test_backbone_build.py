@@ -41,6 +41,7 @@ def test_a_backbone_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("yolov8n", r"unknown backbone 'yolov8n'; the YOLO on offer is YOLOS, such as hf/hustvl/yolos-tiny; known are"),
         ("small_cn", r"unknown backbone 'small_cn' \(did you mean 'small_cnn'\?\); known are .*small_cnn"),
         ("resnet18", r"did you mean 'torchvision/resnet18'"),
         ("torchvison/resnet18", r"did you mean 'torchvision'"),

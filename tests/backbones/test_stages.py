@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tests.backbones.test_structure import IMAGES, ROWS, TEXT, WIDTH, Encoder, Pyramid, Residual
 from tests.backbones.toys import Toy
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.stages import stages
+from tlresearch.backbones.parts import CutError
+from tlresearch.backbones.stages import Vector, stages
 from tlresearch.base.errors import UserError
 from tlresearch.modality.values import Value, leaves
 
@@ -116,6 +117,18 @@ def test_few_stages_are_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         stages(Toy(), torch.zeros(1, 3, 16, 16))
     assert "Toy has" in caplog.text
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_channels_of_a_last_map_are_told_by_their_number(last: bool) -> None:
+    class Map(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1) if last else x
+
+    image = torch.randn(2, 5, 7, 7)
+    assert torch.equal(Vector(5)(Map(), image), image.mean(dim=(2, 3)))
+    with pytest.raises(CutError, match="no axis can be told to be the features"):
+        Vector()(Map(), image)
 
 
 def test_what_does_not_run_is_the_users_mistake() -> None:

@@ -165,6 +165,8 @@ def _stamp(weights: str) -> str:
 def _unknown(name: str) -> str:
     known = [*OURS, *(f"{family}/<model>" for family in FAMILIES)]
     guess = nearest(name.partition("/")[0], [*OURS, *FAMILIES])
+    if "yolo" in name.lower():
+        guess = "; the YOLO on offer is YOLOS, such as hf/hustvl/yolos-tiny"
     if not guess:
         from tlresearch.backbones.vision import known_models
 

@@ -47,9 +47,15 @@ def adapt_channels(backbone: StagedBackbone, channels: int) -> None:
     new = weight.sum(dim=1, keepdim=True) if channels == 1 else weight[:, turns] * (before / channels)
     convolution.weight = nn.Parameter(new.clone())
     convolution.in_channels = channels
-    for layer in backbone.stages[0].modules():
-        if getattr(layer, "num_channels", None) == before:  # where transformers checks its images
-            layer.num_channels = channels  # type: ignore[assignment]
+    for stage in backbone.stages:
+        for layer in stage.modules():
+            if getattr(layer, "num_channels", None) == before:  # where transformers checks its images
+                layer.num_channels = channels  # type: ignore[assignment]
+        twin = next((layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)), None)
+        if twin is not None and "weight" in vars(twin) and twin.in_channels == before:
+            # A stage cut by structure has all modules of its network: of this one, the sizes without the weights.
+            twin.in_channels = channels
+            twin.__dict__["weight"] = new.new_zeros(()).expand(new.shape)
 
     def spread(values: tuple[float, ...]) -> tuple[float, ...]:
         return (sum(values) / before,) if channels == 1 else tuple(values[turn] for turn in turns.tolist())

@@ -56,19 +56,28 @@ class Division:
 
 @dataclass(frozen=True)
 class Vector:
-    """Runs a network and makes one vector of each sample: the mean over positions, where it gives several."""
+    """Runs a network and makes one vector of each sample: the mean over positions, where it gives several.
+
+    Attributes:
+        width: Its number of features, which tells the channels of a map from its rows and columns; ``None`` if the
+            network does not say it.
+    """
+
+    width: int | None = None
 
     def __call__(self, network: nn.Module, value: Value) -> Value:
         """Returns ``(batch, features)``."""
         output = network(value) if isinstance(value, Tensor) else network(**value)
         if not isinstance(output, Tensor):
             raise CutError(f"it returns {type(output).__name__}, not a tensor")
-        if output.ndim < 2:
-            raise CutError(f"it ends in {tuple(output.shape)}, not in (batch, features)")
+        shape = tuple(output.shape)
+        if output.ndim not in (2, 3, 4):
+            raise CutError(f"it ends in {shape}, not in (batch, features)")
         if output.ndim == 4:
-            # Channels are last where the two equal sides come first.
-            last = output.shape[1] == output.shape[2] != output.shape[3]
-            return output.mean(dim=(1, 2) if last else (2, 3))
+            axes = [axis for axis in (1, 3) if self.width in (None, shape[axis])]
+            if len(axes) != 1:
+                raise CutError(f"it ends in {shape}, of which no axis can be told to be the features")
+            return output.mean(dim=(1, 2) if axes == [3] else (2, 3))
         return output.mean(dim=1) if output.ndim == 3 else output
 
 

@@ -120,7 +120,9 @@ def _divide(timm: ModuleType, network: nn.Module, preprocessing: Preprocessing, 
         leaves, functions = timm.models.get_notrace_modules(), timm.models.get_notrace_functions()
         return cut(network, example, granularity=granularity, head="none", leaves=leaves, functions=functions).stages
 
-    return divide(network, Vector(), example, granularity=granularity, graph=graph)
+    return divide(
+        network, Vector(getattr(network, "num_features", None)), example, granularity=granularity, graph=graph
+    )
 
 
 def _preprocessing(timm: ModuleType, network: nn.Module) -> Preprocessing:

@@ -20,6 +20,17 @@ from torch import Tensor, nn
 
 from tlresearch.backbones.base import End, StagedBackbone, WeightsRecord, evaluating
 from tlresearch.backbones.cutting import Granularity
+from tlresearch.backbones.own_detectors import (
+    SIDE,
+    DetectorBackbone,
+    TokenReader,
+    detector_class,
+    detector_preprocessing,
+    head_state,
+    names_read,
+    native_head,
+    split,
+)
 from tlresearch.backbones.parts import CutError
 from tlresearch.backbones.recording import Drive
 from tlresearch.backbones.speech import (
@@ -42,7 +53,6 @@ from tlresearch.backbones.transformers_loading import (
     quiet,
 )
 from tlresearch.backbones.weights import digest
-from tlresearch.backbones.yolos import YOLOS, cut_yolos, yolos_backbone
 from tlresearch.base.errors import UserError
 from tlresearch.base.files import sha256
 from tlresearch.modality.pair import JointPairs
@@ -160,8 +170,8 @@ def build_transformer(
             raise UserError(f"backbone.options.{name}: must be {', '.join(get_args(known))} but got '{value}'")
     loaded = _load(model, settings, pooling, weights, weights_sha256, weights_prefix)
     family = loaded.config.model_type
-    if family == YOLOS:
-        return _yolos(loaded, pooling)
+    if detector_class(loaded.config) is not None:
+        return _detector(loaded, pooling, granularity)
     if reads_waveforms(loaded.network):
         return _sounds(loaded, pooling, granularity, end)
     part = _only(loaded.network, _part(loaded.network, tower))
@@ -222,12 +232,10 @@ def _load(
     revision = settings.pop("revision", None)
     place = find_model(model)
     config = load_config(transformers, model, place, revision, settings)
-    kind = transformers.MODEL_MAPPING.get(type(config), None)
+    kind = detector_class(config) or transformers.MODEL_MAPPING.get(type(config), None)
     if kind is None:
         raise UserError(f"backbone.name: transformers has no model without a head for hf/{model} ({config.model_type})")
     kind = kind[0] if isinstance(kind, (tuple, list)) else kind
-    if config.model_type == YOLOS:
-        kind = transformers.YolosForObjectDetection
     rates = {drop: getattr(config, drop, None) for drop in LAYERDROP}
     for drop in (drop for drop, rate in rates.items() if rate):
         setattr(config, drop, 0.0)  # a layer that is left out could not hand its value on
@@ -255,17 +263,27 @@ def _load(
     return _Loaded(model, place, revision, config, network, source, frozenset(missing), file)
 
 
-def _yolos(loaded: _Loaded, pooling: Pooling | None) -> StagedBackbone:
+def _detector(loaded: _Loaded, pooling: Pooling | None, granularity: Granularity) -> StagedBackbone:
     if pooling is not None:
         raise UserError(f"backbone.options.pooling: hf/{loaded.name} finds boxes and pools nothing; leave it out")
-    stages = cut_yolos(loaded.network)
-    return yolos_backbone(
-        loaded.network,
-        stages,
-        missing=set(loaded.missing) if loaded.source is not None else None,
-        weights=loaded.record(stages),
-        place=loaded.place,
-        revision=loaded.revision,
+    network, config = loaded.network, loaded.config
+    base, heads = split(network)
+    preprocessing = detector_preprocessing(loaded.place, loaded.revision, config)
+    state = head_state(network, heads, loaded.missing if loaded.source is not None else None)
+    side = min(preprocessing.crop or SIDE, SIDE)
+    example = torch.zeros(2, preprocessing.channels, side, side)
+    reader = TokenReader(base, None, getattr(config, "num_detection_tokens", 0), _version(network))
+    with evaluating(network):
+        reader = replace(reader, names=names_read(network, reader, example))
+    kind = type(network)
+    _only(network, base)
+    division = _divided(loaded, reader, example, granularity)
+    return DetectorBackbone(
+        division,
+        preprocessing=preprocessing,
+        weights=loaded.record(division.stages),
+        native_head=partial(native_head, kind, config, state),
+        save_files=partial(_save_config, config),
     )
 
 
@@ -294,7 +312,7 @@ def _sounds(loaded: _Loaded, pooling: Pooling | None, granularity: Granularity, 
         way=division.way,
         reasons=division.reasons,
     )
-    backbone.save_files = partial(_save_speech, loaded.config)
+    backbone.save_files = partial(_save_config, loaded.config)
     return backbone
 
 
@@ -433,6 +451,6 @@ def _save(config: Any, preprocessing: TextPreprocessing, pooling: Pooling, folde
     return Recipe(name=f"hf/{FOLDER}", options={"pooling": pooling})
 
 
-def _save_speech(config: Any, folder: Path) -> Recipe:
+def _save_config(config: Any, folder: Path) -> Recipe:
     config.to_json_file(folder / "config.json", use_diff=False)
     return Recipe(name=f"hf/{FOLDER}", options={})

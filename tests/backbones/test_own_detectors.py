@@ -1,4 +1,4 @@
-"""YOLOS as stages: what the original gives at every cut, its loss and decoding, and whole runs on boxes."""
+"""Detectors of transformers as stages: what the original gives at every cut, its loss and decoding, and whole runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from tests.backbones.architectures import noisy, small_config
 from tests.dense import boxes_text, save_boxes, shapes
 from tlresearch.backbones.base import StagedBackbone
 from tlresearch.backbones.build import build_backbone
@@ -83,8 +84,8 @@ def test_stages_and_head_give_what_the_original_gives_at_every_cut(tmp_path: Pat
         whole = backbone(images)
         for cut in range(1, 4):
             passed = backbone(backbone(images, stop=cut), start=cut)
-            assert torch.equal(passed["tokens"], whole["tokens"])
-        torch.testing.assert_close(whole["tokens"], expected.last_hidden_state[:, -6:])
+            assert torch.equal(passed["last_hidden_state"], whole["last_hidden_state"])
+        torch.testing.assert_close(whole["last_hidden_state"], expected.last_hidden_state[:, -6:])
         torch.testing.assert_close(sum(head.losses(head(whole), TARGETS).values()), expected.loss)
         (first, _) = head.detections(head(whole))
     decoded = transformers.YolosImageProcessor().post_process_object_detection(
@@ -95,6 +96,51 @@ def test_stages_and_head_give_what_the_original_gives_at_every_cut(tmp_path: Pat
     torch.testing.assert_close(first["scores"], decoded[0]["scores"][order])
     torch.testing.assert_close(first["boxes"], decoded[0]["boxes"][order].clamp(0, SIDE))
     assert torch.equal(first["labels"], decoded[0]["labels"][order])
+
+
+def test_queries_over_a_convolutional_network(tmp_path: Path) -> None:
+    config = small_config("detr")
+    config.num_labels = 2
+    torch.manual_seed(3)
+    original = transformers.AutoModelForObjectDetection.from_config(config).eval()
+    noisy(original)
+    original.save_pretrained(tmp_path)
+    backbone = maps_of(tmp_path)
+    assert backbone.way == "structure"
+    assert len(backbone.stage_names) > 6
+    assert backbone.weights.random_stages == ()
+    images = torch.rand(2, 3, 64, 64)
+    head = head_of(TaskConfig(name="detection"), backbone, 64).eval()
+    shares = TARGETS[0][:, :4] / 64
+    middle = torch.cat([(shares[:, :2] + shares[:, 2:]) / 2, shares[:, 2:] - shares[:, :2]], dim=1)
+    given = [
+        {"class_labels": TARGETS[0][:, 4].long(), "boxes": middle},
+        {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+    ]
+    with torch.no_grad():
+        expected = original(images, labels=given)
+        whole = backbone(images)
+        for cut in range(1, len(backbone.stage_names)):
+            passed = backbone(backbone(images, stop=cut), start=cut)
+            torch.testing.assert_close(passed, whole)
+        torch.testing.assert_close(sum(head.losses(head(whole), TARGETS).values()), expected.loss)
+        assert len(head.detections(head(whole))) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("rt_detr", "reads its heads in front of its end too, or has others"),
+        ("d_fine", "reads its heads in front of its end too, or has others"),
+        ("deformable_detr", "reads its heads in front of its end too, or has others"),
+        ("conditional_detr", "read more than tensors with the samples first"),
+    ],
+)
+def test_other_heads_are_refused(tmp_path: Path, kind: str, message: str) -> None:
+    small_config(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        maps_of(tmp_path, None)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_classes_keep_all_of_the_head_but_its_last_layer(tmp_path: Path) -> None:
@@ -111,9 +157,9 @@ def test_its_linear_layers_take_adapters(tmp_path: Path) -> None:
     save_yolos(tmp_path, weights=False)
     backbone = maps_of(tmp_path, None)
     images = torch.rand(1, 3, SIDE, SIDE)
-    before = backbone(images)["tokens"]
+    before = backbone(images)["last_hidden_state"]
     assert lora.inject(backbone, rank=2, alpha=4) == 18  # of each layer queries, keys, values, and three behind them
-    assert torch.equal(backbone(images)["tokens"], before)
+    assert torch.equal(backbone(images)["last_hidden_state"], before)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +215,9 @@ def test_grey_images_adapt_its_first_layer(tmp_path: Path) -> None:
     save_yolos(tmp_path)
     grey = build_backbone(BackboneConfig(name=f"hf/{tmp_path}", in_channels=1), "maps").eval()
     image = torch.rand(1, 1, SIDE, SIDE)
-    torch.testing.assert_close(grey(image)["tokens"], maps_of(tmp_path)(image.expand(1, 3, SIDE, SIDE))["tokens"])
+    torch.testing.assert_close(
+        grey(image)["last_hidden_state"], maps_of(tmp_path)(image.expand(1, 3, SIDE, SIDE))["last_hidden_state"]
+    )
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
