@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,11 +41,15 @@ class Sized:
     sizes: tuple[int | tuple[int, int], ...]
     passed: int | None = None
 
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """The arguments that its size is read from."""
+        read = [size[0] for size in self.sizes if not isinstance(size, int)]
+        return tuple(read if self.passed is None else [*read, self.passed])
+
     def follows(self, given: Sequence[Any]) -> bool:
         """Whether the tensors that its size is read from are there: a mask that hides nothing may be left out."""
-        places = [size[0] for size in self.sizes if not isinstance(size, int)]
-        places += [] if self.passed is None else [self.passed]
-        return all(place < len(given) and isinstance(given[place], Tensor) for place in places)
+        return all(place < len(given) and isinstance(given[place], Tensor) for place in self.places)
 
     def made(self, given: Sequence[Any], device: torch.device) -> Tensor:
         """Returns the tensor for these arguments."""
@@ -82,14 +86,26 @@ class Answer:
         if self.runs:
             flat, spec = tree_flatten(forward(*args, **kwargs))
         else:
-            given = tree_leaves((args, kwargs))
-            content, spec = self.content, self.spec
+            content, spec, given = self.content, self.spec, self._arguments(args, kwargs)
             if content is None or not all(leaf.follows(given) for leaf in content if isinstance(leaf, Sized)):
                 content, spec = self._sizes(forward, args, kwargs)
             device = next(iter(stored.values())).device
-            flat = [leaf.made(given, device) if isinstance(leaf, Sized) else leaf for leaf in content]
+            flat = list(content)
+            for index, leaf in enumerate(content):
+                if isinstance(leaf, Sized) and (self.key, index) not in stored:
+                    flat[index] = leaf.made(given, device)
         flat = [stored.get((self.key, index), leaf) for index, leaf in enumerate(flat)]
         return tree_unflatten(flat, spec)
+
+    def _arguments(self, args: Any, kwargs: Any) -> Sequence[Any]:
+        """The leaves of the arguments, as far as sizes are read from them."""
+        places = (place for leaf in self.content or () if isinstance(leaf, Sized) for place in leaf.places)
+        read = 1 + max(places, default=-1)
+        # Taking arguments apart costs more than anything else that a stub does, and the first ones are mostly tensors.
+        if len(args) < read or not all(isinstance(leaf, Tensor) for leaf in args[:read]):
+            return tree_leaves((args, kwargs))
+        leading: Sequence[Any] = args
+        return leading
 
     def _sizes(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Any], TreeSpec]:
         flat, _ = tree_flatten((args, kwargs))
