@@ -128,7 +128,10 @@ class ActivationStore:
         try:
             meta = entries_on_disk.read_meta(path)
             # Sizes and times are part of the state, so an entry that changed is checked again.
-            state = (str(path), *((f.name, s.st_size, s.st_mtime_ns) for f in _files(path) for s in [f.stat()]))
+            state = (
+                str(path),
+                *((f.name, s.st_size, s.st_mtime_ns) for f in sorted(path.iterdir()) for s in [f.stat()]),
+            )
             if state not in _verified:
                 entries_on_disk.check(path, meta)
                 _verified.add(state)
@@ -177,10 +180,6 @@ def default_store(max_bytes: int = 0) -> ActivationStore:
 
 _verified: set[tuple[Any, ...]] = set()
 """Entries whose checksums this process has compared: path, and name, size and time of change of each file."""
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(path.iterdir())
 
 
 def _name(key: Mapping[str, Any]) -> str:

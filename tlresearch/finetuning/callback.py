@@ -289,6 +289,7 @@ class FreezeScheduleCallback(L.Callback):
         rates = param_groups.stage_rates(_plain(trainer.optimizers[0]), len(self.parts.names))
         trainable = tuple(_trainable(module) for module in self.parts.modules)
         self.history.append(metrics)
+        # Before a phase ends: its best weights include this epoch's, and `_leave_phase` may restore earlier ones.
         for keeper in (self.best, self._phase_best):
             if keeper is not None:
                 keeper.offer(epoch, metrics, self.weights() if self.weights else _changing(pl_module))
@@ -366,7 +367,7 @@ class FreezeScheduleCallback(L.Callback):
                     param_groups.reset_state(_plain(optimizer))
             self._digests = param_groups.digests(param_groups.frozen_tensors(phase, self.parts))
         self.on_phase(phase)
-        _rewrap(trainer, module)
+        _rewrap(trainer, module)  # after `requires_grad` is set, which DDP reads when it wraps
         log.info("epoch %d: phase '%s' trains %s parameters", len(self.history), phase.name, f"{trained:,}")
 
     def _leave_phase(self, module: L.LightningModule, phase: Phase, here: Position) -> None:
