@@ -1,4 +1,4 @@
-"""Code that something depends on: the files of ours and the user's, and the versions of the libraries they call."""
+"""Hashes of code: our files and the user's with all that they import, and the versions of libraries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _COMPUTING = (
     f"{_OWN}.activations.inference",
     f"{_OWN}.activations.features",
 )
-"""Modules of ours that make values; the others read configs, record and report."""
+"""Our modules that compute values. A change of the others, which read configs, record and report, changes no hash."""
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-"""Distributions that are called otherwise than what is imported; of others the package's first file counts."""
+"""Distributions whose name differs from that of the imported package."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
 def origin(path: str) -> str:
-    """Says where the object at a dotted path comes from: library and version, or a hash of the user's files.
+    """Returns the origin of the object at a dotted path: library and version, or a hash of the user's files.
 
-    The hash covers the file that defines the object, and those of the user's that it imports.
+    The hash covers the file that defines the object, and the user's files that it imports.
     """
     module = path.rpartition(".")[0]
     top = path.partition(".")[0]
@@ -43,7 +43,7 @@ def origin(path: str) -> str:
 
 
 def code_under(modules: Iterable[str]) -> str:
-    """Returns a hash of the code of modules, and of what they import."""
+    """Returns a hash of the code of modules and of everything that they import."""
     return _code_under(frozenset(modules))
 
 
@@ -59,7 +59,8 @@ def _code_under(modules: frozenset[str]) -> str:
             continue
         if top == _OWN and not name.startswith(_COMPUTING):
             continue
-        root = file_of(top)  # of the package, since asking for the file of a module in it would import it
+        # The file of the package first: to look up a module in a package, Python would import the package.
+        root = file_of(top)
         if root is not None and top != _OWN and _is_installed(root):
             versions[top] = _version(top, root)
             continue
@@ -75,15 +76,15 @@ def _is_installed(file: Path) -> bool:
 
 
 def _version(top: str, root: Path) -> str:
-    # Not `__version__`: whether a library has been imported yet must make no difference.
+    # Not `__version__`, which exists only once the library is imported: the hash must not depend on that.
     try:
         return importlib.metadata.version(_DISTRIBUTIONS.get(top, top))
-    except importlib.metadata.PackageNotFoundError:
+    except importlib.metadata.PackageNotFoundError:  # the distribution has another name: hash the package's first file
         return sha256(root)
 
 
 def file_of(name: str) -> Path | None:
-    """Returns the file of a module; ``None`` for what has none, such as a notebook or C code."""
+    """Returns the file of a module; ``None`` if it has none, as a notebook or a module in C."""
     try:
         module = sys.modules.get(name)
         origin = module.__file__ if module is not None else getattr(importlib.util.find_spec(name), "origin", None)
@@ -94,7 +95,7 @@ def file_of(name: str) -> Path | None:
 
 
 def _imports(file: Path, name: str) -> Iterator[str]:
-    """Names that a module may import, wherever in it that stands; not all of them need to be modules."""
+    """Yields names that a module may import, also within functions; some are no modules but objects in them."""
     if file.suffix != ".py":
         return
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
@@ -102,6 +103,7 @@ def _imports(file: Path, name: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            # A relative import: `from ..x import y` has level 2, one above the own package.
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base

@@ -1,4 +1,4 @@
-"""Optuna's own dashboard over the database of the studies; its package is the extra `dashboard`."""
+"""Serves Optuna's dashboard for the database of the studies; needs the extra `dashboard`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def serve(name: str, *, storage: str | None, port: int, host: str) -> int:
     """Serves the dashboard until interrupted.
 
     Args:
-        name: Study that the printed address opens; empty is the one that was begun last.
-        storage: Database of the studies; ``None`` is the local one.
+        name: Study that the printed address opens; if empty, the newest study.
+        storage: Database of the studies; ``None`` for the local database.
         port: Port to listen on.
         host: Address to listen on.
 
@@ -38,17 +38,16 @@ def serve(name: str, *, storage: str | None, port: int, host: str) -> int:
             raise
         raise MissingExtraError("optuna-dashboard", "dashboard") from None
     with warnings.catch_warnings(), studies.quiet_optuna():
-        warnings.simplefilter("ignore")  # what its own libraries have deprecated
+        warnings.simplefilter("ignore")  # its libraries warn of their own deprecations
         opened = studies.open_storage(SweepConfig(storage=storage))
-        known = {study.study_name: study._study_id for study in optuna.get_all_study_summaries(opened)}
-        if not known:
+        study_ids = {study.study_name: study._study_id for study in optuna.get_all_study_summaries(opened)}
+        if not study_ids:
             raise UserError("ui: there is no study yet; tlresearch sweep makes one")
-        chosen = name or max(known, key=lambda study: known[study])
-        if chosen not in known:
+        chosen = name or max(study_ids, key=lambda study: study_ids[study])
+        if chosen not in study_ids:
             raise UserError(
-                f"ui: there is no study '{chosen}'{nearest(chosen, [*known])}; there are {', '.join(known)}"
+                f"ui: there is no study '{chosen}'{nearest(chosen, [*study_ids])}; there are {', '.join(study_ids)}"
             )
-        address = f"http://{host}:{port}/dashboard/studies/{known[chosen]}"
         app = optuna_dashboard.wsgi(opened)
     try:
         server = make_server(host, port, app, handler_class=_Quiet)
@@ -56,10 +55,10 @@ def serve(name: str, *, storage: str | None, port: int, host: str) -> int:
         raise UserError(
             f"ui: port {port} of {host} cannot be listened on ({error.strerror}); give another --port"
         ) from None
-    address = f"http://{host}:{port}/dashboard/studies/{known[chosen]}"
+    address = f"http://{host}:{port}/dashboard/studies/{study_ids[chosen]}"
     print(f"Optuna's dashboard; Ctrl-C stops it. Study {chosen}:\n  {address}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # In a thread, since a request that is being answered would swallow the interrupt.
+    # In a thread: the server catches exceptions while it answers a request, and so would swallow the interrupt.
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore")
@@ -69,7 +68,7 @@ def serve(name: str, *, storage: str | None, port: int, host: str) -> int:
 
 
 class _Quiet(WSGIRequestHandler):
-    """Says nothing of each request."""
+    """Logs no requests."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Drops a line of the log."""
