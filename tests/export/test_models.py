@@ -66,7 +66,7 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
     made = make(EVERY[kind](tmp_path))
     model = exportable(made, tmp_path / "stored")
     about = {"reads": model.reads, "classes": json.dumps(model.predictor.classes), "kind": model.predictor.kind}
-    about |= model.front.about()
+    about |= model.front.metadata()
     wanted = answers(original(model), made.data, "train", range(3))
     for form in (Form("onnx"), Form("pt2")):
         target = tmp_path / form.file

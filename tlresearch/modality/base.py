@@ -132,7 +132,7 @@ class Front(nn.Module, ABC):
         """Returns arrays of two samples, with which the graph is traced."""
 
     @abstractmethod
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Returns metadata that a user of the exported model needs to make the arrays."""
 
     def unframed(self, scores: Tensor, *arrays: Tensor) -> Tensor:

@@ -340,7 +340,7 @@ class Frame(Front):
         """Returns two black images."""
         return (torch.zeros(2, 48, 64, self.preprocessing.channels, dtype=torch.uint8),)
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Returns sizes, statistics and interpolation."""
         return {"preprocessing": json.dumps(self.preprocessing.description())}
 

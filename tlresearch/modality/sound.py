@@ -217,7 +217,7 @@ class Waveform(Front):
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(2, self.preprocessing.sample_rate // 2, generator=generator),)
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Returns the rate and the preprocessing."""
         preprocessing = self.preprocessing
         return {"rate": str(preprocessing.sample_rate), "preprocessing": json.dumps(preprocessing.description())}

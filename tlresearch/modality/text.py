@@ -296,7 +296,7 @@ class Tokens(Front):
         """Returns two texts of seven tokens."""
         return torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.bool)
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Returns the tokenizer, and the token of a text that has none."""
         return {"tokenizer": self._tokenizer, "unknown": str(self._unknown)}
 
