@@ -84,6 +84,16 @@ def test_a_table_of_texts_by_its_header_or_by_what_stands_in_it(
         assert (data["text_column"], data["label_column"]) == columns
 
 
+def test_a_table_that_is_named_is_looked_at_alone(tmp_path: Path) -> None:
+    table(tmp_path / "reviews.csv", "text,label", "a good film,1", "a bad film,0", "so and so,1")
+    table(tmp_path / "more.csv", "text,label", "a good film,1", "a bad film,0", "so and so,1")
+    for name in ("photos/cats/1.png", "scans/image/1.png", "scans/label/1.png"):
+        picture(tmp_path / name)
+    survey = look(tmp_path / "reviews.csv")
+    assert survey.layout.data["name"] == "text_table"
+    assert survey.root == tmp_path / "reviews.csv"
+
+
 def test_a_column_of_measured_numbers_is_learnt_as_numbers(tmp_path: Path) -> None:
     for number in range(30):
         picture(tmp_path / f"{number}.png", number)

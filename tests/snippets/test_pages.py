@@ -179,6 +179,7 @@ def put_in(script: str, workspace: Workspace, surroundings: dict[str, str]) -> s
         script = script.replace(address, surroundings.get("TRACKING", address))
     weights = Path(surroundings["TORCH_HOME"]) / "hub" / "checkpoints"
     script = script.replace("path/to/weights.pth", str(next(weights.glob("mobilenet_v2-*"))))
+    script = re.sub(r"^tlresearch sweep photos/$", r"\g<0> trials=2", script, flags=re.MULTILINE)
     return script.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled")
 
 

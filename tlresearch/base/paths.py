@@ -139,7 +139,11 @@ def find_yaml(name: str, kind: str) -> Path:
     if path is not None:
         return path
     names = yaml_names(kind)
-    raise UserError(f"there is no {kind[:-1]} '{name}'{nearest(name, names)}; by name there are {', '.join(names)}")
+    topics = ", ".join(f"{topic}/" for topic in dict.fromkeys(entry.partition("/")[0] for entry in names))
+    raise UserError(
+        f"there is no {kind[:-1]} '{name}', and no folder or file of data either{nearest(name, names)}; {kind} by name "
+        f"begin with {topics}"
+    )
 
 
 def _yaml(name: str, kind: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,9 @@ def _file(name: str) -> str | None:
         return "speech-embedding" if (weights_folder() / "speech-embedding").is_dir() else None
     if family.startswith("hf"):  # found by its name: `find_model`
         return "default" if find_model(name.removeprefix("hf/")) != name.removeprefix("hf/") else None
-    files = [path for path in sorted(weights_folder().rglob(f"{model}[-_.]*")) if path.suffix in _FILES]
+    # Through links to folders too, which `rglob` passes over.
+    named = glob.glob(f"{glob.escape(str(weights_folder()))}/**/{glob.escape(model)}[-_.]*", recursive=True)
+    files = [path for path in map(Path, sorted(named)) if path.suffix in _FILES]
     files.sort(key=lambda path: path.parent.name != family)  # those in a folder of the library's name first
     return next((file for path in files if _fits(name, file := str(path.relative_to(weights_folder())))), None)
 

@@ -114,7 +114,9 @@ def draft(place: Path, *, below: Path | None = None) -> Draft:
         earlier = _files(folder, topic)
         if earlier[0].is_file() and _is_of(earlier[0], place):
             return Draft(
-                *earlier, (("drafted before", f"{earlier[0]}; delete it to have the folder looked at anew"),), False
+                *earlier,
+                (("drafted before", f"{_shown(earlier[0])}; delete it to have the folder looked at anew"),),
+                False,
             )
     topic, files = _free(home() if below is None else below, topic)
     survey = look(place)
@@ -124,8 +126,13 @@ def draft(place: Path, *, below: Path | None = None) -> Draft:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(first_line(1) + text, encoding="utf-8")
     write_schemas(files[0].parents[2])
-    said = (("data", survey.described()), *describe_choice(choice), ("written", " and ".join(map(str, files))))
+    said = (("data", survey.described()), *describe_choice(choice), ("written", " and ".join(map(_shown, files))))
     return Draft(*files, said, True)
+
+
+def _shown(file: Path) -> str:
+    """A file as its user names it: from the current folder, where it lies below."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _files(folder: Path, topic: str) -> tuple[Path, Path]:

@@ -111,13 +111,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Contents:
-    """The files below a folder by what they can be, as paths relative to it."""
+    """The files below a folder by what they can be, as paths relative to it; `single` where one file was named."""
 
     root: Path
     pictures: list[str]
     sounds: list[str]
     tables: list[str]
     others: dict[str, list[str]]
+    single: bool
     passed: Counter[str] = field(default_factory=Counter)
 
     def folders(self, names: Sequence[str]) -> list[str]:
@@ -132,7 +133,8 @@ def look(place: Path) -> Survey:
         UserError: If nothing there can be learnt from; the text says what is there and what is expected.
     """
     contents = _contents(place)
-    layout = next((layout for way in WAYS if (layout := way(contents)) is not None), None)
+    ways = (_listed_files, _tagged, _texts, _arrays) if contents.single else WAYS
+    layout = next((layout for way in ways if (layout := way(contents)) is not None), None)
     if layout is None:
         raise DataError(_nothing(place, contents))
     root = (contents.root / layout.below).resolve() if layout.below else contents.root
@@ -165,7 +167,7 @@ def _contents(place: Path) -> _Contents:
         return [name for name in names if name.lower().endswith(endings)]
 
     kinds = {kind: ending(*((kind,) if isinstance(kind, str) else kind)) for kind in (*others,)}
-    return _Contents(root, ending(*PICTURES), ending(*SOUNDS), ending(*TABLES), kinds, listed.passed)
+    return _Contents(root, ending(*PICTURES), ending(*SOUNDS), ending(*TABLES), kinds, place.is_file(), listed.passed)
 
 
 def _nothing(place: Path, contents: _Contents) -> str:
@@ -309,7 +311,7 @@ def _manifest(contents: _Contents, sheet: Sheet, kind: Kind, folder: str, column
 
 def _texts(contents: _Contents) -> Layout | None:
     """Tables of texts: one, or one for each split."""
-    if contents.pictures or contents.sounds:
+    if (contents.pictures or contents.sounds) and not contents.single:
         return None
     tables = [name for name in contents.tables if "/" not in name]
     by_split = {split: name for name in tables if (split := split_of(Path(name).stem)) is not None}

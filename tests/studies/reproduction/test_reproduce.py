@@ -227,6 +227,9 @@ def test_other_mistakes_are_named(write: Any, capsys: pytest.CaptureFixture[str]
     assert main(["reproduce", "no_such_run"]) == 2
     assert "there is no run 'no_such_run' in the MLflow store" in capsys.readouterr().err
     assert main(["reproduce", "toys/plane"]) == 2
-    assert "there is no experiment 'toys/plane' (did you mean 'toys/plain'?)" in capsys.readouterr().err
+    assert (
+        "there is no experiment 'toys/plane', and no folder or file of data either (did you mean 'toys/plain'?)"
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         main(["run", "x", "--no-such-option"])
