@@ -150,3 +150,10 @@ def test_dense_models_of_torchvision_in_stages(model: str, tmp_path: Path) -> No
 def test_a_dense_model_is_no_classifier() -> None:
     with pytest.raises(UserError, match="lraspp_mobilenet_v3_large ends in feature maps: it is for segmentation"):
         build_backbone(BackboneConfig(name="torchvision/lraspp_mobilenet_v3_large", weights=None))
+
+
+def test_a_network_whose_last_stage_is_shortened_has_maps() -> None:
+    """Its stage is looked at on fake tensors within a pass on fake tensors, where no buffer can be compared."""
+    backbone = build_backbone(BackboneConfig(name="torchvision/mobilenet_v2", weights=None), "maps")
+    assert isinstance(backbone, PyramidBackbone)
+    assert [found.stride for found in backbone.maps] == [2, 4, 8, 16, 32]

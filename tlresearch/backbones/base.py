@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
 from tlresearch.backbones.recomputing import recomputed
 from tlresearch.modality.base import Modality
@@ -154,9 +155,9 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     layers = list(module.modules())
     held = [(layer.__dict__, dict(layer.__dict__)) for layer in layers]
     held += [(registry, dict(registry)) for layer in layers for registry in (layer._buffers, layer._modules)]
-    contents = [
-        (buffer, buffer.clone()) for layer in layers for buffer in layer._buffers.values() if buffer is not None
-    ]
+    # Inside of another pass on fake tensors nothing can be written, and nothing compared.
+    buffers = [] if detect_fake_mode() else [buffer for layer in layers for buffer in layer._buffers.values()]
+    contents = [(buffer, buffer.clone()) for buffer in buffers if buffer is not None]
     try:
         yield
     finally:
