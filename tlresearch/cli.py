@@ -13,6 +13,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from tlresearch.base.errors import UserError
 from tlresearch.base.redact import protect_output
@@ -86,12 +87,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not _is_about(error, getattr(options, "out", None)):
+            raise
+        print(f"error: --out: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        return 130
+
+
+def _is_about(error: OSError, out: str | Path | None) -> bool:
+    """Whether an error is about the file or folder that a user named for what a command writes."""
+    if out is None or not isinstance(error.filename, str):
+        return False
+    there, named = Path(error.filename).absolute(), Path(out).absolute()
+    return there.is_relative_to(named) or named.is_relative_to(there)
 
 
 def _show(outcome: Outcome) -> int:
