@@ -31,7 +31,8 @@ from tlresearch.modality.text import portable, reader
 from tlresearch.modality.values import stack
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
-KINDS = ("text", "sounds", "masks")
+KINDS = ("text", "sounds", "masks", "numbers", "joint pairs", "separate pairs")
+NUMBERS = ("numbers", "separate pairs")
 
 
 def exportable(made: Made, folder: Path) -> Exportable:
@@ -48,15 +49,19 @@ def test_what_is_shipped_answers_as_what_is_served(kind: str, tmp_path: Path) ->
     wanted = answers(run, made.data, "train", rows)
     for row, one in zip(rows, wanted, strict=True):
         with torch.inference_mode():
-            probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([part.raw(row)])))
-        np.testing.assert_allclose(probabilities.numpy(), one, atol=1e-4)
-        assert torch.equal(answer, probabilities.argmax(dim=1))
+            first, *rest = module(*map(torch.from_numpy, model.front.arrays([part.raw(row)])))
+        np.testing.assert_allclose(first.numpy(), one, atol=1e-4, rtol=1e-5)
+        if kind not in NUMBERS:
+            assert torch.equal(rest[0], first.argmax(dim=1))
+        elif rest:
+            assert bool((rest[0][:, :, 0] <= first).all())
+            assert bool((first <= rest[0][:, :, 1]).all())
     measured = measure(model, run, wanted, wanted, made.data, "train", rows, 1)
     assert (measured.changed, measured.difference) == (0, 0)
-    turned = [one[:, ::-1] for one in wanted]
+    turned = [one + 1000 if kind in NUMBERS else one[:, ::-1] for one in wanted]
     assert measure(model, run, turned, wanted, made.data, "train", rows, 1).changed > 0.9
-    key = "dice" if kind == "masks" else "accuracy"
-    assert 0 <= measured.metrics[key] <= 1
+    key = "dice" if kind == "masks" else "mae" if kind in NUMBERS else "accuracy"
+    assert 0 <= measured.metrics[key] <= (1000 if kind in NUMBERS else 1)
 
 
 @pytest.mark.slow
@@ -75,9 +80,9 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=5e-3)  # resized pixels may be rounded to another level
     shutil.copy(str(standalone.__file__), tmp_path / "predict.py")
-    sample = raw_sample(kind, tmp_path)
-    code = "import sys\nsys.modules['tlresearch'] = None\nimport predict\npredict.main('model.onnx', sys.argv[1])"
-    command = [sys.executable, "-c", code, sample]
+    samples = raw_samples(kind, tmp_path)
+    code = "import sys\nsys.modules['tlresearch'] = None\nimport predict\npredict.main('model.onnx', *sys.argv[1:])"
+    command = [sys.executable, "-c", code, *samples]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert told.returncode == 0, told.stderr
@@ -87,19 +92,26 @@ def test_a_file_answers_from_raw_samples_where_tlresearch_is_not(kind: str, tmp_
         assert shown.shape == (40, 64)
         assert answer.startswith(f"{model.predictor.classes[0]} ")
     else:
-        row = {"text": lambda: sample, "sounds": lambda: sample}[kind]()
-        probabilities = model.predictor.first(model.predictor.read([row])[0])[0]
-        assert answer == f"{model.predictor.classes[int(probabilities.argmax())]} {probabilities.max():.4f}"
+        row = samples if len(samples) > 1 else str(tmp_path / samples[0]) if kind == "numbers" else samples[0]
+        first = model.predictor.first(model.predictor.read([row])[0])[0]
+        if kind in NUMBERS:
+            name, number = answer.split()
+            assert (name, float(number)) == (model.predictor.classes[0], pytest.approx(first[0], rel=1e-4, abs=1e-4))
+        else:
+            assert answer == f"{model.predictor.classes[int(first.argmax())]} {first.max():.4f}"
 
 
-def raw_sample(kind: str, folder: Path) -> str:
+def raw_samples(kind: str, folder: Path) -> list[str]:
     if kind == "text":
-        return "a good film"
+        return ["a good film"]
+    if "pairs" in kind:
+        return ["a good film", "the film"]
     if kind == "sounds":
-        return str(next((folder / "tones").rglob("*.wav")))
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+        return [str(next((folder / "tones").rglob("*.wav")))]
+    size = (8, 8) if kind == "numbers" else (40, 64, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
-    return "photo.png"
+    return ["photo.png"]
 
 
 def test_a_detection_is_refused_with_what_is_possible(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.backbones.speech_models import save_speech
 from tests.backbones.text_models import save_model
 from tests.data.sounds import save_classes
@@ -63,6 +65,35 @@ def text(folder: Path) -> str:
     return toy_text(data=data, backbone=f"{{name: 'hf/{folder}/bert', options: {{pooling: mean}}}}")
 
 
+def numbers(folder: Path) -> str:
+    """A number of small images, with its interval, from arrays."""
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 16), ("val", 8), ("test", 8)):
+        images = generator.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        arrays |= {f"{split}_images": images, f"{split}_labels": 1000 + images.mean(axis=(1, 2))}
+    np.savez(folder / "numbers.npz", **arrays)
+    return toy_text(
+        data=f"{{name: npz, root: {folder}/numbers.npz, targets: [level], batch_size: 8}}",
+        task="{name: regression, options: {loss: quantile}}",
+    )
+
+
+def pairs(folder: Path, how: str) -> str:
+    """Pairs of texts over a tiny BERT: a class of those that are read together, else a number."""
+    save_model(folder / "bert", "bert", weights=True)
+    texts = ("a good film", "the film not bad", "paris", "anna went to paris")
+    rows = [f"{a}\t{b}\t{float(a == b)}\t{a == b}" for a in texts for b in texts for _ in range(2)]
+    (folder / "pairs.tsv").write_text("\n".join(rows))
+    learnt = "label_column: '3'" if how == "joint" else "targets: ['2']"
+    return toy_text(
+        data=f"{{name: text_table, root: {folder}/pairs.tsv, text_columns: ['0', '1'], {learnt}, test_fraction: 0.2, "
+        "batch_size: 8}",
+        backbone=f"{{name: 'hf/{folder}/bert', pairs: {how}, options: {{pooling: mean}}}}",
+        task="{name: classification}" if how == "joint" else "{name: regression}",
+    )
+
+
 def tokens(folder: Path) -> str:
     """Named entities over a tiny BERT."""
     save_model(folder / "bert", "bert", weights=True)
@@ -102,6 +133,9 @@ def boxes(folder: Path) -> str:
 
 EVERY: dict[str, Callable[[Path], str]] = {
     "text": text,
+    "numbers": numbers,
+    "joint pairs": lambda folder: pairs(folder, "joint"),
+    "separate pairs": lambda folder: pairs(folder, "concat"),
     "tokens": tokens,
     "sounds": sounds,
     "recognition": lambda folder: sounds(folder, transcripts=True),

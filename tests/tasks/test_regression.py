@@ -14,14 +14,17 @@ from PIL import Image
 from scipy import stats
 
 from tests.tracking.conftest import THIRD_PARTY
-from tlresearch import fit
+from tlresearch import fit, run_sweep
 from tlresearch.base.errors import ConfigError, DataError
 from tlresearch.config.load import load_text
-from tlresearch.run.fit import RunResult
+from tlresearch.finetuning.callback import EpochReport
+from tlresearch.run.fit import Role, RunResult
+from tlresearch.studies.reproduction.verify import verify_run
 from tlresearch.tasks.regression import NumbersHead, RegressionTask, intervals, measured
 from tlresearch.tracking.model import load_model, load_predictor
 from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
+from tlresearch.understand.comparison.compare import compare_runs, compare_sweep
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 QUIET = "{figures: false, model: false, system_metrics: false, weights: false}"
@@ -281,3 +284,53 @@ def test_a_loss_and_a_metric_of_a_library_see_numbers(folder: Path) -> None:
     result = run(folder, task=task, freeze="{schedule: full, epochs: 2}")
     assert result.metrics["test/mean_absolute_error"] == pytest.approx(result.metrics["test/mae"], rel=1e-4)
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
+
+
+class Stop:
+    """Ends a run after its second epoch, as a killed process does."""
+
+    def __call__(self, report: EpochReport) -> None:
+        if report.epoch == 1:
+            raise RuntimeError("stopped")
+
+
+def test_an_interrupted_run_goes_on_as_the_unbroken_one(folder: Path) -> None:
+    loaded = load_text(text(folder, freeze="{schedule: lp_ft, epochs: 4}", task="{name: regression, dropout: 0.2}"))
+    whole = fit(loaded, role=Role("whole", repeats="whole", test=True))
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(loaded, role=Role("broken", listener=Stop(), test=True))
+    resumed = fit(loaded, role=Role("broken", test=True))
+    assert resumed.history == whole.history
+    assert resumed.metrics == whole.metrics
+
+
+def test_a_sweep_minimises_the_error_without_being_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(text(folder, freeze="{schedule: full, epochs: 2}"))
+    (tmp_path / "sweep.yaml").write_text(
+        f"name: errors\nexperiment: {tmp_path}/base.yaml\ntrials: 3\nsampler: {{name: random}}\n"
+        "space: {optimizer.lr: {low: 1.0e-4, high: 1.0e-1, log: true}}\nconfirm: {top: 2, seeds: 2}\n"
+    )
+    result = run_sweep(str(tmp_path / "sweep.yaml"))
+    values = [trial.value for trial in result.trials if trial.value is not None]
+    assert (result.objective, result.best_value) == ("val/mae", min(values))
+    means = [group.metrics["val/mae"].mean for group in result.confirmed]
+    assert means == sorted(means)
+    compared = compare_sweep("errors")
+    assert compared.directions["val/mae"] == "min"
+    [groups] = {len([row for row in compared.rows if row.members])}
+    assert groups == 2
+
+
+def test_two_runs_are_compared_by_the_error_of_each_sample(folder: Path) -> None:
+    better = run(folder)
+    worse = run(folder, freeze="{schedule: linear_probe, epochs: 1}", name="worse")
+    [test] = compare_runs([better.run_id, worse.run_id]).tests
+    assert test.metric == "test error"
+    assert test.test is not None
+    assert test.test.difference == pytest.approx(better.metrics["test/mae"] - worse.metrics["test/mae"], rel=1e-3)
+
+
+def test_a_recorded_run_is_verified(folder: Path) -> None:
+    tracking = "{figures: false, model: true, system_metrics: false}"
+    result = run(folder, tracking=tracking, freeze="{schedule: full, epochs: 2}")
+    assert {check.state for check in verify_run(result.run_id).checks} <= {"ok"}

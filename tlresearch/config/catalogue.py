@@ -115,6 +115,7 @@ PRESETS = Registry("schedule", {
     "bias_only": Part("tlresearch.finetuning.presets.bias_only"),
     "lora": Part("tlresearch.finetuning.presets.lora"),
     "scratch": Part("tlresearch.finetuning.presets.scratch"),
+    "none": Part("tlresearch.finetuning.presets.none"),
     "phases": Part("tlresearch.finetuning.presets.phases"),
 }, own="a function that returns phases", key="schedule", fills=("freeze", "stages"))
 

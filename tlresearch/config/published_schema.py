@@ -38,7 +38,7 @@ class SourceConfig:
 class ReferenceConfig:
     """What `tlresearch reproduce` holds an experiment against."""
 
-    kind: Literal["transfer", "baseline", "shift"] = setting("transfer", "What it shows: transfer, a baseline trained from scratch, or a shift of distribution.")
+    kind: Literal["transfer", "baseline", "shift", "evaluation"] = setting("transfer", "What it shows: transfer, a baseline trained from scratch, a shift of distribution, or an evaluation without training (`freeze.schedule: none`).")
     source: SourceConfig = setting(SourceConfig, "Source.")
     numbers: list[NumberConfig] = setting([], "The published numbers of one run.")
     runs: int = setting(1, "Runs the published number is the mean (or median) of.", unit="runs", at_least=1)

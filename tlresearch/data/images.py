@@ -271,10 +271,11 @@ def image_splits(
         seed: Seed of the augmentation.
 
     Returns:
-        The preprocessing with the size that images in a plane have, and the splits.
+        The preprocessing with the fit of the table and the size that images in a plane have, and the splits.
     """
     if table.plane is not None:
         return _dense_splits(table, table.plane, prepared, config, preprocessing, seed)
+    preprocessing = replace(preprocessing, fit=table.fit)
     evaluation = Evaluation(preprocessing)
     size = check_sizes(table.names, prepared.checked, preprocessing)
     augmentation = build_augmentation(config.augment, evaluation, size=size)

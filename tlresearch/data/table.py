@@ -123,7 +123,7 @@ class Table:
         samples: What the samples are called in messages.
         groups: What each sample is of, such as a patient: samples of one group are never in two splits.
         plane: Makes targets that lie in the image plane, from height and width of each readable row.
-        fit: How images with such targets get square; see `Preprocessing.fit`.
+        fit: How its images get square; see `Preprocessing.fit`.
         windows: Intensities shown of its files; see `Preprocessing.windows`.
         passed: Number of files and rows that are no samples, by their ending or by why.
         problems: Why the targets of a row cannot be used, by row: such as text in a column of numbers.

@@ -304,6 +304,15 @@ class FreezeScheduleCallback(L.Callback):
         elif here.phase != previous.phase:
             self._enter_phase(trainer, pl_module, resumed=False)
 
+    def evaluated(self, trainer: L.Trainer, module: L.LightningModule, metrics: dict[str, float]) -> None:
+        """Takes the metrics of a network of which nothing is trained, as those of the only epoch."""
+        self.history = [metrics]
+        if self.best is not None:
+            self.best.offer(0, metrics, _changing(module))
+        groups = len(self.schedule.stage_names) + 1
+        nothing = (0.0,) * groups
+        self._notify(trainer, EpochReport(0, metrics, self.schedule.phases[0], 0, nothing, (0,) * groups, "", nothing))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warns of phases that were not reached, if something other than the schedule ended the run."""
         here = self.position

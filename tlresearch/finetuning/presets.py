@@ -89,6 +89,11 @@ def lora(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     return [PhaseConfig(name="lora", parameters=["@lora"], epochs=freeze.epochs)]
 
 
+def none(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
+    """Nothing: the network is evaluated as it is."""
+    return [PhaseConfig(name="evaluation", unfreeze_depth=0, head=False, epochs=0)]
+
+
 def phases(freeze: FreezeConfig, stages: Sequence[str]) -> list[PhaseConfig]:
     """The phases the config spells out."""
     return list(freeze.phases)
@@ -157,7 +162,7 @@ def _resolve(
     stages = _stages(key, phase, names, problems)
     until = phase.until
     epochs = phase.epochs if phase.epochs is not None else round((phase.fraction or 0) * config.freeze.epochs)
-    if epochs < 1:
+    if phase.fraction is not None and epochs < 1:
         problems.append(
             f"{key}.fraction: {phase.fraction} of {config.freeze.epochs} epochs is no epoch; raise one of them"
         )
@@ -172,7 +177,7 @@ def _resolve(
         stages=stages,
         patterns=tuple(phase.parameters),
         head=phase.head,
-        epochs=max(epochs, 1),
+        epochs=epochs,
         rates=_rates(key, phase, config, names, problems),
         weight_decay=config.optimizer.weight_decay if phase.weight_decay is None else phase.weight_decay,
         until=Plateau(until.metric, until.patience, until.min_delta, until.mode or "min") if until else None,

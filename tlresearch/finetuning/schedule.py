@@ -120,10 +120,15 @@ class FreezeSchedule:
         for phase in self.phases:
             if len(phase.rates) != len(self.stage_names) + 1:
                 problems.append(f"phase '{phase.name}': needs a rate for each stage and the head")
-            if not phase.head and not phase.stages:
+            if self.trains and not phase.head and not phase.stages:
                 problems.append(f"phase '{phase.name}': trains nothing")
         if problems:
             raise ConfigError(problems, "freeze schedule")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is an epoch of training; if not, the network is evaluated as it is."""
+        return self.max_epochs > 0
 
     @property
     def max_epochs(self) -> int:

@@ -307,7 +307,11 @@ def computation(trainer: L.Trainer, settings: Mapping[str, str]) -> dict[str, An
 
 
 def train(how: Training, task: Task, folder: RunFolder) -> None:
-    """Trains, from the checkpoint in the folder if there is a sound one."""
+    """Trains, from the checkpoint in the folder if there is a sound one; a schedule that trains nothing evaluates."""
+    if not how.plan.schedule.trains:
+        evaluate_validation(how, task)
+        how.plan.evaluated(how.trainer, task, {f"val/{key}": value for key, value in task.results["val"].items()})
+        return
     checkpoint = read_checkpoint(folder.checkpoint)
     if checkpoint is not None and how.plan.lacking(checkpoint["callbacks"].get(how.plan.state_key, {})):
         log.warning("the checkpoint %s is of another version: the run starts from the beginning", folder.checkpoint)
