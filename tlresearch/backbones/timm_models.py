@@ -44,17 +44,7 @@ def build_timm(
         UserError: If there is no such model, or it does not take the options.
     """
     timm = _import()
-    name, _, tag = model.partition(".")
-    if not timm.is_model(name):
-        raise UserError(
-            f"backbone.name: timm has no model '{name}'{nearest(name, timm.list_models(), count=5)}; all of them: "
-            'python -c "import timm; print(timm.list_models())"'
-        )
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
-    if weights in tags:
-        tag, weights = weights or "", "default"
-    elif tag and tag not in tags:
-        raise UserError(f"backbone.name: timm/{name} has no tag '{tag}'{nearest(tag, tags)}; it has {tags}")
+    name, tags, tag, weights = _named(timm, model, weights)
     full = f"{name}.{tag}" if tag else name
     network = _create(timm, full, pretrained=weights == "default", options=dict(options or {}))
     published: Any = network.pretrained_cfg
@@ -84,6 +74,22 @@ def build_timm(
         way=division.way,
         reasons=division.reasons,
     )
+
+
+def _named(timm: ModuleType, model: str, weights: str | None) -> tuple[str, list[str], str, str | None]:
+    """Name of a network, the tags of its weights, the tag that is asked for, and the weights without one."""
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        raise UserError(
+            f"backbone.name: timm has no model '{name}'{nearest(name, timm.list_models(), count=5)}; all of them: "
+            'python -c "import timm; print(timm.list_models())"'
+        )
+    tags = [published.partition(".")[2] for published in timm.list_pretrained(f"{name}.*")]
+    if weights in tags:
+        return name, tags, weights or "", "default"
+    if tag and tag not in tags:
+        raise UserError(f"backbone.name: timm/{name} has no tag '{tag}'{nearest(tag, tags)}; it has {tags}")
+    return name, tags, tag, weights
 
 
 def _import() -> ModuleType:

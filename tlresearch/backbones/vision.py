@@ -59,17 +59,7 @@ def build_torchvision(
         WeightsError: If the weights cannot be had or do not fit.
         UserError: If there is no such model, or it does not take the options.
     """
-    if model not in known_models():
-        known = known_models()
-        if model in models.list_models():
-            raise UserError(
-                f"backbone.name: torchvision/{model} is no network for single images but one of video, optical "
-                "flow, keypoints or quantised numbers, and no task here takes those"
-            )
-        raise UserError(
-            f"backbone.name: torchvision has no model '{model}'{nearest(model, known, count=5)}; all of them: "
-            'python -c "import torchvision; print(torchvision.models.list_models())"'
-        )
+    _check_name(model)
     published = find_published(model, weights)
     file = None
     if published is not None:
@@ -98,6 +88,21 @@ def build_torchvision(
         record = replace(record, source=str(weights))
     return StagedBackbone(
         pieces.stages, out_features=pieces.out_features, preprocessing=preprocessing, weights=record, way="graph"
+    )
+
+
+def _check_name(model: str) -> None:
+    """Refuses what torchvision doesn't have, or has for other things than single images."""
+    if model in known_models():
+        return
+    if model in models.list_models():
+        raise UserError(
+            f"backbone.name: torchvision/{model} is no network for single images but one of video, optical "
+            "flow, keypoints or quantised numbers, and no task here takes those"
+        )
+    raise UserError(
+        f"backbone.name: torchvision has no model '{model}'{nearest(model, known_models(), count=5)}; all of them: "
+        'python -c "import torchvision; print(torchvision.models.list_models())"'
     )
 
 

@@ -49,12 +49,7 @@ def read_hub(
         if split not in meant:
             passed[f"entries of '{split}'"] = len(part)
             continue
-        for column in (*text_columns, *learnt):
-            if column not in part.column_names:
-                raise DataError(
-                    f"{dataset} has no column '{column}'{nearest(column, part.column_names)}; it has "
-                    f"{', '.join(part.column_names)}. Choose with data.text_column, data.label_column or data.targets"
-                )
+        _check_columns(dataset, part.column_names, (*text_columns, *learnt))
         first = next(iter(learnt))
         classes = _class_names(part.features[first])
         values = part[first][:]
@@ -79,6 +74,15 @@ def read_hub(
         return replace(tag_table(short, names=names, sentences=texts, tags=labels, splits=given), passed=passed)
     table = label_table(short, names=names, texts=texts, labels=labels, splits=given, classes=classes)
     return replace(table, passed=passed)
+
+
+def _check_columns(dataset: str, columns: Sequence[str], needed: Sequence[str]) -> None:
+    for column in needed:
+        if column not in columns:
+            raise DataError(
+                f"{dataset} has no column '{column}'{nearest(column, columns)}; it has "
+                f"{', '.join(columns)}. Choose with data.text_column, data.label_column or data.targets"
+            )
 
 
 def _load(dataset: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tlresearch.tracking.items import Items
+from tlresearch.understand.comparison.rows import Row
 
 if TYPE_CHECKING:
     from tlresearch.base.statistics import PairedTest
-    from tlresearch.understand.comparison.compare import Row
 
 LEVEL = 0.05
 _MOST = 10  # other runs that are tested against the best
