@@ -61,25 +61,25 @@ def choose(kind: Kind, task: Task, samples: int) -> Choice:
     """
     _check_extra(kind, task)
     candidates = [*_candidates(kind, samples)]
-    here = f"in {weights_folder()} (TLRESEARCH_WEIGHTS)"
+    here = "TLRESEARCH_WEIGHTS" if os.environ.get("TLRESEARCH_WEIGHTS") else str(weights_folder())
     away = ""
     for name, why in candidates:
         address = _address(name)
         if address is None and (file := _file(name)) is not None:  # nobody publishes them: a file is all there can be
-            return Choice(name, file, why, here)
+            return Choice(name, file, why, f"at hand in {here}")
         if address is not None and _is_downloaded(name):
             return Choice(name, "default", why, "downloaded before")
         if address is not None and not away:
             host = address.split("/")[2]
             if _answers(address):
                 return Choice(name, "default", why, f"downloaded from {host}")
-            away = f"{host} does not answer, and "
+            away = f"{host} does not answer"
     for name, why in candidates:
         if (file := _file(name)) is not None:
-            return Choice(name, file, why, f"{away}these are {here}")
+            return Choice(name, file, why, f"at hand in {here}; {away}" if away else f"at hand in {here}")
     names = ", ".join(name for name, _ in candidates)
     raise WeightsError(
-        f"backbone.weights: {away}there are no weights of {names} {here}; connect "
+        f"backbone.weights: {away or 'nobody publishes any'}, and {here} holds none of {names}; connect "
         "once, put a file there, or name a backbone with backbone.name=… backbone.weights=…"
     )
 
