@@ -1,4 +1,4 @@
-"""From the `backbone` section of a config to a backbone: the table of families."""
+"""From the `backbone` section of a config to a backbone."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from tlresearch.backbones.base import End, StagedBackbone
 from tlresearch.backbones.channels import adapt_channels
 from tlresearch.backbones.dense import DETECTION, SEGMENTATION, build_dense
 from tlresearch.backbones.log_mel import with_log_mel
-from tlresearch.backbones.mnist_cnn import build_mnist_cnn
+from tlresearch.backbones.of_module import of_module
 from tlresearch.backbones.pairs import for_pairs
 from tlresearch.backbones.pyramid import PyramidBackbone, to_maps
-from tlresearch.backbones.small_cnn import build_small_cnn
-from tlresearch.backbones.speech_embedding import build_speech_embedding
-from tlresearch.backbones.timm_models import build_timm
-from tlresearch.backbones.transformers import build_transformer
 from tlresearch.backbones.vision import build_torchvision
-from tlresearch.backbones.word_cnn import build_word_cnn
-from tlresearch.base.errors import UserError, call_object, load_object, nearest
+from tlresearch.base.errors import UserError, load_object, nearest
 from tlresearch.base.paths import find_weights
+from tlresearch.config.catalogue import BACKBONES
+from tlresearch.config.parts import is_own, make
 from tlresearch.config.schema import BackboneConfig
 
 
-def _torchvision(model: str, **arguments: Any) -> StagedBackbone:
+def build_vision(model: str, **arguments: Any) -> StagedBackbone:
+    """Builds a backbone of torchvision: a classifier's, or that of a segmentation or detection network."""
     return (build_dense if model in (*SEGMENTATION, *DETECTION) else build_torchvision)(model, **arguments)
 
 
-def _log_mel(model: str, *, weights: str | None, options: Mapping[str, Any], **arguments: Any) -> StagedBackbone:
-    """An image backbone behind a spectrogram, whose arguments are `options.log_mel`."""
+def build_log_mel(model: str, *, weights: str | None, options: Mapping[str, Any], **arguments: Any) -> StagedBackbone:
+    """Builds an image backbone behind a spectrogram, whose arguments are `options.log_mel`."""
     inner = {name: value for name, value in options.items() if name != "log_mel"}
     backbone = _make(BackboneConfig(name=model, weights=weights, options=inner, **arguments), weights, "pooled")
     front = options.get("log_mel", {})
@@ -40,23 +40,6 @@ def _log_mel(model: str, *, weights: str | None, options: Mapping[str, Any], **a
         known = ", ".join(list(inspect.signature(with_log_mel).parameters)[1:])
         raise UserError(f"backbone.options.log_mel: {error}; it takes {known}") from None
     return with_log_mel(backbone, **front)
-
-
-FAMILIES: dict[str, Callable[..., StagedBackbone]] = {
-    "torchvision": _torchvision,
-    "timm": build_timm,
-    "hf": build_transformer,
-    "log_mel": _log_mel,
-}
-"""Libraries by the part of the name before the slash."""
-
-OURS: dict[str, Callable[..., StagedBackbone]] = {
-    "mnist_cnn": build_mnist_cnn,
-    "small_cnn": build_small_cnn,
-    "word_cnn": build_word_cnn,
-    "speech_embedding": build_speech_embedding,
-}
-"""Backbones of our own by name."""
 
 
 _last: dict[str, StagedBackbone] = {}
@@ -103,29 +86,34 @@ def _build(config: BackboneConfig, weights: str | None, end: End) -> StagedBackb
 
 
 def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbone:
-    family, slash, model = config.name.partition("/")
-    build = FAMILIES.get(family) if slash else OURS.get(config.name)
-    if build is not None:
-        return build(
-            model or config.name,
-            weights=weights,
-            weights_sha256=config.weights_sha256,
-            granularity=config.granularity,
-            options=config.options,
-            **_prefix(build, config),
-            **_pairs(build, config),
-            **_end(build, config.name, end),
-        )
-    if not slash and "." in config.name:
-        built = call_object(
-            config.name,
-            "backbone.name",
-            {**config.options, **_end(load_object(config.name, "backbone.name"), config.name, end)},
-        )
-        if not isinstance(built, StagedBackbone):
-            raise UserError(f"backbone.name: {config.name} must return a StagedBackbone but got {type(built).__name__}")
-        return built
-    raise UserError(_unknown(config.name))
+    if is_own(config):
+        return _own(config, end)
+    build = load_object(BACKBONES.path(config.name), "backbone.name")
+    made: StagedBackbone = build(
+        config.name.partition("/")[2] or config.name,
+        weights=weights,
+        weights_sha256=config.weights_sha256,
+        granularity=config.granularity,
+        options=config.options,
+        **_prefix(build, config),
+        **_pairs(build, config),
+        **_end(build, config.name, end),
+    )
+    return made
+
+
+def _own(config: BackboneConfig, end: End) -> StagedBackbone:
+    """What a dotted path gives: a staged backbone, or any network, which is taken apart."""
+    if "." not in config.name or "/" in config.name:
+        raise UserError(_unknown(config.name))
+    made = make(config, "backbone", **_end(load_object(config.name, "backbone.name"), config.name, end))
+    if isinstance(made, StagedBackbone):
+        return made
+    if isinstance(made, nn.Module):
+        return of_module(made, config.name, side=config.side, granularity=config.granularity)
+    raise UserError(
+        f"backbone.name: {config.name} must give an nn.Module or a StagedBackbone, but gave {type(made).__name__}"
+    )
 
 
 def _prefix(build: Callable[..., StagedBackbone], config: BackboneConfig) -> dict[str, str]:
@@ -163,12 +151,11 @@ def _stamp(weights: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    known = [*OURS, *(f"{family}/<model>" for family in FAMILIES)]
-    guess = nearest(name.partition("/")[0], [*OURS, *FAMILIES])
+    guess = nearest(name, BACKBONES.names)
     if "yolo" in name.lower():
         guess = "; the YOLO on offer is YOLOS, such as hf/hustvl/yolos-tiny"
     if not guess:
         from tlresearch.backbones.vision import known_models
 
         guess = nearest(f"torchvision/{name}", [f"torchvision/{model}" for model in known_models()])
-    return f"backbone.name: unknown backbone '{name}'{guess}; known are {', '.join(known)}, or a dotted path"
+    return f"backbone.name: unknown backbone '{name}'{guess}; known: {BACKBONES.listing}"

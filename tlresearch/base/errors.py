@@ -133,20 +133,42 @@ def load_object(path: str, key: str) -> Any:
             f"{key}: a stored model names {path}, whose code would run; if you trust it, add its package to {TRUSTED}"
         )
     try:
-        return getattr(importlib.import_module(module), name)
+        return _at(module, (name,))
     except AttributeError:
         raise UserError(f"{key}: the module '{module}' has no '{name}'") from None
     except Exception as error:  # a module of the user's may raise anything
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and (module == missing or module.startswith(f"{missing}.")):
+        if _is_missing(error, module):
             raise UserError(
-                f"{key}: there is no module '{missing}' for '{path}'; "
+                f"{key}: there is no module '{error.name}' for '{path}'; "  # type: ignore[attr-defined]
                 "run from the folder that holds it, or add that to PYTHONPATH"
             ) from None
         raise UserError(
             f"{key}: '{module}' cannot be imported: {type(error).__name__}: {one_line(error, 300)}; "
             f"`python -c 'import {module}'` shows where"
         ) from error
+
+
+def _at(module: str, names: Sequence[str]) -> Any:
+    """The object of this name in a module, or in a class of one: ``my_module.Colours.RED``."""
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        above, _, last = module.rpartition(".")
+        if error.name != module or not above:
+            raise
+        try:
+            return _at(above, (last, *names))
+        except AttributeError:
+            raise error from None
+    for name in names:
+        found = getattr(found, name)
+    return found
+
+
+def _is_missing(error: Exception, module: str) -> bool:
+    """Whether an import failed because there is no such module, and not in it."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and (module == name or module.startswith(f"{name}."))
 
 
 def call_object(path: str, key: str, arguments: Mapping[str, Any]) -> Any:

@@ -12,9 +12,31 @@ from tlresearch.config.courses import Constant, Cosine, Exponential, Linear, One
 from tlresearch.config.parts import Part, Registry
 from tlresearch.config.setting import setting
 
-
 # One option per line, whatever its length: read as a table.
 # fmt: off
+SOURCES = Registry("data source", {
+    name: Part(takes=None)
+    for name in (
+        "image_folder", "image_csv", "npz", "torchvision", "digits", "audio_folder", "audio_manifest", "text_table",
+        "text_lines", "conll", "hf_dataset", "masks", "coco", "voc", "instance_masks",
+    )
+}, own="a torch Dataset, a data set of Hugging Face, a LightningDataModule, or a function that returns a table", fills=("root", "preprocessing"))
+"""What reads them, and their further options, stand in `tlresearch.data.build.SOURCES`."""
+FILE_SOURCES = tuple(name for name in SOURCES.names if name not in ("torchvision", "digits", "hf_dataset"))
+"""Sources that read files of the user's."""
+
+BACKBONES = Registry("backbone", {
+    "torchvision/": Part("tlresearch.backbones.build.build_vision", None),
+    "timm/": Part("tlresearch.backbones.timm_models.build_timm", None),
+    "hf/": Part("tlresearch.backbones.transformers.build_transformer", None),
+    "log_mel/": Part("tlresearch.backbones.build.build_log_mel", None),
+    "small_cnn": Part("tlresearch.backbones.small_cnn.build_small_cnn", None),
+    "mnist_cnn": Part("tlresearch.backbones.mnist_cnn.build_mnist_cnn", None),
+    "word_cnn": Part("tlresearch.backbones.word_cnn.build_word_cnn", None),
+    "speech_embedding": Part("tlresearch.backbones.speech_embedding.build_speech_embedding", None),
+}, own="an nn.Module or of a function that returns one", fills=("end",))
+
+
 @dataclass
 class Sgd:
     """Arguments of stochastic gradient descent."""
@@ -87,6 +109,8 @@ LOSSES = Registry("loss", {
 }, own="a class whose objects take outputs and targets, or of a function that does", fills=("weight", "pos_weight", "ignore_index"), gets=2)
 
 METRICS = Registry("metric", {}, own="a metric of torchmetrics", gives="torchmetrics.Metric", fills=("num_classes", "num_labels", "num_outputs", "task", "ignore_index"))
+
+TRANSFORMS = Registry("transform", {}, own="a transform of torchvision or albumentations, or of a function of an image", gets=1)
 
 CALLBACKS = Registry("callback", {}, own="a callback of Lightning", gives="lightning.pytorch.callbacks.Callback")
 

@@ -10,9 +10,10 @@ import yaml
 
 from tlresearch.base.errors import MissingFileError, nearest
 from tlresearch.base.paths import find_data, find_weights
-from tlresearch.config.catalogue import LOSSES, TASKS
+from tlresearch.config.catalogue import FILE_SOURCES, LOSSES, SOURCES, TASKS
 from tlresearch.config.device_checks import device_problems
 from tlresearch.config.distill_checks import distill_problems
+from tlresearch.config.parts import is_own
 from tlresearch.config.published_checks import reference_problems
 from tlresearch.config.sampling_checks import sampling_problems
 from tlresearch.config.schema import (
@@ -28,28 +29,8 @@ from tlresearch.config.schema import (
 from tlresearch.config.shift import missing_shift, shift_problems
 from tlresearch.config.sweep_schema import SweepConfig
 
-DATA_SOURCES = (
-    "image_folder",
-    "image_csv",
-    "npz",
-    "torchvision",
-    "digits",
-    "audio_folder",
-    "audio_manifest",
-    "text_table",
-    "text_lines",
-    "conll",
-    "hf_dataset",
-    "masks",
-    "coco",
-    "voc",
-    "instance_masks",
-)
-FILE_SOURCES = tuple(name for name in DATA_SOURCES if name not in ("torchvision", "digits", "hf_dataset"))
-"""Sources that read files of the user's."""
 NUMBERED = ("image_csv", "npz", "audio_manifest", "text_table", "hf_dataset")
 """Sources that read `data.targets`."""
-BACKBONES = ("torchvision/", "timm/", "hf/", "log_mel/", "small_cnn", "mnist_cnn", "word_cnn", "speech_embedding")
 
 CONDITION = re.compile(r"^\s*(?P<key>[\w.]+)\s*(?P<sign>==|!=|>=|<=|>|<)\s*(?P<value>\S+)\s*$")
 """A dimension's condition, such as ``freeze.unfreeze_depth > 0``."""
@@ -94,18 +75,7 @@ def _missing(config: ExperimentConfig) -> Iterator[str]:
     yield from missing_shift(config.data, find_data, FILE_SOURCES)
 
 
-def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
-    """A name must be in the table, begin with a family of it, or be a dotted path to the user's own code."""
-    if name in known or any(name.startswith(family) for family in known if family.endswith("/")):
-        return
-    if "." in name and "/" not in name:
-        return
-    listing = ", ".join(f"{k}<model>" if k.endswith("/") else k for k in known)
-    yield f"{key}: '{name}' is unknown{nearest(name, known)}; known: {listing}, or a dotted path to your own"
-
-
 def _data(data: DataConfig) -> Iterator[str]:
-    yield from _known("data.name", data.name, DATA_SOURCES)
     if data.name in FILE_SOURCES and data.root is None:
         yield f"data.root: is needed by `data.name: {data.name}`"
     if data.name == "torchvision" and data.dataset is None:
@@ -116,11 +86,11 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield f"data.dataset: is only read by torchvision and hf_dataset, but data.name is {data.name}"
     if data.files and data.name not in ("text_table", "text_lines", "conll"):
         yield f"data.files: is only read by text_table, text_lines and conll, but data.name is {data.name}"
-    if data.targets and data.name in DATA_SOURCES and data.name not in NUMBERED:
+    if data.targets and data.name in SOURCES and data.name not in NUMBERED:
         yield f"data.targets: is only read by {', '.join(NUMBERED)} and your own, but data.name is {data.name}"
     if data.text_columns and (len(data.text_columns) != 2 or len(set(data.text_columns)) < 2):
         yield f"data.text_columns: names the two columns of a pair of texts, but got {data.text_columns}"
-    if data.text_columns and data.name in DATA_SOURCES and data.name not in ("text_table", "hf_dataset"):
+    if data.text_columns and data.name in SOURCES and data.name not in ("text_table", "hf_dataset"):
         yield f"data.text_columns: is only read by text_table and hf_dataset, but data.name is {data.name}"
     if len(set(data.targets)) < len(data.targets):
         yield f"data.targets: each column once, but got {data.targets}"
@@ -128,6 +98,8 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield "data.labels_per_class: give it or data.train_fraction, not both"
     if len(set(data.classes)) < len(data.classes):
         yield f"data.classes: each class once, but got {data.classes}"
+    if data.transforms and data.augment != "none":
+        yield "data.augment: give it or data.transforms, not both"
     if len(data.classes) == 1:
         yield f"data.classes: at least two classes are needed, but got {data.classes}"
     if data.url is not None:
@@ -151,7 +123,6 @@ def _url(data: DataConfig) -> Iterator[str]:
 
 
 def _backbone(backbone: BackboneConfig) -> Iterator[str]:
-    yield from _known("backbone.name", backbone.name, BACKBONES)
     weights = backbone.weights
     if weights is not None and "://" in weights and backbone.weights_sha256 is None:
         yield "backbone.weights_sha256: is needed for a URL, so that what is downloaded can be checked"
@@ -159,6 +130,8 @@ def _backbone(backbone: BackboneConfig) -> Iterator[str]:
         yield f"backbone.weights_sha256: must be 64 hexadecimal digits, but got '{backbone.weights_sha256}'"
     if "." in backbone.name and "/" not in backbone.name and weights not in ("default", None):
         yield "backbone.weights: a backbone of your own loads its weights itself; pass the file in backbone.options"
+    if backbone.side is not None and not is_own(backbone):
+        yield f"backbone.side: is only read by an nn.Module by dotted path; {backbone.name} takes data.image_size"
     if backbone.checkpoint is not None and weights not in ("default", None):
         yield "backbone.checkpoint: replaces backbone.weights; give one of them"
 

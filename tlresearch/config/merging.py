@@ -64,6 +64,9 @@ def _arguments_in_options(schema: Any, values: Any) -> Any:
         return {schema.registry.key: values}
     if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
         return values
+    part = schema.registry.part(str(values.get(schema.registry.key)))
+    if part is not None and part.takes is None:
+        return values  # its arguments are not known here, so that a misspelt key would be taken for one
     own = {key: value for key, value in values.items() if key in hints_of(schema)}
     arguments = {str(key): value for key, value in values.items() if key not in own}
     kept = {key: value for key, value in own.get("options", {}).items() if key not in arguments}

@@ -166,9 +166,14 @@ def sections(config: Any, prefix: str = "") -> Iterator[tuple[str, Named]]:
                 yield from sections(entry, f"{key}.")
 
 
+def is_own(section: Named) -> bool:
+    """Whether a section names its part by dotted path."""
+    return name_of(section) not in section.registry
+
+
 def any_own(config: Any) -> bool:
     """Whether a config names any part by dotted path."""
-    return any(name_of(section) not in section.registry for _, section in sections(config))
+    return any(is_own(section) for _, section in sections(config))
 
 
 def part_problems(config: Any) -> Iterator[str]:
@@ -231,7 +236,7 @@ def check_own(config: Any, source: str) -> None:
     """
     problems: list[str] = []
     for key, section in sections(config):
-        if name_of(section) not in section.registry:
+        if is_own(section):
             problems += _own_problems(key, section.registry.key, name_of(section), section.options, section.registry)
     if problems:
         raise ConfigError(problems, source)
@@ -371,7 +376,9 @@ def called(
         ConfigError: If it raises.
     """
     parameters = _parameters(target)
-    if parameters is not None:
+    if parameters is None:
+        given = {}
+    else:
         first = list(parameters)[: len(positional)]
         given = {argument: v for argument, v in given.items() if argument in parameters and argument not in first}
     try:
@@ -386,21 +393,26 @@ def called(
 
 
 def identities(config: Any) -> dict[str, dict[str, Any]]:
-    """Returns what identifies each part that is named by dotted path, by its key.
+    """Returns what identifies each part of a config that is named by dotted path, by its key.
 
     Returns:
         ``path``, ``arguments``, and ``source``: library and version, or a hash over the files of the user's that define
         it, with those they import. Parts within a part are found in its arguments, and counted in its source.
     """
-    return {
-        key: {
-            "path": name_of(section),
-            "arguments": section.options,
-            "source": ", ".join(dict.fromkeys(origin(path) for path in (name_of(section), *_paths(section.options)))),
-        }
-        for key, section in sections(config)
-        if name_of(section) not in section.registry
-    }
+    return dict(_identified(sections(config)))
+
+
+def identities_of(entries: Sequence[Named], key: str) -> dict[str, dict[str, Any]]:
+    """Returns what identifies the parts of a list, as `identities` does."""
+    return dict(_identified((f"{key}[{number}]", entry) for number, entry in enumerate(entries)))
+
+
+def _identified(entries: Iterable[tuple[str, Named]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, section in entries:
+        name, options = name_of(section), section.options
+        if is_own(section):
+            sources = dict.fromkeys(origin(path) for path in (name, *_paths(options)))
+            yield key, {"path": name, "arguments": options, "source": ", ".join(sources)}
 
 
 def _paths(value: Any) -> Iterator[str]:

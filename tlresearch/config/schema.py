@@ -7,7 +7,19 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from tlresearch.base.errors import nearest
-from tlresearch.config.catalogue import CALLBACKS, LOGGERS, LOSSES, METRICS, OPTIMIZERS, PRESETS, SCHEDULERS, TASKS
+from tlresearch.config.catalogue import (
+    BACKBONES,
+    CALLBACKS,
+    LOGGERS,
+    LOSSES,
+    METRICS,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULERS,
+    SOURCES,
+    TASKS,
+    TRANSFORMS,
+)
 from tlresearch.config.merging import hints_of
 from tlresearch.config.parts import PartConfig, Registry
 from tlresearch.config.published_schema import ReferenceConfig
@@ -44,10 +56,19 @@ def type_of(key: str) -> Any:
 # One option per line, whatever its length: read as a table.
 # fmt: off
 @dataclass
+class TransformConfig(PartConfig):
+    """A transform of images."""
+
+    registry: ClassVar[Registry] = TRANSFORMS
+    name: str = setting("", f"{TRANSFORMS.listing[3:].capitalize()}.")
+
+
+@dataclass
 class DataConfig:
     """Where the samples come from, how they are split and what is done to them."""
 
-    name: str = setting("image_folder", "Data source: image_folder, image_csv, npz, torchvision, digits, audio_folder, audio_manifest, text_table, text_lines, conll, hf_dataset, masks, coco, voc, instance_masks, or a dotted path.")
+    registry: ClassVar[Registry] = SOURCES
+    name: str = setting("image_folder", f"{SOURCES.listing}.")
     root: str | None = setting(None, "Folder or file; relative paths are looked up under the data directory (TLRESEARCH_DATA).")
     dataset: str | None = setting(None, "Class name of torchvision.datasets for `name: torchvision`, such as CIFAR10; name on the hub or saved folder for `name: hf_dataset`.")
     table: str = setting("labels.csv", "Table inside `root` for `name: image_csv` and `audio_manifest`: .csv, .tsv, .txt or .jsonl.")
@@ -79,6 +100,8 @@ class DataConfig:
     orientation: Literal["exif", "stored"] = setting("exif", "How photos are turned, in training and in everything made from the run: as their EXIF orientation says and every viewer shows them, or as their pixels are stored.")
     resize: int | None = setting(None, "Length the shorter edge of an image is brought to before the crop; null keeps the backbone's proportion to `image_size`.", unit="pixels", at_least=8, at_most=4096)
     augment: Literal["none", "flip", "crop_flip", "randaugment", "trivial"] = setting("none", "Random augmentation of the training images.")
+    transforms: list[TransformConfig] = setting([], "Transforms of the whole training images, one after another, with their masks or boxes; instead of `augment`.")
+    eval_transforms: list[TransformConfig] = setting([], "The same of the images of validation and test (labels only); a served model does not have them.")
     sampling: Literal["uniform", "balanced"] = setting("uniform", "Training samples of an epoch: each once, or every class equally often (one class per sample only).")
     mixup: float = setting(0.0, "Alpha of mixup (Zhang et al. 2018); 0 is off.", at_least=0)
     cutmix: float = setting(0.0, "Alpha of CutMix (Yun et al. 2019); 0 is off.", at_least=0)
@@ -93,7 +116,8 @@ class DataConfig:
 class BackboneConfig:
     """The pretrained network without its head."""
 
-    name: str = setting("torchvision/resnet18", "torchvision/<model>, timm/<model>, hf/<name or folder>, log_mel/<image backbone>, small_cnn, mnist_cnn, word_cnn, speech_embedding, or a dotted path.")
+    registry: ClassVar[Registry] = BACKBONES
+    name: str = setting("torchvision/resnet18", f"{BACKBONES.listing}.")
     weights: str | None = setting("default", "Enum name such as IMAGENET1K_V1, 'default', null (random), a local file, or a URL.")
     weights_sha256: str | None = setting(None, "SHA-256 the weights file must have; required for a URL.")
     weights_prefix: str | None = setting(None, "What stands in front of the names of the backbone's tensors in a weights file, such as `teacher.module.`; where there is only one such prefix it is found.")
@@ -101,6 +125,7 @@ class BackboneConfig:
     granularity: Literal["stage", "block"] = setting("stage", "How finely the backbone is cut: coarse stages, or single blocks.")
     pairs: Literal["joint", "concat", "cosine"] | None = setting(None, "How a pair of texts (`data.text_columns`) is read: joint as one input (cross-encoder); concat and cosine each by itself (bi-encoder), and the head gets both vectors, their difference and product, or their cosine.")
     in_channels: int | None = setting(None, "Input channels, if not those of the weights: 1 sums the first convolution over its inputs, more repeat it in turn, scaled to the same response.", at_least=1)
+    side: int | None = setting(None, "Side of the square images that an nn.Module by dotted path takes; null is 224.", unit="pixels", at_least=8, at_most=4096)
     options: dict[str, Any] = setting({}, "Further arguments of the model's constructor.")
 
 

@@ -34,7 +34,15 @@ SEVERITIES = (1, 2, 3, 4, 5)
 SPLITS = ("train", "val", "test", "all")
 _OWN = ("split", "corruptions")
 # What only concerns training, and what would make a test set smaller than the set is.
-_WHOLE = {"shift": {}, "augment": "none", "mixup": 0.0, "cutmix": 0.0, "labels_per_class": None, "train_fraction": 1.0}
+_WHOLE = {
+    "shift": {},
+    "augment": "none",
+    "transforms": [],
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "labels_per_class": None,
+    "train_fraction": 1.0,
+}
 
 
 @dataclass(frozen=True)

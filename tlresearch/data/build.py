@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tlresearch.base.errors import DataError, call_object, load_object, nearest, one_line
+from tlresearch.base.errors import DataError, nearest, one_line
 from tlresearch.base.paths import data_folder, find_data
+from tlresearch.config.parts import make
 from tlresearch.config.schema import DataConfig
 from tlresearch.data import detection, segmentation, volumes
 from tlresearch.data.audio import audio_folder, audio_manifest, audio_splits
@@ -18,6 +19,7 @@ from tlresearch.data.base import Data, Split, SplitName
 from tlresearch.data.digits import read_digits
 from tlresearch.data.download import ensure_here
 from tlresearch.data.folders import summary
+from tlresearch.data.handed import table_of
 from tlresearch.data.image_csv import read_image_csv
 from tlresearch.data.image_folder import read_image_folder
 from tlresearch.data.images import image_splits
@@ -116,19 +118,14 @@ def _texts(name: str, read: Callable[[DataConfig], Table]) -> Source:
 
 
 def _own(config: DataConfig, preprocessing: Modality) -> Table | Data:
-    """What a function of the user's own gives: a table, or data with splits of any modality."""
-    arguments = dict(config.options)
+    """What a class or function of the user's own gives: a table, data with splits of any modality, or a data set."""
+    given = {"preprocessing": preprocessing}
     if config.root is not None:
-        arguments["root"] = find_data(config.root)
-    function = load_object(config.name, "data.name")
-    if callable(function) and "preprocessing" in inspect.signature(function).parameters:
-        arguments["preprocessing"] = preprocessing
-    table = call_object(config.name, "data.name", arguments)
-    if not isinstance(table, (Table, Data)):
-        raise DataError(
-            f"data.name: {config.name} must return a tlresearch Table or Data but got {type(table).__name__}"
-        )
-    return table
+        given["root"] = find_data(config.root)  # type: ignore[assignment]
+    made = make(config, "data", **given)
+    if isinstance(made, (Table, Data)):
+        return made
+    return table_of(made, config, texts=isinstance(preprocessing, TextPreprocessing))
 
 
 OWN = Source(_own, options=None)
@@ -183,7 +180,7 @@ def _read(config: DataConfig, source: Source, preprocessing: Modality, seed: int
     if isinstance(table, Data):
         return table
     if source is OWN:  # only now is it known what its samples are
-        source = source._replace(kind=KINDS.get(table.samples, TEXTS))
+        source = source._replace(kind=IMAGES if table.plane else KINDS.get(table.samples, TEXTS))
         _check(config, source, preprocessing)
     data = _built(table, config, source.kind, preprocessing, seed)
     if data.passed:
@@ -217,7 +214,13 @@ def _check(config: DataConfig, source: Source, preprocessing: Modality) -> None:
     dense = config.name == "masks" or config.name in detection.READERS
     if isinstance(preprocessing, Preprocessing) and preprocessing.channels not in (1, 3) and not dense:
         raise DataError(f"the backbone takes {preprocessing.channels} channels; images have 1 or 3")
-    unfit = {"augment": config.augment != "none", "mixup": config.mixup > 0, "cutmix": config.cutmix > 0}
+    own = bool(config.transforms or config.eval_transforms)
+    unfit = {
+        "transforms": own,
+        "augment": config.augment != "none",
+        "mixup": config.mixup > 0,
+        "cutmix": config.cutmix > 0,
+    }
     for key, given in unfit.items():
         if given and source.kind is not IMAGES:
             raise DataError(f"data.{key}: is for images, but {config.name} holds {samples}; leave it out")

@@ -15,6 +15,7 @@ from tlresearch.config.schema import DataConfig
 from tlresearch.data.arrays import ArrayImages
 from tlresearch.data.base import Batch, SampleKey, Split, SplitName, positions, stack_targets
 from tlresearch.data.checks import check_sizes
+from tlresearch.data.own_transforms import OwnTransforms, build_own
 from tlresearch.data.prepared import Prepared
 from tlresearch.data.seeding import seeded
 from tlresearch.data.table import Images, PlaneTargets, Size, Table
@@ -77,6 +78,7 @@ class ImageSplit(TableSplit):
         evaluation: Deterministic preprocessing.
         augmentation: Random transform of the training images; ``None`` uses the evaluation's frame.
         seed: Seed of the augmentation.
+        prepare: Transform of every image in front of the evaluation's frame, the same in every epoch.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class ImageSplit(TableSplit):
         evaluation: Evaluation,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        prepare: Augmentation | None = None,
     ) -> None:
         super().__init__(images, rows, targets=targets, names=names, channels=evaluation.preprocessing.channels)
         self._evaluation = evaluation
         self._augmentation = augmentation
         self._seed = seed
+        self._prepare = prepare
 
     @property
     def load_key(self) -> str:
@@ -101,9 +105,10 @@ class ImageSplit(TableSplit):
         wanted = self._evaluation.preprocessing
         if not self._framed:
             return f"decoded, {wanted.channels} channels"
-        if isinstance(self._images, ArrayImages) and wanted.resize is None:
+        prepared = f"prepared {self._prepare.name}, " if self._prepare else ""
+        if isinstance(self._images, ArrayImages) and wanted.resize is None and not prepared:
             return ""
-        return (
+        return prepared + (
             f"{wanted.channels} channels, resize {wanted.resize}, crop {wanted.crop}, "
             f"{wanted.interpolation}, antialias {wanted.antialias}"
         )
@@ -116,19 +121,23 @@ class ImageSplit(TableSplit):
     def load(self, index: int) -> Value:
         """Returns a decoded image, uint8 ``(C, H, W)``: framed, unless a random crop follows."""
         image = self.raw(index)
+        if self._prepare is not None:
+            with seeded("prepare", index):
+                image = self._prepare(image)
         return self._evaluation.frame(image) if self._framed else image
 
     def finish(self, values: Sequence[Value], keys: Sequence[SampleKey]) -> Batch:
         """Augments and normalises images, and adds their targets."""
         images = cast(Sequence[Tensor], values)
         if self._augmentation is not None:
-            images = [cast(Tensor, self._moved(key, image)) for image, key in zip(images, keys, strict=True)]
-        inputs = self._evaluation.normalise(torch.stack(list(images)))
+            moved = (cast(Tensor, self._moved(key, image)) for image, key in zip(images, keys, strict=True))
+            images = [image if self._fits(image) else self._evaluation.frame(image) for image in moved]
+        inputs = self._evaluation.normalise(torch.stack(_alike(images)))
         return Batch(inputs, self.targets_at(keys), positions(keys))
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """Assembles a whole batch at once; images in memory are taken together."""
-        if not isinstance(self._images, ArrayImages):
+        if not isinstance(self._images, ArrayImages) or self._prepare is not None:
             return super().__getitems__(keys)
         images = self._images.load_batch([self._rows[key.index] for key in keys], self._channels)
         return self.finish(list(self._evaluation.frame(images) if self._framed else images), keys)
@@ -136,6 +145,17 @@ class ImageSplit(TableSplit):
     @property
     def _framed(self) -> bool:
         return self._augmentation is None or self._augmentation.framed
+
+    @property
+    def has_own(self) -> bool:
+        """Whether transforms of the user's have a part in it."""
+        used = (self._augmentation, self._prepare)
+        return any(each is not None and isinstance(each.transform, OwnTransforms) for each in used)
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether an image has the input size; transforms of the user's may give any other."""
+        side = self._evaluation.preprocessing.crop
+        return side is None or image.shape[-2:] == (side, side)
 
     def _moved(self, key: SampleKey, *parts: Any) -> Any:
         """Augments an image, with what moves along, by the key alone: neither order nor process changes it."""
@@ -230,7 +250,12 @@ class DenseSplit(ImageSplit):
             return image, target
         size = (image.shape[-2], image.shape[-1])
         moved, joined = self._moved(key, tv_tensors.Image(image), self._plane.wrap(target, size))
-        return moved.as_subclass(Tensor), self._plane.unwrap(joined, target)
+        image, target = moved.as_subclass(Tensor), self._plane.unwrap(joined, target)
+        if not self._fits(image):
+            size = (image.shape[-2], image.shape[-1])
+            target = self._plane.framed(target, self._evaluation.preprocessing, size)
+            image = self._evaluation.frame(image)
+        return image, target
 
 
 class _FramedTargets(Sequence[Tensor]):
@@ -278,19 +303,32 @@ def image_splits(
     preprocessing = replace(preprocessing, fit=table.fit)
     evaluation = Evaluation(preprocessing)
     size = check_sizes(table.names, prepared.checked, preprocessing)
-    augmentation = build_augmentation(config.augment, evaluation, size=size)
-    return preprocessing, {
-        split: ImageSplit(
-            table.images,
-            rows,
-            targets=torch.as_tensor(prepared.targets_of(split)),
-            names=[table.names[row] for row in rows],
-            evaluation=evaluation,
-            augmentation=augmentation if split == "train" else None,
-            seed=seed,
-        )
-        for split, rows in prepared.splits.items()
-    }
+    own = build_own(config.transforms, "data.transforms")
+    augmentation = own or build_augmentation(config.augment, evaluation, size=size)
+    prepare = build_own(config.eval_transforms, "data.eval_transforms")
+    return preprocessing, _tried(
+        {
+            split: ImageSplit(
+                table.images,
+                rows,
+                targets=torch.as_tensor(prepared.targets_of(split)),
+                names=[table.names[row] for row in rows],
+                evaluation=evaluation,
+                augmentation=augmentation if split == "train" else None,
+                seed=seed,
+                prepare=prepare if split != "train" else None,
+            )
+            for split, rows in prepared.splits.items()
+        }
+    )
+
+
+def _tried(splits: Mapping[SplitName, ImageSplit]) -> Mapping[SplitName, Split]:
+    """The splits, after transforms of the user's have been tried on a few images of each."""
+    for split in splits.values():
+        if split.has_own:
+            split.__getitems__([SampleKey(index, 0) for index in range(min(2, len(split)))])
+    return splits
 
 
 def _dense_splits(
@@ -309,20 +347,25 @@ def _dense_splits(
     assert preprocessing.crop is not None
     _check_channels(table, next(iter(sizes)), preprocessing.channels)
     evaluation, targets = Evaluation(preprocessing), plane(sizes)
-    augmentation = build_joint(config.augment, evaluation, preprocessing.crop)
-    return preprocessing, {
-        split: DenseSplit(
-            table.images,
-            targets,
-            rows,
-            names=[table.names[row] for row in rows],
-            sizes=[sizes[row] for row in rows],
-            evaluation=evaluation,
-            augmentation=augmentation if split == "train" else None,
-            seed=seed,
-        )
-        for split, rows in prepared.splits.items()
-    }
+    if config.eval_transforms:
+        raise DataError("data.eval_transforms: is for images with labels, and would move images without their targets")
+    own = build_own(config.transforms, "data.transforms")
+    augmentation = own or build_joint(config.augment, evaluation, preprocessing.crop)
+    return preprocessing, _tried(
+        {
+            split: DenseSplit(
+                table.images,
+                targets,
+                rows,
+                names=[table.names[row] for row in rows],
+                sizes=[sizes[row] for row in rows],
+                evaluation=evaluation,
+                augmentation=augmentation if split == "train" else None,
+                seed=seed,
+            )
+            for split, rows in prepared.splits.items()
+        }
+    )
 
 
 def _check_channels(table: Table, row: int, channels: int) -> None:
@@ -331,6 +374,14 @@ def _check_channels(table: Table, row: int, channels: int) -> None:
         table.images.load(row, channels)
     except ValueError as error:
         raise DataError(f"{table.names[row]}: {error}") from None
+
+
+def _alike(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images of one size; those of a network that takes any size may have got several by transforms."""
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise DataError(f"data.transforms: images of a batch differ in size ({sorted(sizes)}); set data.image_size")
+    return list(images)
 
 
 def _one_side(sizes: Iterable[Size]) -> int:

@@ -236,6 +236,9 @@ def _log_predictor(run: Run, config: ExperimentConfig, task: Task, data: Data, e
     if task.predictor is None:
         log.warning("no model is logged: the task has no predictor; tracking.model=false says so")
         return
+    if config.data.eval_transforms:
+        log.warning("no model is logged: it would not have data.eval_transforms; tracking.model=false says so")
+        return
     modality = data.preprocessing or task.backbone.preprocessing
     family = config.backbone.name.partition("/")[0]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.backbones.build import FAMILIES, OURS, build_backbone
+from tlresearch.backbones.build import build_backbone
 from tlresearch.backbones.describe import describe_stages
 from tlresearch.base.errors import TrackingError, UserError
 from tlresearch.base.paths import is_yaml
+from tlresearch.config.catalogue import BACKBONES
 from tlresearch.config.load import Loaded, load_experiment
 from tlresearch.config.schema import BackboneConfig, ExperimentConfig
 from tlresearch.data.base import SplitName
@@ -68,7 +69,7 @@ def inspect(
     if isinstance(what, Record):
         return inspect_run(what, saliency=saliency, names=items, picture=picture)
     is_experiment = what.endswith(".yaml") or is_yaml(what, "experiments")
-    is_backbone = not is_experiment and (what in OURS or what.partition("/")[0] in FAMILIES)
+    is_backbone = not is_experiment and what in BACKBONES
     if not is_backbone and not is_experiment and not overrides and "/" not in what:
         try:
             run = load(what)
