@@ -121,7 +121,8 @@ def suggest(trial: Suggests, space: Mapping[str, SpaceConfig]) -> dict[str, Any]
         if dimension.when is not None and not holds(dimension.when, point):
             continue
         if dimension.choices:
-            point[key] = _choose(trial, key, dimension.choices)
+            by_stored = stored(dimension.choices)
+            point[key] = by_stored[trial.suggest_categorical(key, list(by_stored))]
             continue
         low, high, step = dimension.low, dimension.high, dimension.step
         if low is None or high is None or isinstance(high, str):
@@ -153,9 +154,8 @@ def counts(key: str) -> bool:
     return int in kinds and float not in kinds
 
 
-def _choose(trial: Suggests, key: str, choices: list[Any]) -> Any:
-    """Optuna stores only plain values as choices: lists and mappings go by their YAML text."""
+def stored(choices: list[Any]) -> dict[Any, Any]:
+    """Returns the choices by what Optuna stores of them: itself of a plain value, else its YAML text."""
     if all(isinstance(choice, (str, int, float, bool, type(None))) for choice in choices):
-        return trial.suggest_categorical(key, choices)
-    texts = {yaml.safe_dump(choice, default_flow_style=True).strip(): choice for choice in choices}
-    return texts[trial.suggest_categorical(key, list(texts))]
+        return {choice: choice for choice in choices}
+    return {yaml.safe_dump(choice, default_flow_style=True).strip(): choice for choice in choices}

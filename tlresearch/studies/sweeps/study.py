@@ -23,6 +23,7 @@ from tlresearch.base.paths import home
 from tlresearch.base.quiet import quiet
 from tlresearch.base.redact import redact
 from tlresearch.config.parts import make
+from tlresearch.config.search_space import stored
 from tlresearch.config.sweep_schema import SpaceConfig, SweepConfig
 from tlresearch.data.seeding import derive_seed
 from tlresearch.studies.sweeps.storage import PatientStorage
@@ -287,7 +288,7 @@ def _sampler(sweep: SweepConfig, space: Mapping[str, SpaceConfig], *, seed: int)
         open_ended = [key for key, dimension in space.items() if not dimension.choices]
         if open_ended:
             raise ConfigError([f"space[{key}]: the grid sampler needs choices" for key in open_ended], sweep.name)
-        grid = {key: list(dimension.choices) for key, dimension in space.items()}
+        grid = {key: list(stored(dimension.choices)) for key, dimension in space.items()}
         return optuna.samplers.GridSampler(grid, seed=sweep.seed)
     sampler: BaseSampler = make(sweep.sampler, "sampler", seed=seed)
     return sampler
