@@ -61,6 +61,15 @@ def test_an_example_learns(name: str, outside: Path) -> None:
     assert Path(sys.modules[Path(name).stem].__file__ or "").parent == outside
 
 
+def test_an_experiment_of_parts_of_other_libraries_runs_as_the_page_shows_it(outside: Path) -> None:
+    page = (REPOSITORY / "docs" / "extending.md").read_text()
+    block = page.partition("## What other libraries have")[2].partition("```yaml\n")[2].partition("```")[0]
+    (outside / "page.yaml").write_text(block)
+    result = fit("page.yaml", QUICK)
+    assert "test/matthews_corr_coef" in result.metrics
+    assert list(outside.glob("csv/**/metrics.csv"))
+
+
 def test_all_three_together_on_the_command_line(outside: Path, tmp_path: Path) -> None:
     # From another folder: only PYTHONPATH leads to the modules.
     elsewhere = tmp_path / "elsewhere"
