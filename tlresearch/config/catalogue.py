@@ -124,7 +124,7 @@ TASKS = Registry("task", {
     "segmentation": Part("tlresearch.tasks.segmentation.SegmentationTask", None),
     "detection": Part("tlresearch.tasks.detection.DetectionTask", None),
     "instances": Part("tlresearch.tasks.detection.InstancesTask", None),
-}, own="a class derived from tlresearch.tasks.base.Task")
+}, own="a class derived from tlresearch.tasks.base.Task", by_signature=False)
 """Each is a class, which says everything else about itself; see `tlresearch.tasks.base.Task`."""
 
 PRESETS = Registry("schedule", {

@@ -60,6 +60,7 @@ class Registry:
         key: The key that names the part.
         gets: With how many arguments such a part is called. If not 0, a function is the part itself, and not what makes
             it: the arguments of a config are bound to it.
+        by_signature: Whether arguments are those of the signature; what has another way to say them checks them itself.
     """
 
     what: str
@@ -69,6 +70,7 @@ class Registry:
     fills: Sequence[str] = ()
     key: str = "name"
     gets: int = 0
+    by_signature: bool = True
 
     def __contains__(self, name: str) -> bool:
         """Whether it is a short name."""
@@ -249,7 +251,7 @@ def _own_problems(key: str, name_key: str, name: str, options: Mapping[str, Any]
         yield str(error)
         return
     parameters = _parameters(target)
-    if parameters is None:
+    if parameters is None or not registry.by_signature:
         return
     if registry.gets and inspect.isroutine(target):
         parameters = dict(list(parameters.items())[registry.gets :])
