@@ -14,17 +14,18 @@ from PIL import Image
 from scipy import stats
 
 from tests.tracking.conftest import THIRD_PARTY
-from tlresearch import fit, run_sweep
+from tlresearch import fit
 from tlresearch.base.errors import ConfigError, DataError
 from tlresearch.config.load import load_text
 from tlresearch.finetuning.callback import EpochReport
 from tlresearch.run.fit import Role, RunResult
-from tlresearch.studies.reproduction.verify import verify_run
+from tlresearch.studies.reproduction.verify import verify
+from tlresearch.studies.sweeps.run import run as run_sweep
 from tlresearch.tasks.regression import NumbersHead, RegressionTask, intervals, measured
 from tlresearch.tracking.model import load_model, load_predictor
 from tlresearch.tracking.records import Runs
 from tlresearch.tracking.store import connect
-from tlresearch.understand.comparison.compare import compare_runs, compare_sweep
+from tlresearch.understand.comparison.compare import compare
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 QUIET = "{figures: false, model: false, system_metrics: false, weights: false}"
@@ -315,7 +316,7 @@ def test_a_sweep_minimises_the_error_without_being_told(folder: Path, tmp_path: 
     assert (result.objective, result.best_value) == ("val/mae", min(values))
     means = [group.metrics["val/mae"].mean for group in result.confirmed]
     assert means == sorted(means)
-    compared = compare_sweep("errors")
+    compared = compare(sweep="errors")
     assert compared.directions["val/mae"] == "min"
     [groups] = {len([row for row in compared.rows if row.members])}
     assert groups == 2
@@ -324,7 +325,7 @@ def test_a_sweep_minimises_the_error_without_being_told(folder: Path, tmp_path: 
 def test_two_runs_are_compared_by_the_error_of_each_sample(folder: Path) -> None:
     better = run(folder)
     worse = run(folder, freeze="{schedule: linear_probe, epochs: 1}", name="worse")
-    [test] = compare_runs([better.run_id, worse.run_id]).tests
+    [test] = compare(better.run_id, worse.run_id).tests
     assert test.metric == "test error"
     assert test.test is not None
     assert test.test.difference == pytest.approx(better.metrics["test/mae"] - worse.metrics["test/mae"], rel=1e-3)
@@ -333,4 +334,4 @@ def test_two_runs_are_compared_by_the_error_of_each_sample(folder: Path) -> None
 def test_a_recorded_run_is_verified(folder: Path) -> None:
     tracking = "{figures: false, model: true, system_metrics: false}"
     result = run(folder, tracking=tracking, freeze="{schedule: full, epochs: 2}")
-    assert {check.state for check in verify_run(result.run_id).checks} <= {"ok"}
+    assert {check.state for check in verify(result.run_id).checks} <= {"ok"}
