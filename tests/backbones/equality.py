@@ -13,8 +13,7 @@ from tlresearch.modality.values import Value, from_leaves, leaves
 
 def assert_equal_at_every_boundary(network: nn.Module, drive: Drive, backbone: StagedBackbone, value: Value) -> None:
     """Runs up to each boundary and from there, as a frozen prefix and a trained suffix do."""
-    network.eval()
-    backbone.eval()
+    network.train().eval()
     named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     with unchanged(network):
         expected = drive(network, value)
@@ -26,8 +25,9 @@ def assert_equal_at_every_boundary(network: nn.Module, drive: Drive, backbone: S
     }
     for boundary in range(1, len(backbone.stages)):
         with torch.no_grad():
-            entering = backbone(value, stop=boundary)
+            entering = backbone.eval()(value, stop=boundary)
         entering = from_leaves({name: leaf.detach() for name, leaf in leaves(entering).items()})
+        backbone.train().eval()  # some networks keep what they computed without a gradient until they train again
         result = backbone(entering, start=boundary)
         assert difference(result, leaves(expected)) is None, (boundary, difference(result, leaves(expected)))
         trained = [p for p in backbone.stages[boundary:].parameters() if p.requires_grad]

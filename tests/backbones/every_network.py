@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import logging
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,8 @@ This page is written by `python -m tests.backbones.every_network --page`.
     lines, parts = [], []
     for group, title in titles.items():
         rows = {key.partition("/")[2]: row for key, row in results.items() if key.partition("/")[0] == group}
+        if not rows:
+            continue
         cut = {name: row for name, row in rows.items() if row.get("way") not in (None, "children")}
         whole = sorted(set(rows) - set(cut))
         lines.append(f"| {title} | {len(rows)} | {len(cut)} | {len(whole)} |")
@@ -160,9 +163,9 @@ This page is written by `python -m tests.backbones.every_network --page`.
 
 
 def _listed(rows: dict[str, dict[str, Any]]) -> str:
-    """Networks with the number of their stages, those with few of them by the way."""
-    names = [f"{name} ({row['stages']})" for name, row in sorted(rows.items())]
-    return "With the number of stages: " + ", ".join(names) + ".\n"
+    """Networks with the number of their stages."""
+    names = ", ".join(f"{name} ({row['stages']})" for name, row in sorted(rows.items()))
+    return textwrap.fill(f"With the number of stages: {names}.", 120, break_on_hyphens=False) + "\n"
 
 
 def _reasons(names: Sequence[str]) -> str:
