@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlresearch.backbones.stages import stages as stages
+    from tlresearch.config.schema import ExperimentConfig as Experiment
     from tlresearch.config.search_space import choice as choice
     from tlresearch.config.search_space import depths as depths
     from tlresearch.config.search_space import integers as integers
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tlresearch.config.search_space import uniform as uniform
     from tlresearch.finetuning.foreign import FreezeSchedule as FreezeSchedule
     from tlresearch.run.fit import RunResult as RunResult
-    from tlresearch.run.fit import fit as fit
+    from tlresearch.run.pieces import fit as fit
     from tlresearch.run.recorded import RecordedRun as RecordedRun
     from tlresearch.run.recorded import load as load
     from tlresearch.run.track import Track as Track
@@ -36,6 +37,7 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
 
 __version__ = "0.1.0"
 __all__ = [
+    "Experiment",
     "FreezeSchedule",
     "GroupResult",
     "RecordedRun",
@@ -64,7 +66,8 @@ __all__ = [
 _WHERE = {
     "FreezeSchedule": ("tlresearch.finetuning.foreign", "FreezeSchedule"),
     "Track": ("tlresearch.run.track", "Track"),
-    "fit": ("tlresearch.run.fit", "fit"),
+    "fit": ("tlresearch.run.pieces", "fit"),
+    "Experiment": ("tlresearch.config.schema", "ExperimentConfig"),
     "RunResult": ("tlresearch.run.fit", "RunResult"),
     "fit_group": ("tlresearch.studies.seeds", "fit_group"),
     "GroupResult": ("tlresearch.studies.seeds", "GroupResult"),

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tlresearch.base import handed
 from tlresearch.base.redact import redact
 from tlresearch.base.trust import TRUSTED, may_import
 
@@ -125,6 +126,14 @@ def load_object(path: str, key: str) -> Any:
         UserError: If the module does not exist, cannot be imported, or has no such name; or if a stored model names it
             and it is not trusted.
     """
+    if path.startswith(handed.PREFIX):
+        try:
+            return handed.find(path)
+        except KeyError:
+            raise UserError(
+                f"{key}: {path.removeprefix(handed.PREFIX)} was handed over as an object, which no record holds; hand "
+                "it over again, as in tlresearch.fit(config, ...)"
+            ) from None
     module, _, name = path.rpartition(".")
     if not module:
         raise UserError(f"{key}: '{path}' is neither known nor a dotted path such as my_package.my_module.{path}")

@@ -96,8 +96,10 @@ def regardless(load: Callable[P, Loaded[ConfigT]], *arguments: P.args, **named: 
         return error.loaded
 
 
-def load_experiment(name: str | Path, overrides: Overrides = ()) -> Loaded[ExperimentConfig]:
-    """Loads an experiment by path, or by name under ``experiments/``.
+def load_experiment(
+    name: str | Path | Mapping[str, Any] | ExperimentConfig, overrides: Overrides = ()
+) -> Loaded[ExperimentConfig]:
+    """Loads an experiment by path, by name under ``experiments/``, or as values in the place of a file.
 
     Raises:
         UserError: If there is no such file.
@@ -149,8 +151,12 @@ def load_variants(name: str | Path, overrides: Overrides = ()) -> dict[str, Load
     return found
 
 
-def _experiment(name: str | Path) -> tuple[dict[str, Any], Path]:
+def _experiment(name: str | Path | Mapping[str, Any] | ExperimentConfig) -> tuple[dict[str, Any], Path]:
     """The values an experiment's file gives, and where it lies."""
+    if isinstance(name, (Mapping, ExperimentConfig)):
+        values = dataclasses.asdict(name) if isinstance(name, ExperimentConfig) else copy.deepcopy(dict(name))
+        _name_experiment(values)
+        return values, Path("experiment")
     path = find_yaml(str(name), "experiments")
     folder, stem = topic(path, "experiments")
     values = _read(path)
@@ -333,6 +339,19 @@ def _part(names: frozenset[str]) -> type[Any]:
 def _as_yaml(plain: Mapping[str, Any]) -> dict[str, str]:
     """Each section as the YAML that it has in the whole."""
     return {key: OmegaConf.to_yaml(OmegaConf.create({key: value})) for key, value in plain.items()}
+
+
+def as_mapping(overrides: Overrides) -> dict[str, Any]:
+    """The overrides by full key.
+
+    Raises:
+        ConfigError: If one is no ``key=value``.
+    """
+    problems: list[str] = []
+    values = dict(_parse(overrides, problems))
+    if problems:
+        raise ConfigError(problems, "overrides")
+    return values
 
 
 def override_texts(overrides: Overrides) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol
 
 from omegaconf import OmegaConf
 
+from tlresearch.base import handed
 from tlresearch.base.code import origin
 from tlresearch.base.errors import ConfigError, UserError, load_object, nearest, one_line
 from tlresearch.config.merging import merge, type_name
@@ -250,6 +251,8 @@ def _own_problems(key: str, name_key: str, name: str, options: Mapping[str, Any]
     except UserError as error:
         yield str(error)
         return
+    if name.startswith(handed.PREFIX):
+        return
     parameters = _parameters(target)
     if parameters is None or not registry.by_signature:
         return
@@ -333,9 +336,21 @@ def make(section: Named, key: str, *positional: Any, **given: Any) -> Any:
         arguments = {argument: value for argument, value in values.items() if value is not None and value != []}
     else:
         arguments = {argument: _made(f"{key}.{argument}", value, given) for argument, value in section.options.items()}
+    if name.startswith(handed.PREFIX) and not _to_be_called(target, registry):
+        return _of_its_class(target, registry, name, key)
     if registry.gets and part is None and inspect.isroutine(target):
         return functools.partial(target, **arguments)
-    made = called(target, name, key, positional, arguments, given)
+    return _of_its_class(called(target, name, key, positional, arguments, given), registry, name, key)
+
+
+def _to_be_called(target: Any, registry: Registry) -> bool:
+    """Whether an object that was handed over makes the part, and is not the part itself."""
+    bound = isinstance(target, functools.partial)
+    makes = inspect.isclass(target.func if bound else target)
+    return makes or (not registry.gets and (bound or inspect.isroutine(target)))
+
+
+def _of_its_class(made: Any, registry: Registry, name: str, key: str) -> Any:
     if registry.gives and not isinstance(made, load_object(registry.gives, key)):
         raise ConfigError(
             [f"{key}.{registry.key}: {name} must give a {registry.gives}, but gave {type(made).__name__}"], name
@@ -412,7 +427,7 @@ def identities_of(entries: Sequence[Named], key: str) -> dict[str, dict[str, Any
 def _identified(entries: Iterable[tuple[str, Named]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, section in entries:
         name, options = name_of(section), section.options
-        if is_own(section):
+        if is_own(section) and not name.startswith(handed.PREFIX):
             sources = dict.fromkeys(origin(path) for path in (name, *_paths(options)))
             yield key, {"path": name, "arguments": options, "source": ", ".join(sources)}
 

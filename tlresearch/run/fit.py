@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tlresearch.backbones.describe import check_size
 from tlresearch.backbones.lineage import build_with_lineage
+from tlresearch.base import handed
 from tlresearch.base.ranks import is_leader
 from tlresearch.config.load import Loaded, Overrides, load_experiment, revise
 from tlresearch.config.parts import check_own, identities
@@ -238,7 +239,8 @@ def _pinned(loaded: Loaded[ExperimentConfig], runs: Runs) -> Loaded[ExperimentCo
 
 def _run_folder(loaded: Loaded[ExperimentConfig], role: Role) -> RunFolder:
     own = identities(loaded.config)  # of parts by dotted path: with other code it is another run
-    return RunFolder(f"{loaded.recorded}\n{role.identity}{own or ''}")
+    objects = dict(handed.described())
+    return RunFolder(f"{loaded.recorded}\n{role.identity}{own or ''}{objects or ''}")
 
 
 def _open_run(loaded: Loaded[ExperimentConfig], role: Role, folder: RunFolder) -> JournalRun | SilentRun:
@@ -272,6 +274,9 @@ def _record_beginning(
         return
     if not folder.checkpoint.exists():
         results.log_provenance(tracked, loaded, sys.argv)
+        if objects := handed.described():
+            tracked.log_dict(objects, "handed_over.json")
+            tracked.set_tags({"tlresearch.handed_over": ", ".join(objects)})
     if role.parent is None:
         results.save_run_view(tracked, monitor)
     own = role.parent is None and not role.repeats
