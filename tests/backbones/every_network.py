@@ -42,6 +42,11 @@ NOT_CUT = {
 }
 """Networks that run only as a whole; they must say so, not answer wrongly."""
 
+DIFFERS = {
+    "grounding-dino": "the gradient of a norm over its pyramid differs at one boundary, by a cause not yet found"
+}
+"""Networks for which the examination fails; they are not on the page."""
+
 
 @dataclass(frozen=True)
 class Examined:

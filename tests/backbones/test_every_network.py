@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tests.backbones.every_network import GROUPS, NOT_CUT, examine
+from tests.backbones.every_network import DIFFERS, GROUPS, NOT_CUT, examine
 
 TENTH = [(group, name) for group, names in GROUPS.items() if group != "timm" for name in names[::10]]
 REST = [
@@ -28,6 +28,8 @@ def test_lists() -> None:
 def test_equal_at_every_boundary(group: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     if group != "public":
         pytest.importorskip("transformers", reason="the extra text is not installed")
+    if name in DIFFERS:
+        pytest.xfail(DIFFERS[name])
     with caplog.at_level(logging.WARNING):
         found = examine(group, name)
     if name in NOT_CUT:
