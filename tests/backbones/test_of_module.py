@@ -50,9 +50,9 @@ def test_it_is_trained_by_depth_resumed_and_served() -> None:
     )
     result = fit(load_text(text))
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
-    from tlresearch.studies.reproduction.verify import verify_run
+    from tlresearch.studies.reproduction.verify import verify
 
-    checks = {check.name: check.state for check in verify_run(result.run_id).checks}
+    checks = {check.name: check.state for check in verify(result.run_id).checks}
     assert checks["trained weights"] == checks["parts"] == "ok", checks
 
 

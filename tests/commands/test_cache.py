@@ -18,7 +18,7 @@ def test_entries_are_listed_removed_and_checked(capsys: pytest.CaptureFixture[st
     assert main(["cache", "ls"]) == 0
     shown = capsys.readouterr().out
     assert all(entry.name[:8] in shown for entry in entries)
-    assert main(["cache", "rm", entries[0].key[:8]]) == 0
+    assert main(["cache", "rm", entries[0].name[:8]]) == 0
     assert len(default_store().entries()) == len(entries) - 1
     assert main(["cache", "rm", "no-such-entry"]) == 2
     assert "no entry begins with no-such-entry" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from tests.toy import toy_text
 from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.base.redact import HIDE
 from tlresearch.cli import main
 from tlresearch.commands import config as config_command
-from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
+from tlresearch.config.load import load_experiment, load_recorded, load_sweep, load_text, revise
 from tlresearch.config.merging import assign
 
 GOOD = """
@@ -412,3 +413,15 @@ def test_a_folder_that_was_removed_under_the_command_is_said_to_be_gone(
 def test_a_device_is_named_as_lightning_knows_it() -> None:
     with pytest.raises(ConfigError, match=r"trainer.accelerator: 'cuda:0' is unknown \(did you mean 'cuda'\?\)"):
         load_text("data: {name: digits}", ["trainer.accelerator=cuda:0"])
+
+
+def test_the_record_of_a_version_with_the_arguments_of_all_parts_still_opens() -> None:
+    text = toy_text(optimizer="{name: adamw, nesterov: false, rho: null}", scheduler="{name: constant, gamma: 0.1}")
+    with pytest.raises(ConfigError, match="nesterov: is only read by sgd"):
+        load_text(text)
+    assert (
+        load_recorded(text).config
+        == load_text(toy_text(optimizer="{name: adamw}", scheduler="{name: constant}")).config
+    )
+    with pytest.raises(ConfigError, match="nesterow"):
+        load_recorded(toy_text(optimizer="{name: adamw, nesterow: false}"))

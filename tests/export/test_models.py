@@ -43,7 +43,7 @@ def exportable(made: Made, folder: Path) -> Exportable:
 def test_what_is_shipped_answers_as_what_is_served(kind: str, tmp_path: Path) -> None:
     made = make(EVERY[kind](tmp_path))
     model = exportable(made, tmp_path / "stored")
-    module = model.shipped(model.network, DTYPES["fp32"])
+    module = model.module(model.network, DTYPES["fp32"])
     run = original(model)
     part, rows = made.data.splits["train"], range(4)
     wanted = answers(run, made.data, "train", rows)
@@ -168,7 +168,7 @@ def test_a_mask_has_the_size_of_its_image(tmp_path: Path) -> None:
     for fit in ("stretch", "letterbox"):
         predictor.preprocessing = replace(predictor.preprocessing, fit=fit)
         model = Exportable(predictor)
-        module = model.shipped(model.network, torch.float32)
+        module = model.module(model.network, torch.float32)
         with torch.inference_mode():
             probabilities, answer = module(*map(torch.from_numpy, model.front.arrays([image])))
         assert answer.shape == (1, 21, 50)

@@ -197,7 +197,7 @@ def test_a_form_that_answers_otherwise_is_refused_and_removed(
 
 def test_what_cannot_be_exported_is_one_line(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", recorded.trial]) == 2
-    assert "kept no model" in capsys.readouterr().err
+    assert "has no model" in capsys.readouterr().err
     with pytest.raises(UserError, match="add --to onnx"):
         forms_of(["pt2"], ["static"], [])
     assert forms_of(["onnx", "pt2"], [], ["fp16"]) == [

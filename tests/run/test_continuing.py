@@ -7,9 +7,10 @@ import torch
 
 from tests.toy import toy_text
 from tlresearch.base.errors import UserError
+from tlresearch.config.courses import Constant, Cosine, Course, Step
 from tlresearch.config.load import load_text
 from tlresearch.finetuning.resume import RunFolder, read_folder
-from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.run.continuing import CONTINUES
 from tlresearch.run.fit import RunResult, fit
 from tlresearch.tracking.store import connect
@@ -123,6 +124,9 @@ def test_an_interrupted_run_of_the_name_is_said_to_stay_unfinished(caplog: pytes
     assert read_folder(left.path)["run_id"] == "0123456789abcdef"
 
 
+CONSTANT = Constant()
+
+
 def phase(epochs: int, **about: object) -> Phase:
     return Phase("p", stages=(0,), rates=(0.1, 0.1), epochs=epochs, **about)  # type: ignore[arg-type]
 
@@ -130,15 +134,15 @@ def phase(epochs: int, **about: object) -> Phase:
 def test_schedules_agree_where_neither_rates_nor_ends_depend_on_the_length() -> None:
     history = [{"val/loss": 1.0 / (epoch + 1)} for epoch in range(4)]
 
-    def parts(one: list[Phase], other: list[Phase], course: Course = Course()) -> int | None:  # noqa: B008
+    def parts(one: list[Phase], other: list[Phase], course: Course = CONSTANT) -> int | None:
         names = ("a",)
         schedules = [FreezeSchedule(tuple(phases), names, course) for phases in (one, other)]
         return schedules[0].parts_with(schedules[1], history)
 
     assert parts([phase(4)], [phase(9)]) is None
     assert parts([phase(4)], [phase(4), phase(2, head=False)]) is None  # a phase behind them
-    assert parts([phase(4)], [phase(9)], Course("step", step_size=2)) is None
-    assert parts([phase(4)], [phase(9)], Course("cosine")) == 0
+    assert parts([phase(4)], [phase(9)], Step(step_size=2)) is None
+    assert parts([phase(4)], [phase(9)], Cosine()) == 0
     assert parts([phase(2), phase(2)], [phase(3), phase(3)]) == 2  # the second begins later
     assert parts([phase(4, warmup_epochs=1.0)], [phase(9, warmup_epochs=1.0)]) is None
     until = Plateau("val/loss", 2)

@@ -88,7 +88,7 @@ def _build(config: BackboneConfig, weights: str | None, end: End) -> StagedBackb
 def _make(config: BackboneConfig, weights: str | None, end: End) -> StagedBackbone:
     if is_own(config):
         return _own(config, end)
-    build = load_object(BACKBONES.path(config.name), "backbone.name")
+    build = BACKBONES.load(config.name, "backbone.name")
     made: StagedBackbone = build(
         config.name.partition("/")[2] or config.name,
         weights=weights,

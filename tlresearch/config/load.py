@@ -23,7 +23,7 @@ from tlresearch.base.paths import find_yaml, topic
 from tlresearch.base.redact import read_variable
 from tlresearch.config import checks
 from tlresearch.config.merging import assign, merge
-from tlresearch.config.parts import part_problems
+from tlresearch.config.parts import drop_unread, part_problems
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.config.setting import outside
 from tlresearch.config.sweep_schema import SweepConfig
@@ -221,9 +221,17 @@ def revise(experiment: Loaded[ExperimentConfig], overrides: Overrides) -> Loaded
 
 
 def load_text(text: str, overrides: Overrides = (), source: str = "config") -> Loaded[ExperimentConfig]:
-    """Loads an experiment from YAML text, such as what a run recorded."""
+    """Loads an experiment from YAML text."""
     values = _sections(text, source)
     _name_experiment(values)
+    return _load(ExperimentConfig, values, overrides, source)
+
+
+def load_recorded(text: str, overrides: Overrides = (), source: str = "config") -> Loaded[ExperimentConfig]:
+    """Loads what a run recorded, also of an earlier version, which records arguments of parts it does not use."""
+    values = _sections(text, source)
+    _name_experiment(values)
+    drop_unread(values, ExperimentConfig())
     return _load(ExperimentConfig, values, overrides, source)
 
 

@@ -105,8 +105,16 @@ class Registry:
 
     def taken(self, name: str, given: Iterable[str]) -> list[str]:
         """Returns which of the arguments that tlresearch can give a part takes."""
-        parameters = _parameters(load_object(self.path(name), self.what))
+        parameters = _parameters(self.load(name, self.what))
         return [argument for argument in given if parameters is None or argument in parameters]
+
+    def load(self, name: str, key: str) -> Any:
+        """Imports what a name stands for.
+
+        Raises:
+            UserError: If it cannot be had; the text begins with the key.
+        """
+        return load_object(self.path(name), key, ours=name in self)
 
     def readers(self, argument: str) -> dict[str, dataclasses.Field[Any]]:
         """Returns the short names that take an argument, with its field."""
@@ -231,6 +239,24 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
+def drop_unread(values: Mapping[str, Any], config: Any) -> None:
+    """Takes out of a recorded config what its parts don't read, but another part of the same kind does.
+
+    Args:
+        values: The recorded config, as plain values; changed.
+        config: A config of its schema, which says what its sections are.
+    """
+    for key, section in sections(config):
+        recorded = values.get(key)
+        registry = section.registry
+        part = registry.part(str(recorded.get(registry.key))) if isinstance(recorded, dict) else None
+        if recorded is None or part is None or part.takes is None:
+            continue
+        read = {item.name for item in dataclasses.fields(part.takes)} | {*vars(section)}
+        for argument in [argument for argument in recorded if argument not in read and registry.readers(argument)]:
+            del recorded[argument]
+
+
 def check_own(config: Any, source: str) -> None:
     """Imports what a config names by dotted path, and checks the arguments against its signature.
 
@@ -328,7 +354,7 @@ def make(section: Named, key: str, *positional: Any, **given: Any) -> Any:
     """
     registry, name = section.registry, name_of(section)
     part = registry.part(name)
-    target = load_object(registry.path(name), f"{key}.{registry.key}")
+    target = registry.load(name, f"{key}.{registry.key}")
     if part is not None and part.takes is not None:
         typed = _typed(part.takes, section.options, f"{key}.", [])
         values = {item.name: getattr(typed, item.name) for item in dataclasses.fields(typed)}
@@ -351,7 +377,7 @@ def _to_be_called(target: Any, registry: Registry) -> bool:
 
 
 def _of_its_class(made: Any, registry: Registry, name: str, key: str) -> Any:
-    if registry.gives and not isinstance(made, load_object(registry.gives, key)):
+    if registry.gives and not isinstance(made, load_object(registry.gives, key, ours=True)):
         raise ConfigError(
             [f"{key}.{registry.key}: {name} must give a {registry.gives}, but gave {type(made).__name__}"], name
         )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tlresearch.backbones.base import StagedBackbone
-from tlresearch.base.errors import ConfigError, load_object
+from tlresearch.base.errors import ConfigError
 from tlresearch.config.catalogue import OPTIMIZERS
 from tlresearch.config.parts import make
 from tlresearch.config.schema import OptimizerConfig
@@ -47,7 +47,7 @@ def build_optimizer(
 
 def _fuses(name: str) -> bool:
     """Whether an optimizer's step can be done in one kernel over all parameters, as torch's own say."""
-    kind = load_object(OPTIMIZERS.path(name), "optimizer.name")
+    kind = OPTIMIZERS.load(name, "optimizer.name")
     return kind.__module__.startswith("torch.optim") and "fused" in inspect.signature(kind).parameters
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from tlresearch.base.errors import ConfigError, load_object, nearest
+from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.catalogue import PRESETS, SCHEDULERS
 from tlresearch.config.checks import phase_problems
 from tlresearch.config.courses import Course
@@ -119,7 +119,7 @@ def build_schedule(config: ExperimentConfig, stage_names: Sequence[str]) -> Free
 
 def _phases(config: ExperimentConfig, stage_names: Sequence[str]) -> list[PhaseConfig]:
     freeze = config.freeze
-    preset = load_object(PRESETS.path(freeze.schedule), "freeze.schedule")
+    preset = PRESETS.load(freeze.schedule, "freeze.schedule")
     if freeze.schedule in PRESETS:
         return cast(list[PhaseConfig], preset(freeze, stage_names))
     made = called(preset, freeze.schedule, "freeze", (freeze, list(stage_names)), freeze.options)

@@ -20,7 +20,7 @@ from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.base.files import locked
 from tlresearch.base.paths import home
 from tlresearch.base.statistics import Summary, summary
-from tlresearch.config.load import Loaded, Overrides, load_experiment, load_text, regardless, revise
+from tlresearch.config.load import Loaded, Overrides, load_experiment, load_recorded, regardless, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.run.fit import Role, fit
 from tlresearch.run.results import pin_latest
@@ -185,7 +185,7 @@ def _earlier(runs: Runs, identity: str, loaded: Loaded[ExperimentConfig]) -> Rec
     for group in runs.tagged(GROUP, identity):
         try:
             text = group.text(_CONFIG) if group.is_group else None
-            if text is not None and regardless(load_text, text).config == loaded.config:
+            if text is not None and regardless(load_recorded, text).config == loaded.config:
                 return group
         except ConfigError:
             continue  # an option it names is gone

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlresearch.backbones.base import End, StagedBackbone, evaluating
 from tlresearch.base.direction import Directions
-from tlresearch.base.errors import ConfigError, load_object, nearest
+from tlresearch.base.errors import ConfigError, nearest
 from tlresearch.config.catalogue import TASKS
 from tlresearch.config.schema import DataConfig, ExperimentConfig, TaskConfig, TrainerConfig
 from tlresearch.data.base import Batch, Data, SampleKey
@@ -31,7 +31,7 @@ def find_task(name: str) -> type[Task]:
         ConfigError: If the path leads to something else.
         UserError: If there is nothing at the path.
     """
-    found = load_object(TASKS.path(name), "task.name")
+    found = TASKS.load(name, "task.name")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError([f"task.name: {name} must be a class derived from tlresearch.tasks.base.Task"], "task")
     return found

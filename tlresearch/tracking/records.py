@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tlresearch.base.errors import TrackingError, nearest
-from tlresearch.config.load import Loaded, load_text, regardless, revise
+from tlresearch.config.load import Loaded, load_recorded, regardless, revise
 from tlresearch.config.schema import ExperimentConfig
 from tlresearch.tracking.addresses import run_url
 from tlresearch.tracking.calls import STATE, resolve
@@ -339,7 +339,7 @@ class Record:
                 "(tlresearch ui shows them); a run that failed at its start cannot be repeated"
             )
         # What its repetition records goes to the store that it was found in.
-        return regardless(load_text, text, {"tracking.uri": None}, source=self.title)
+        return regardless(load_recorded, text, {"tracking.uri": None}, source=self.title)
 
     def as_it_was(self, *, anyway: bool = False) -> Loaded[ExperimentConfig]:
         """The config with what it left to the machine fixed: number format and threads as the run had them.

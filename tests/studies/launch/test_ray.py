@@ -148,9 +148,9 @@ def test_room_counts_cores_and_gpus_node_by_node() -> None:
 
 
 def test_databases_of_several_nodes_are_servers() -> None:
-    base = SimpleNamespace(config=SimpleNamespace(tracking=SimpleNamespace(uri=None)))
+    subject = SimpleNamespace(tracking=SimpleNamespace(uri=None))
     for storage, named in ((None, "storage"), ("postgresql://me:s3cret@host/x", "overrides.tracking.uri")):
-        worker: Any = SimpleNamespace(config=SweepConfig(storage=storage), base=base)
+        worker: Any = SimpleNamespace(config=SweepConfig(storage=storage), subject=subject)
         with pytest.raises(UserError, match=f"^{named}: ") as caught:
             launcher._check_shared(worker, 2)
         assert "s3cret" not in str(caught.value)

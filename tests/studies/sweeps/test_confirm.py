@@ -94,7 +94,7 @@ def test_the_mean_chooses_whatever_the_trials_had_reached() -> None:
         Confirmed(optuna.trial.create_trial(value=value), "", (1, 2), {"val/accuracy": summary(seeds)})
         for seeds, value in values.values()
     ]
-    assert [one.trial.value for one in best_first(found, ObjectiveConfig())] == [0.5, 0.99]
+    assert [one.trial.value for one in best_first(found, ObjectiveConfig("val/accuracy"))] == [0.5, 0.99]
     loss = ObjectiveConfig("val/accuracy", "minimize")
     assert [one.trial.value for one in best_first(found, loss)] == [0.99, 0.5]
 

@@ -12,7 +12,7 @@ from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.code import _code_under
 from tlresearch.base.errors import ConfigError, UserError
 from tlresearch.studies.reproduction.repeat import repeat_run
-from tlresearch.studies.reproduction.verify import verify_run
+from tlresearch.studies.reproduction.verify import verify
 from tlresearch.studies.sweeps.run import run
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
@@ -66,7 +66,7 @@ def test_a_sweep_over_parts_is_run_on_and_its_best_repeated(folder: Path) -> Non
         run("sweep.yaml", ["trials=5"])
     turned = [final for final in result.final if "parts_of_a_sweep" in result.best_yaml.read_text()]
     for final in turned:
-        checks = {check.name: check for check in verify_run(final.run_id).checks}
+        checks = {check.name: check for check in verify(final.run_id).checks}
         assert checks["parts"].state == "failed"
         assert "the source of parts_of_a_sweep.turned has changed" in checks["parts"].detail
 

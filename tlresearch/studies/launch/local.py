@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
+import cloudpickle
+
 from tlresearch.base.errors import UserError
 from tlresearch.studies.launch.brief import Brief
 from tlresearch.studies.sweeps.trials import Worker
@@ -30,7 +32,8 @@ class _Process:
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **environment})
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.connection.send(brief)
+        # By value: a worker cannot import a function of a script or a notebook. Its `recv` reads this as any message.
+        self.connection.send_bytes(cloudpickle.dumps(brief))
         self.brief, self.threads = brief, threads
 
     def outcome(self) -> str | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import optuna
 import yaml
 from optuna.exceptions import UpdateFinishedTrialError
@@ -166,14 +165,6 @@ class Function:
     ) -> list[FinalRun]:
         """Returns no final run: a trial of a function records everything already."""
         return []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickles the function by value, since a worker cannot import a function of a script or notebook."""
-        return {**vars(self), "call": cloudpickle.dumps(self.call)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores what `__getstate__` returned."""
-        vars(self).update({**state, "call": cloudpickle.loads(state["call"])})
 
 
 def named(path: str) -> Function:
