@@ -19,11 +19,12 @@ from tests.fuzz.conftest import cases
 from tests.fuzz.mutations import readable
 from tests.toy import toy_text
 from tlresearch.base.errors import UserError
+from tlresearch.config.courses import Constant, Cosine, Course, Exponential, Linear, Step
 from tlresearch.config.load import load_text
 from tlresearch.data.annotations import Object, to_boxes
 from tlresearch.data.folders import composed, find_listed
 from tlresearch.data.plane import CROWD, DIFFICULT
-from tlresearch.finetuning.schedule import Course, FreezeSchedule, Phase, Plateau
+from tlresearch.finetuning.schedule import FreezeSchedule, Phase, Plateau
 from tlresearch.modality.image import Evaluation, Frame, Preprocessing
 from tlresearch.tasks.metric_names import metric_names
 from tlresearch.tasks.watched import directed
@@ -110,7 +111,7 @@ def phases(draw: st.DrawFn) -> Phase:
     one=st.lists(phases(), min_size=1, max_size=3),
     further=st.lists(phases(), max_size=2),
     longer=st.integers(0, 4),
-    course=st.sampled_from([Course(name) for name in ("constant", "cosine", "linear", "step", "exponential")]),
+    course=st.sampled_from([Constant(), Cosine(), Linear(), Step(), Exponential()]),
     losses=st.lists(st.sampled_from([0.1, 0.2, 0.3]), max_size=8),
 )
 @cases(200)

@@ -36,6 +36,7 @@ def test_every_form_of_an_image_is_the_same_sample(picture: Path, tmp_path: Path
         picture.read_bytes(),
         encoded,
         array,
+        wanted,
         [array],
         array[None],
         DataFrame({"image": [encoded]}),

@@ -153,7 +153,9 @@ class RawImages(RawInput):
         return decode(content, self.channels, self.windows, self.orientation)
 
     def value(self, array: Any) -> Tensor:
-        """Converts an array uint8 ``(H, W)`` or ``(H, W, C)``."""
+        """Converts an array uint8 ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)`` as torch arranges images."""
+        if isinstance(array, Tensor) and array.ndim == 3:
+            array = array.permute(1, 2, 0)
         array = np.asarray(array)
         if str(array.dtype) != "uint8" or array.ndim not in self.dims:
             raise ValueError(f"images must be uint8 (height, width, channels) but got {array.dtype} {array.shape}")
