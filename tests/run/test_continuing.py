@@ -124,7 +124,7 @@ def test_an_interrupted_run_of_the_name_is_said_to_stay_unfinished(caplog: pytes
     assert read_folder(left.path)["run_id"] == "0123456789abcdef"
 
 
-CONSTANT = Constant()
+STEADY = Constant()
 
 
 def phase(epochs: int, **about: object) -> Phase:
@@ -134,7 +134,7 @@ def phase(epochs: int, **about: object) -> Phase:
 def test_schedules_agree_where_neither_rates_nor_ends_depend_on_the_length() -> None:
     history = [{"val/loss": 1.0 / (epoch + 1)} for epoch in range(4)]
 
-    def parts(one: list[Phase], other: list[Phase], course: Course = CONSTANT) -> int | None:
+    def parts(one: list[Phase], other: list[Phase], course: Course = STEADY) -> int | None:
         names = ("a",)
         schedules = [FreezeSchedule(tuple(phases), names, course) for phases in (one, other)]
         return schedules[0].parts_with(schedules[1], history)
