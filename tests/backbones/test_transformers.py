@@ -222,7 +222,7 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b").mkdir()
     small = {"d_model": 12, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50_300, "max_source_positions": 8}
     transformers.WhisperConfig(**small).save_pretrained(tmp_path / "b")
-    with pytest.raises(UserError, match=r"\(whisper\) reads input_features; texts, images and the sounds of wav2vec2"):
+    with pytest.raises(UserError, match=r"\(whisper\) reads input_features; texts, images and waveforms are known"):
         build_backbone(BackboneConfig(name=f"hf/{tmp_path / 'b'}", weights=None))
     with pytest.raises(UserError, match="gives no feature maps"):
         build_backbone(BackboneConfig(name=name, weights=None), "maps")
