@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 
 from tests.drafting.test_survey import picture, table
 from tests.tracking.conftest import THIRD_PARTY
 from tlresearch.base.errors import WeightsError
 from tlresearch.cli import main
-from tlresearch.config.load import load_experiment, load_sweep, revise
+from tlresearch.config.load import load_experiment, load_sweep, load_text, revise
 from tlresearch.drafting.backbone import choose
-from tlresearch.drafting.draft import draft
+from tlresearch.drafting.draft import RECIPES, Recipe, draft
+from tlresearch.tasks.build import find_task
 
+NO_DATA = {"data": {"name": "digits"}}
 REAL_WEIGHTS = os.environ.get("TLRESEARCH_WEIGHTS")  # before a test sets it
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in THIRD_PARTY]
 
@@ -154,3 +157,9 @@ def test_long_texts_are_given_room(tmp_path: Path) -> None:
     rows = [f"{'long ' * 60}text {number}\t{number % 2}" for number in range(40)]
     table(tmp_path / "reviews.tsv", *rows)
     assert load_experiment(draft(tmp_path / "reviews.tsv").experiment).config.data.max_length == 96
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=["-".join(key) for key in RECIPES])
+def test_a_recipe_gives_its_task_what_it_takes(recipe: Recipe) -> None:
+    config = load_text(yaml.safe_dump({**recipe.sections, **NO_DATA})).config
+    assert config.task.options.keys() <= find_task(config.task.name).defaults.keys()

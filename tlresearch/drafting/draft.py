@@ -77,7 +77,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     ("image", "segmentation"): Recipe(
         20, 3e-3, 4, "all", 12, 6,
         {"data": {"image_size": 256, "eval_batch_size": 8},
-         "task": {"name": "segmentation", "options": {"decoder": "unet", "loss": "combined"}}},
+         "task": {"name": "segmentation", "loss": "combined", "options": {"decoder": "unet"}}},
     ),
     ("image", "detection"): Recipe(
         6, 1e-3, 4, 4, 6, 4,
