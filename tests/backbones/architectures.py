@@ -400,7 +400,7 @@ def example(network: nn.Module, kind: str) -> tuple[Value, Call]:
     if "decoder_input_ids" in taken:
         value["decoder_input_ids"] = ids(7)
     # Of what reads texts with pictures or sounds in them, the part that reads texts.
-    towers = any(hasattr(network, name) for name in ("vision_model", "visual_projection", "vision_embed"))
+    towers = any(hasattr(network, name) for name in ("logit_scale", "visual_projection", "vision_embed"))
     texts = "input_ids" in taken and kind not in (*IMAGES, *SOUNDS) and not towers
     if "pixel_values" in taken and not (texts and taken["pixel_values"].default is None):
         value["pixel_values"] = pixels(config, kind)

@@ -38,14 +38,3 @@ def test_equal_at_every_boundary(group: str, name: str, caplog: pytest.LogCaptur
     else:
         assert found.way != "children"
         assert found.stages > 1
-
-
-TIMM = GROUPS["timm"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TIMM)
-def test_models_of_timm(name: str) -> None:
-    pytest.importorskip("timm", reason="the extra timm is not installed")
-    assert examine("timm", name).way != "children"

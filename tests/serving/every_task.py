@@ -70,7 +70,7 @@ def numbers(folder: Path) -> str:
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for split, count in (("train", 16), ("val", 8), ("test", 8)):
-        images = generator.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        images = generator.integers(0, 256, (count, 16, 16), dtype=np.uint8)
         arrays |= {f"{split}_images": images, f"{split}_labels": 1000 + images.mean(axis=(1, 2))}
     np.savez(folder / "numbers.npz", **arrays)
     return toy_text(

@@ -57,7 +57,7 @@ def test_every_task_predicts_raw_files(
     make(EVERY[name](tmp_path)).log("untrained")
     if name == "numbers":
         for path in INPUTS[name]:
-            Image.new("L", (8, 8), 100).save(tmp_path / path)
+            Image.new("L", (16, 16), 100).save(tmp_path / path)
     if name in INPUTS:
         given = [str(tmp_path / path) for path in INPUTS[name]]
     else:
