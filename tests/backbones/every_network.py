@@ -38,7 +38,7 @@ NOT_CUT = {
     "reformer": "reversible layers compute no gradient in eval mode",
     "rf_detr": "it looks for more objects in training than in evaluation",
     "fastspeech2_conformer": "it does not run in training without the durations it is to learn",
-    "efficientnet": "a value within a squeeze that crosses a boundary is not met again: a fault of the cut, which says so",
+    "efficientnet": "a value that crosses a boundary within a squeeze is not met again: a fault of the cut",
     "rwkv": "its forward pass divides its own weights in eval mode",
 }
 """Networks that run only as a whole; they must say so, not answer wrongly."""
