@@ -68,22 +68,23 @@ def undeclared(task: TaskConfig, metric: str) -> str:
 def metric_names(task: Task, data: Data) -> tuple[str, ...]:
     """Names of the metrics that a task gives in each epoch, with their split; empty if that cannot be known.
 
-    Only the metrics themselves know their names, so one sample is evaluated. What gathers samples is copied for it: the
-    task stays as it is.
+    Only the metrics themselves know their names, so two samples are evaluated (one has no correlation). What gathers
+    samples is copied for it: the task stays as it is.
     """
     kept = (task.backbone, task.head, task._optimizer, task._mixer, task._penalty)
     probe = copy.deepcopy(task, {id(part): part for part in kept})
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(probe), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what has no value with a single sample
-            batch = data.splits["val"].__getitems__([SampleKey(0, 0)])
+            warnings.simplefilter("ignore")  # of what has no value with so few samples
+            validation = data.splits["val"]
+            batch = validation.__getitems__([SampleKey(row, 0) for row in range(min(2, len(validation)))])
             outputs = probe(batch.inputs, batch.boundary)
             loss = probe.loss(outputs, batch.targets)
             names = []
             for split in ("train", "val"):
                 probe.update_metrics(split, outputs, batch, loss)
                 names += [f"{split}/{name}" for name in probe.compute_metrics(split)]
-    except Exception:  # code of the user's own that takes no batch of one sample; what else is wrong, training tells
+    except Exception:  # code of the user's own that takes no batch of two samples; what else is wrong, training tells
         return ()
     return (*names, *(f"val/{label}" for label in task.added_labels))
 
