@@ -11,7 +11,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_LINK_MODE ?= hardlink
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-pages fuzz audit wheel chaos bench gpu lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
+.PHONY: help setup demo test test-slow test-networks test-pages fuzz audit wheel chaos bench gpu lint docs format run sweep worker reproduce reproduce-all verify predict register serve compare curve domain-shift export report rank inspect ui sync lock clean
 
 help:  ## Show this help
 	@printf 'usage: make TARGET [EXP=…] [SWEEP=…] [ARGS="key=value …"]\n\n'
@@ -34,10 +34,13 @@ demo: setup  ## The main job on digits: pretrain, transfer with few labels, swee
 	$(TLR) demo $(ARGS)
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not pages" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not pages and not networks" $(ARGS)
 
 test-slow: setup  ## Run the tests that start servers, clusters or several ranks
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow $(ARGS)
+
+test-networks: setup  ## Take all of some 340 networks apart and compare at every boundary (`make test` has a tenth)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m networks $(ARGS)
 
 test-pages: setup  ## Run every command of the documentation on a little data (ten minutes)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "slow or pages" tests/snippets $(ARGS)

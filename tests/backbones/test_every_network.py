@@ -23,7 +23,7 @@ def test_lists() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("group", "name"), [*TENTH, *(pytest.param(*network, marks=pytest.mark.slow) for network in REST)]
+    ("group", "name"), [*TENTH, *(pytest.param(*network, marks=pytest.mark.networks) for network in REST)]
 )
 def test_equal_at_every_boundary(group: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     if group != "public":
