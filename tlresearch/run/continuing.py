@@ -21,6 +21,7 @@ from tlresearch.run.training import Built
 from tlresearch.tracking import values
 from tlresearch.tracking.base import Run
 from tlresearch.tracking.records import CONFIG, RESOLVED, Record, Runs
+from tlresearch.tracking.store import StoreAwayError
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,11 @@ def say_anew(loaded: Loaded[ExperimentConfig], folder: RunFolder, runs: Runs) ->
             *(str(read_folder(left).get("run_id"))[:8], left),
         )
     now = {key: values.text(value) for key, value in loaded.flat().items()}
-    for run in runs.finished(config.name, _LOOKED_AT):
+    try:
+        earlier = runs.finished(config.name, _LOOKED_AT)
+    except StoreAwayError:  # a line that helps is not worth a run that trains without its store
+        return
+    for run in earlier:
         before = run.params
         shorter = before.get("freeze.epochs", "").isdigit() and int(before["freeze.epochs"]) < config.freeze.epochs
         if shorter and not _differing(before, {key: now[key] for key in now if key in before}):
