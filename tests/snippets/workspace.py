@@ -21,6 +21,7 @@ from tests.conftest import REPOSITORY
 PROGRAMS = Path(__file__).parent / "programs"
 SIDE = 64  # pixels
 TRIALS = 2
+PHOTOS = 8  # of each class in the folder that a page begins with
 LABELS = 3  # per class
 
 
@@ -60,9 +61,13 @@ class Workspace:
         for name, take in DATA.items():
             take(data / name, folder / "data" / name)
         one = next(path for path in sorted(data.joinpath("hymenoptera_data/val/bees").iterdir()))
-        for name in ("bee.jpg", "one.jpg", "photo.jpg", "another.png", "photos/1.jpg", "photos/2.jpg"):
-            (folder / name).parent.mkdir(exist_ok=True)
+        for name in ("bee.jpg", "one.jpg", "photo.jpg", "another.png"):
             Image.open(one).save(folder / name)
+        for kind in ("ants", "bees"):
+            (folder / "photos" / kind).mkdir(parents=True)
+            for photo in sorted(data.joinpath("hymenoptera_data/train", kind).glob("*.jpg"))[:PHOTOS]:
+                with Image.open(photo) as picture:
+                    picture.resize((SIDE, SIDE)).save(folder / "photos" / kind / photo.name)
         shutil.copy(data / "free_spoken_digit" / "recordings" / "7_george_0.wav", folder / "digit.wav")
         shutil.copytree(folder / "data" / "isbi2012_em" / "image", folder / "scans")
         (folder / "input.txt").write_text("A touching film.\nFar too long.\n")
