@@ -105,6 +105,8 @@ def shortened(experiment: Mapping[str, Any]) -> dict[str, Any]:
         short["data"] = {**short["data"], "labels_per_class": min(LABELS, short["data"]["labels_per_class"])}
     if "freeze" in short:
         short["freeze"] = dict(short["freeze"])
+        if "probe_epochs" in short["freeze"]:
+            short["freeze"]["probe_epochs"] = 1
         phases = [
             {key: value for key, value in phase.items() if key not in LENGTHS} | {"epochs": 1}
             for phase in short["freeze"].get("phases", [])
