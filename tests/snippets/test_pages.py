@@ -61,7 +61,7 @@ ELSEWHERE = {
 }
 DEMO = "make demo"
 """Of several pages: run for the README alone, which passes over what other pages run besides."""
-LONG = ("choosing", "detection", "devices", "domain_shift", "learning_curves", "shipping", "speech", "text")
+LONG = ("README", "choosing", "detection", "devices", "domain_shift", "learning_curves", "shipping", "speech", "text")
 """Pages that take minutes: for `make test-pages`, not for every run of CI."""
 STANDS_IN = {
     "python predict.py model.onnx photo.jpg another.png": "exported/photos",
