@@ -89,13 +89,13 @@ def small(name: str) -> Callable[[Path], str]:
 
 
 def faster_rcnn(folder: Path) -> str:
-    pytest.importorskip("pycocotools")
+    pytest.importorskip("pycocotools", reason="the extra detection is not installed")
     task = "{name: detection, options: {detector: faster_rcnn, width: 32}}"
     return boxes_text(save_boxes(folder / "boxes", count=8), task=task)
 
 
 def instances(folder: Path) -> str:
-    pytest.importorskip("pycocotools")
+    pytest.importorskip("pycocotools", reason="the extra detection is not installed")
     return instances_text(save_instances(folder / "instances"))
 
 

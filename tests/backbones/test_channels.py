@@ -62,12 +62,12 @@ def test_maps_of_a_pyramid_have_their_channels_first_for_wide_images() -> None:
 
 @pytest.mark.parametrize(("name", "axis"), [("swin_tiny_patch4_window7_224", 3), ("convnext_atto", 1)])
 def test_timms_networks(name: str, axis: int) -> None:
-    pytest.importorskip("timm")
+    pytest.importorskip("timm", reason="the extra timm is not installed")
     axes = channel_axes(build_backbone(BackboneConfig(name=f"timm/{name}", weights=None)))
     assert axes[:4] == ({"value": axis},) * 4
 
 
 def test_behind_a_spectrogram_the_image_backbone_is_asked() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="the extra text is not installed")
     axes = channel_axes(build_backbone(BackboneConfig(name="log_mel/torchvision/swin_t", weights=None)))
     assert axes[:5] == ({}, *({"value": 3},) * 4)

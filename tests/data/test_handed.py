@@ -158,7 +158,7 @@ def test_any_data_set_is_trained_on(source: str) -> None:
 
 
 def test_a_data_set_of_hugging_face_from_disk(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="the extra text is not installed")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["left", "right"])})
     rows = {"image": [Image.fromarray(_pixels(i)[..., 0]) for i in range(SIZE)], "label": [i % 2 for i in range(SIZE)]}
     whole = datasets.Dataset.from_dict(rows, features=features)

@@ -181,18 +181,26 @@ def data_of(
 def by_split(given: Any) -> Mapping[SplitName, Any]:
     """The data sets or loaders of each split."""
     if isinstance(given, LightningDataModule):
-        given.prepare_data()
-        given.setup("fit")
-        loaders: dict[SplitName, Any] = {"train": given.train_dataloader(), "val": given.val_dataloader()}
-        if is_overridden("test_dataloader", given, LightningDataModule):
-            given.setup("test")
-            loaders["test"] = given.test_dataloader()
-        return loaders
+        return loaders_of(given)
     if isinstance(given, Mapping):
         return given
     if isinstance(given, (tuple, list)):
         return dict(zip(SPLITS, given, strict=False))
     return {"train": given}
+
+
+def loaders_of(module: LightningDataModule) -> dict[SplitName, Any]:
+    """The loaders that a LightningDataModule defines, by split."""
+    module.prepare_data()
+    loaders: dict[SplitName, Any] = {}
+    stages: Mapping[str, Sequence[SplitName]] = {"fit": ("train", "val"), "test": ("test",)}
+    for stage, splits in stages.items():
+        defined = [split for split in splits if is_overridden(f"{split}_dataloader", module, LightningDataModule)]
+        if defined:
+            module.setup(stage)
+        # Taken before the next stage is set up, which may put other data in their place.
+        loaders |= {split: getattr(module, f"{split}_dataloader")() for split in defined}
+    return loaders
 
 
 def _dataset(given: Any) -> Any:

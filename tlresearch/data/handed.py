@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tlresearch.base.errors import DataError, nearest, one_line
 from tlresearch.config.schema import DataConfig
 from tlresearch.data.base import SplitName
+from tlresearch.data.datasets import loaders_of
 from tlresearch.data.mask_files import Pairs
 from tlresearch.data.plane import MaskTargets
 from tlresearch.data.rows import numbered
@@ -75,18 +76,9 @@ def _parts(made: Any, name: str) -> dict[SplitName | None, Any]:
     return parts
 
 
-def _of_module(module: L.LightningDataModule, name: str) -> dict[str, Any]:
+def _of_module(module: L.LightningDataModule, name: str) -> dict[SplitName, Any]:
     """The data sets behind the loaders of a LightningDataModule; how they batch and shuffle is of no effect."""
-    module.prepare_data()
-    loaders: dict[str, Any] = {}
-    for stage, splits in (("fit", ("train", "val")), ("test", ("test",))):
-        module.setup(stage)
-        for split in splits:
-            hook = f"{split}_dataloader"
-            if type(module).__dict__.get(hook) or getattr(type(module), hook) is not getattr(
-                L.LightningDataModule, hook
-            ):
-                loaders[split] = getattr(module, hook)()
+    loaders = loaders_of(module)
     for split, loader in loaders.items():
         if not isinstance(loader, DataLoader):
             raise DataError(f"data.name: {name}.{split}_dataloader() must give one DataLoader, but gave {loader!r:.80}")
